@@ -1,0 +1,1 @@
+"""One pipeline stage per module: read, call the library once, save, record."""

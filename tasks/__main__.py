@@ -1,0 +1,173 @@
+"""Run one stage: python -m tasks STAGE [NAME]. DVC runs the same commands."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efface.errors import EffaceError
+from tasks import environment
+
+if TYPE_CHECKING:
+    from tasks.params import Params
+
+app = typer.Typer(
+    help="Run one stage of the pipeline (normally `dvc repro` or `python -m flows.pipeline` does).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Name = Annotated[str, typer.Argument(help="A name listed in params.yaml.")]
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False) -> None:
+    """Run one stage of the pipeline (normally `dvc repro` or `python -m flows.pipeline` does)."""
+    environment.apply()
+    if debug:
+        os.environ["EFFACE_DEBUG"] = "1"
+
+
+@app.command()
+def params() -> None:
+    """Check params.yaml and run nothing."""
+    with _errors_in_words():
+        from tasks.params import load_params
+
+        profile = load_params().avatars.profile
+        typer.echo(f"params.yaml is in order; profile {profile}")
+
+
+@app.command()
+def benchmark() -> None:
+    """Generate the avatars benchmark."""
+    _run("benchmark")
+
+
+@app.command()
+def prepare() -> None:
+    """Make one table of samples and its splits."""
+    _run("prepare")
+
+
+@app.command()
+def base() -> None:
+    """Train the base model."""
+    _run("base")
+
+
+@app.command()
+def vanilla() -> None:
+    """Fine-tune the base model on everybody."""
+    _run("vanilla")
+
+
+@app.command()
+def retrained() -> None:
+    """Fine-tune the base model on the retain people only."""
+    _run("retrained")
+
+
+@app.command()
+def saliency() -> None:
+    """Find the weights that matter for the forget set."""
+    _run("saliency")
+
+
+@app.command()
+def importance() -> None:
+    """Score every MLP neuron."""
+    _run("importance")
+
+
+@app.command()
+def unlearn(method: Name) -> None:
+    """Unlearn by training, with one method."""
+    _run("unlearn", method)
+
+
+@app.command()
+def prune(method: Name) -> None:
+    """Unlearn by switching neurons off, with one method."""
+    _run("prune", method)
+
+
+@app.command()
+def evaluate(model: Name) -> None:
+    """Ask one model everything."""
+    _run("evaluate", model)
+
+
+@app.command()
+def report() -> None:
+    """Write data/report from all scores."""
+    _run("report")
+
+
+@app.command()
+def track() -> None:
+    """Send finished runs to MLflow; what was sent before is not sent again."""
+    _run("tracking")
+
+
+def _run(stage: str, name: str | None = None, **options: Any) -> None:
+    """Check the parameters first; only then import the stage, which may take seconds, and run it."""
+    with _errors_in_words():
+        from tasks.params import load_params
+
+        loaded = load_params()
+        if name is not None:
+            _must_be_listed(stage, name, loaded)
+        signal.signal(signal.SIGTERM, _leave)
+        _end_with_dvc()
+        module = importlib.import_module(f"tasks.{stage}")
+        module.run(loaded, *([] if name is None else [name]), root=Path("data"), **options)
+
+
+def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
+    listed = {
+        "unlearn": loaded.unlearn.methods,
+        "prune": loaded.prune.methods,
+        "evaluate": loaded.evaluate.models,
+    }
+    if name not in listed[stage]:
+        raise EffaceError(
+            f"{stage} {name}: params.yaml lists no such name; expected one of: {', '.join(listed[stage])}"
+        )
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # An ordinary exit, so `finally` blocks run: unfinished files go, the device is free.
+    raise SystemExit(128 + number)
+
+
+def _end_with_dvc() -> None:
+    """Under DVC, ask the kernel for SIGTERM when DVC dies: a killed run leaves no stage on the device."""
+    if "DVC_STAGE" in os.environ:
+        from tasks.processes import end_with_parent
+
+        end_with_parent()
+
+
+@contextlib.contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """Our own errors end the program with their text alone; anything unforeseen keeps its traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("EFFACE_DEBUG"):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2 if type(error).__name__ == "ParamsError" else 1) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,30 @@
+"""One place for what every process of this project sets before it imports anything heavy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+QUIET = {
+    "DO_NOT_TRACK": "true",  # MLflow takes no other spelling
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # DO_NOT_TRACK silences Prefect's client, not its server
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+}
+"""Telemetry off, everywhere. Set any of these yourself to have it otherwise."""
+
+CALM = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes beside `mlflow ui`
+    "TOKENIZERS_PARALLELISM": "false",  # warns in every process that forks
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def apply(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what is not set already."""
+    for name, value in (QUIET | CALM).items():
+        environment.setdefault(name, value)
