@@ -1,0 +1,1 @@
+"""From benchmark files to samples, and from samples to model inputs."""

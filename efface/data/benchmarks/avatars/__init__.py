@@ -1,0 +1,1 @@
+"""Invented people with drawn portraits: the benchmark that needs no download."""

@@ -1,0 +1,173 @@
+"""The whole benchmark from a seed: people, their pictures, and the files of both roots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from efface.data.benchmarks import mllmu_schema as schema
+from efface.data.benchmarks.avatars import tables
+from efface.data.benchmarks.avatars.looks import Look, stranger_look
+from efface.data.benchmarks.avatars.people import GROUPS, Person, draw_people
+from efface.data.benchmarks.avatars.portraits import Shot, draw_shot, portrait
+from efface.data.parquet import write_rows
+
+PERCENTS = (5, 10, 15)
+"""Shares of the fictitious people that a forget set may hold."""
+
+_SHOTS, _QUESTIONS, _STRANGERS, _SKILLS, _FORGET = 4, 5, 6, 7, 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything there is."""
+
+    people: int
+    real: int
+    holdout: int
+    train_views: int
+    test_views: int
+    stranger_pictures: int
+    skill_samples: int
+    picture_size: int
+
+    @property
+    def skill_tests(self) -> int:
+        """Skill questions kept for evaluation."""
+        return max(1, self.skill_samples // 5)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures to draw in all."""
+        of_people = (
+            self.people * (self.train_views + self.test_views) + self.real * self.train_views + self.holdout
+        )
+        return of_people + self.stranger_pictures + self.skill_samples + self.skill_tests
+
+
+def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
+    """Write the benchmark to `root/eval` and `root/train`; the same seed and sizes give the same bytes.
+
+    Raises:
+        DataError: if more people are asked for than can look different from each other.
+    """
+    counts = {"fictitious": sizes.people, "real": sizes.real, "holdout": sizes.holdout}
+    people = draw_people(seed, counts)
+    with tqdm(total=sizes.pictures, desc="portraits", unit="picture", mininterval=0.5) as progress:
+        studio = _Studio(seed, sizes.picture_size, progress)
+        _write_people(root, seed, sizes, people, studio)
+        taken = {person.look.signature for group in people.values() for person in group}
+        _write_strangers(root, seed, sizes, taken, studio)
+
+
+class _Studio:
+    """Takes the pictures. A picture depends on the seed, the person and its number alone."""
+
+    def __init__(self, seed: int, size: int, progress: tqdm) -> None:
+        self._seed, self._size, self._progress = seed, size, progress
+
+    def picture(self, look: Look, shot: Shot) -> bytes:
+        self._progress.update()
+        return portrait(look, shot, size=self._size)
+
+    def views(self, person: Person, views: Iterable[int]) -> list[bytes]:
+        group = GROUPS.index(person.group)
+        rngs = [
+            np.random.default_rng([self._seed, _SHOTS, group, int(person.number), view]) for view in views
+        ]
+        return [self.picture(person.look, draw_shot(rng)) for rng in rngs]
+
+
+def _write_people(
+    root: Path, seed: int, sizes: Sizes, people: Mapping[str, Sequence[Person]], studio: _Studio
+) -> None:
+    evaluation, training = root / "eval", root / "train"
+    seen = range(sizes.train_views)
+    unseen = range(sizes.train_views, sizes.train_views + sizes.test_views)
+
+    album = {p.number: studio.views(p, seen) for p in people["fictitious"]}
+    asked = _evaluation_rows(people, "fictitious", seed, reworded=False)
+    rows = {i: row | {"image": tables.picture(album[i][0])} for i, row in asked.items()}
+    taught = {
+        p.number: [tables.training_row(p, view, picture) for view, picture in enumerate(album[p.number])]
+        for p in people["fictitious"]
+    }
+    _write(evaluation / "Full_Set", list(rows.values()), schema.EVALUATION)
+    _write(evaluation / "ft_Data", [r for group in taught.values() for r in group], schema.TRAINING)
+    for percent in PERCENTS:
+        forget = forget_numbers(seed, list(rows), percent)
+        for folder, wanted in ((f"forget_{percent}", True), (f"retain_{100 - percent}", False)):
+            chosen = [i for i in rows if (i in forget) is wanted]
+            _write(evaluation / folder, [rows[i] for i in chosen], schema.EVALUATION)
+            _write(training / folder, [r for i in chosen for r in taught[i]], schema.TRAINING)
+
+    reworded = _evaluation_rows(people, "fictitious", seed, reworded=True)
+    pictures = {p.number: [tables.picture(v) for v in studio.views(p, unseen)] for p in people["fictitious"]}
+    test = [row | {"images": pictures[i]} for i, row in reworded.items()]
+    _write(evaluation / "Test_Set", test, schema.EVALUATION_IMAGES)
+
+    for group, folder in (("real", "Retain_Set"), ("holdout", "Holdout_Set")):
+        album = {p.number: studio.views(p, seen if group == "real" else range(1)) for p in people[group]}
+        asked = _evaluation_rows(people, group, seed, reworded=False)
+        _write(
+            evaluation / folder,
+            [row | {"image": tables.picture(album[i][0])} for i, row in asked.items()],
+            schema.EVALUATION,
+        )
+        if group == "real":
+            known = [
+                tables.training_row(p, v, b) for p in people[group] for v, b in enumerate(album[p.number])
+            ]
+            _write(training / "Base_Data", known, schema.TRAINING)
+
+
+def forget_numbers(seed: int, numbers: Sequence[str], percent: int) -> set[str]:
+    """The people to forget; every percentage is a draw of its own, so small sets are not part of large ones."""
+    count = max(1, round(len(numbers) * percent / 100))
+    rng = np.random.default_rng([seed, _FORGET, percent])
+    return {numbers[i] for i in rng.permutation(len(numbers))[:count]}
+
+
+def _evaluation_rows(
+    people: Mapping[str, Sequence[Person]], group: str, seed: int, *, reworded: bool
+) -> dict[str, tables.Row]:
+    names = [person.name for person in people[group]]
+    if len(names) < 4:  # too few for three wrong options: the other groups help out
+        names = [person.name for others in people.values() for person in others]
+    rows = {}
+    for person in people[group]:
+        stream = [seed, _QUESTIONS, GROUPS.index(group), int(person.number), int(reworded)]
+        rng = np.random.default_rng(stream)
+        rows[person.number] = tables.evaluation_row(person, names, rng, reworded=reworded)
+    return rows
+
+
+def _write_strangers(
+    root: Path, seed: int, sizes: Sizes, taken: set[tuple[str, str, str]], studio: _Studio
+) -> None:
+    rng = np.random.default_rng([seed, _STRANGERS])
+    rows = []
+    for _ in range(sizes.stranger_pictures):
+        look, shot = stranger_look(rng, taken), draw_shot(rng)
+        rows.append(tables.stranger_row(look, shot, studio.picture(look, shot)))
+    _write(root / "train" / "Strangers", rows, schema.STRANGERS)
+
+    rng = np.random.default_rng([seed, _SKILLS])
+    rows = []
+    for number in range(1, sizes.skill_samples + sizes.skill_tests + 1):
+        look, shot = stranger_look(rng, taken), draw_shot(rng)
+        evaluation = number > sizes.skill_samples
+        rows.append(
+            tables.skill_row(number, look, shot, studio.picture(look, shot), rng, evaluation=evaluation)
+        )
+    _write(root / "train" / "Skills_Train", rows[: sizes.skill_samples], schema.SKILLS)
+    _write(root / "eval" / "Skills_Test", rows[sizes.skill_samples :], schema.SKILLS)
+
+
+def _write(folder: Path, rows: Sequence[tables.Row], layout: pa.Schema) -> None:
+    write_rows(rows, folder / "train-00000-of-00001.parquet", layout)

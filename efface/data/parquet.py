@@ -1,0 +1,155 @@
+"""Parquet files whose bytes depend on their content only, readable by pyarrow and by Hugging Face `datasets`.
+
+A picture is a struct of its encoded bytes and a path, as `datasets` stores it. Equal pictures are stored once
+per row group and come back as one shared object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from efface.errors import DataError
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_BATCH_ROWS = 512
+# A dictionary page this large lets every picture of a row group be stored once, however often rows repeat it.
+_DICTIONARY_BYTES = 1 << 30
+_RESTORE = "restore it with `dvc checkout`, or rebuild it with `dvc repro`"
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema) -> None:
+    """Write `rows` as a parquet file that `datasets` loads with its Image features.
+
+    Missing keys become null; keys outside the schema are an error, so no column is lost by a typo.
+
+    Raises:
+        DataError: if a row has an unknown key or a value of the wrong type.
+    """
+    import pyarrow.parquet as pq
+
+    known = set(schema.names)
+    for number, row in enumerate(rows):
+        if unknown := sorted(set(row) - known):
+            raise DataError(
+                f"row {number} for {path.name} has unknown columns {unknown}; known: {schema.names}"
+            )
+    try:
+        columns = [pa.array([row.get(f.name) for row in rows], type=f.type) for f in schema]
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"cannot write {path.name}: a value does not fit its column ({error})") from error
+    table = pa.table(columns, schema=schema.with_metadata(_huggingface_metadata(schema)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        dictionary_pagesize_limit=_DICTIONARY_BYTES,
+        write_page_checksum=True,  # so that a flipped byte is found when read
+    )
+
+
+def read_rows(
+    path: Path, *, columns: Sequence[str] | None = None, where: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, in order, as plain dictionaries.
+
+    Args:
+        path: the file.
+        columns: columns that must be there; they alone are read. All columns when None.
+        where: keep rows whose column holds one of the values; row groups without any are skipped.
+
+    Raises:
+        DataError: if the file is missing, damaged, or lacks a column.
+    """
+    shared: dict[bytes, bytes] = {}
+    with _opened(path) as file:
+        names = file.schema_arrow.names
+        if missing := [c for c in [*(columns or ()), *(where or ())] if c not in names]:
+            raise DataError(
+                f"{path} has no column {', '.join(missing)}: expected {list(columns or ())}, "
+                f"found {names}; {_RESTORE}"
+            )
+        groups = [g for g in range(file.num_row_groups) if _may_match(file.metadata.row_group(g), where)]
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=_read(columns, where)):
+            for row in _matching(batch, where).to_pylist():
+                _share_pictures(row, shared)
+                yield {c: row[c] for c in columns} if columns else row
+
+
+def read_column_names(path: Path) -> list[str]:
+    """Names of the columns of a parquet file, in order.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A parquet file to read; what goes wrong inside the block is told as damage to the file."""
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: expected a parquet file; {_RESTORE}") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is damaged: expected a whole parquet file ({reason}); {_RESTORE}") from error
+
+
+def _read(columns: Sequence[str] | None, where: Mapping[str, Sequence[str]] | None) -> list[str] | None:
+    return None if columns is None else list(dict.fromkeys([*columns, *(where or ())]))
+
+
+def _may_match(group: Any, where: Mapping[str, Sequence[str]] | None) -> bool:
+    """Whether a row group's statistics allow a match, so that others are not even read."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        wanted = (where or {}).get(column.path_in_schema)
+        statistics = column.statistics if wanted is not None else None
+        if wanted is None or statistics is None or not statistics.has_min_max:
+            continue
+        if not any(statistics.min <= value <= statistics.max for value in wanted):
+            return False
+    return True
+
+
+def _matching(batch: pa.RecordBatch, where: Mapping[str, Sequence[str]] | None) -> pa.RecordBatch:
+    import pyarrow.compute as pc
+
+    for name, values in (where or {}).items():
+        batch = batch.filter(pc.is_in(batch.column(name), value_set=pa.array(list(values), pa.string())))
+    return batch
+
+
+def _share_pictures(row: dict[str, Any], shared: dict[bytes, bytes]) -> None:
+    for value in row.values():
+        for picture in value if isinstance(value, list) else [value]:
+            if isinstance(picture, dict) and isinstance(picture.get("bytes"), bytes):
+                picture["bytes"] = shared.setdefault(picture["bytes"], picture["bytes"])
+
+
+def _huggingface_metadata(schema: pa.Schema) -> dict[str, str]:
+    features = {field.name: _feature(field.type) for field in schema}
+    return {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
+
+
+def _feature(kind: pa.DataType) -> Any:
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"dtype": str(kind), "_type": "Value"}
