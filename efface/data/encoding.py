@@ -1,0 +1,206 @@
+"""From samples to padded model inputs, through the model's own processor.
+
+The prompt is the chat template of one user turn; the full text is prompt + answer + end token. Both go
+through the processor with the picture, and the labels are the difference: prompt, picture and
+padding positions are -100, so only the answer and its end token are ever in a loss.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from efface.data.samples import Sample
+from efface.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+Inputs = dict[str, Tensor]
+IGNORED = -100
+_CHUNK = 64
+
+
+def prompt_of(processor: ProcessorMixin, question: str, *, image: bool) -> str:
+    """One user turn as the model's chat template writes it, ready for the answer."""
+    content: list[dict[str, str]] = [{"type": "image"}] if image else []
+    content.append({"type": "text", "text": question})
+    if processor.chat_template is None:
+        raise DataError(
+            f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; "
+            "use an instruction-tuned checkpoint, or set `chat_template` in its processor"
+        )
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def full_text(processor: ProcessorMixin, prompt: str, answer: str) -> str:
+    """Prompt, answer and end token as one text."""
+    gap = "" if prompt[-1:].isspace() else " "
+    return f"{prompt}{gap}{answer}{processor.tokenizer.eos_token}"
+
+
+class Encoder:
+    """Encodes samples one by one or in batches, and remembers what it encoded while memory allows.
+
+    Args:
+        processor: the model's processor.
+        samples: the samples to encode, all multimodal or all text-only or mixed.
+        cache_bytes: memory for encoded samples; the least recently used ones are dropped beyond it.
+    """
+
+    def __init__(self, processor: ProcessorMixin, samples: Sequence[Sample], *, cache_bytes: int = 2**31):
+        self.processor = processor
+        self.samples = samples
+        self._cache: OrderedDict[int, Inputs] = OrderedDict()
+        self._used = 0
+        self._limit = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Sequence[int]) -> Inputs:
+        """Model inputs of the given samples with ``labels`` (B, T), right-padded."""
+        return collate([*self._encoded(indices)], self.processor.tokenizer.pad_token_id)
+
+    def batches(self, size: int, indices: Sequence[int] | None = None) -> Iterator[Inputs]:
+        """Batches of at most ``size`` samples in the given order, multimodal and text-only kept apart."""
+        indices = range(len(self.samples)) if indices is None else indices
+        for multimodal in (True, False):
+            chosen = [i for i in indices if (self.samples[i].image_bytes is not None) == multimodal]
+            for start in range(0, len(chosen), size):
+                yield self.batch(chosen[start : start + size])
+
+    def _encoded(self, indices: Sequence[int]) -> list[Inputs]:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._cache]
+        fresh = dict(zip(missing, encode(self.processor, [self.samples[i] for i in missing]), strict=True))
+        rows = [fresh[i] if i in fresh else self._cache[i] for i in indices]
+        for i, row in fresh.items():
+            self._remember(i, row)
+        return rows
+
+    def _remember(self, index: int, row: Inputs) -> None:
+        self._cache[index] = row
+        self._used += _bytes(row)
+        while self._used > self._limit:
+            _, dropped = self._cache.popitem(last=False)
+            self._used -= _bytes(dropped)
+
+
+def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
+    """Processor output of each sample with ``labels``, batch axis of size 1 kept, no padding."""
+    rows: list[Inputs | None] = [None] * len(samples)
+    for multimodal in (True, False):
+        group = [i for i, sample in enumerate(samples) if (sample.image_bytes is not None) == multimodal]
+        for start in range(0, len(group), _CHUNK):
+            chunk = group[start : start + _CHUNK]
+            for index, row in zip(chunk, _encode_alike(processor, [samples[i] for i in chunk]), strict=True):
+                rows[index] = row
+    return [row for row in rows if row is not None]
+
+
+def encode_prompts(processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Any]) -> list[Inputs]:
+    """Processor output of prompts alone, for generation; ``images`` holds a picture or None per question."""
+    rows: list[Inputs | None] = [None] * len(questions)
+    for multimodal in (True, False):
+        group = [i for i, image in enumerate(images) if (image is not None) == multimodal]
+        texts = [prompt_of(processor, questions[i], image=multimodal) for i in group]
+        pictures = [images[i] for i in group] if multimodal else None
+        for index, row in zip(group, _process(processor, texts, pictures), strict=True):
+            rows[index] = row
+    return [row for row in rows if row is not None]
+
+
+def collate(rows: Sequence[Inputs], pad: int, *, side: str = "right") -> Inputs:
+    """Pad rows to one length and join them along the batch axis.
+
+    Tensors that run along the tokens (same length as ``input_ids``) are padded: ids with ``pad``,
+    labels with -100, masks and types with 0. All others (pixels, grids, ratios) are joined as they are.
+
+    Args:
+        rows: what ``encode`` or ``encode_prompts`` returned, all with or all without a picture.
+        pad: padding id.
+        side: ``right`` for training, ``left`` for generation.
+    """
+    length = max(row["input_ids"].shape[1] for row in rows)
+    fill = {"input_ids": pad, "labels": IGNORED}
+    batch: Inputs = {}
+    for key in rows[0]:
+        parts = []
+        for row in rows:
+            tensor = row[key]
+            if tensor.shape[:2] == row["input_ids"].shape and tensor.dim() == 2:
+                gap = length - tensor.shape[1]
+                sides = (0, gap) if side == "right" else (gap, 0)
+                tensor = torch.nn.functional.pad(tensor, sides, value=fill.get(key, 0))
+            parts.append(tensor)
+        batch[key] = torch.cat(parts)
+    return batch
+
+
+def draw(count: int, size: int | None, seed: int) -> list[int]:
+    """``size`` of ``count`` indices without replacement, in increasing order; all when ``size`` is None."""
+    if size is None or size >= count:
+        return list(range(count))
+    return sorted(random.Random(seed).sample(range(count), size))
+
+
+def to_device(batch: Inputs, device: torch.device) -> Inputs:
+    """The batch on another device."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
+    multimodal = samples[0].image_bytes is not None
+    prompts = [prompt_of(processor, sample.question, image=multimodal) for sample in samples]
+    texts = [full_text(processor, prompt, s.answer) for prompt, s in zip(prompts, samples, strict=True)]
+    pictures = [sample.image for sample in samples] if multimodal else None
+    rows = _process(processor, texts, pictures)
+    for row, prompt, sample in zip(rows, _process(processor, prompts, pictures), samples, strict=True):
+        start = prompt["input_ids"].shape[1]
+        if not torch.equal(row["input_ids"][:, :start], prompt["input_ids"]) or start >= row["input_ids"].shape[1]:
+            raise DataError(
+                f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens of prompt and "
+                f"answer (answer {sample.answer!r}), so the answer cannot be told apart; give the tokenizer's chat "
+                "template a generation prompt that ends in white space or a special token"
+            )
+        labels = row["input_ids"].clone()
+        labels[:, :start] = IGNORED
+        row["labels"] = labels
+    return rows
+
+
+def _process(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any] | None) -> list[Inputs]:
+    """One unpadded row per text: in one call where every returned tensor has a row per text, else one by one."""
+    if not texts:
+        return []
+    batch = _call(processor, list(texts), images)
+    if any(value.shape[0] != len(texts) for value in batch.values()):
+        singles = [None] * len(texts) if images is None else [[image] for image in images]
+        return [_call(processor, [text], image) for text, image in zip(texts, singles, strict=True)]
+    rows = []
+    shape = batch["input_ids"].shape
+    for i in range(len(texts)):
+        keep = batch["attention_mask"][i].bool()
+        rows.append(
+            {
+                key: value[i : i + 1][:, keep] if value.shape[:2] == shape and value.dim() == 2 else value[i : i + 1]
+                for key, value in batch.items()
+            }
+        )
+    return rows
+
+
+def _call(processor: ProcessorMixin, texts: list[str], images: Sequence[Any] | None) -> Inputs:
+    options: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt", "padding_side": "right"}
+    if images is not None:
+        options["images"] = [[image] for image in images] if len(images) > 1 else list(images)
+    return dict(processor(**options))
+
+
+def _bytes(row: Inputs) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in row.values())

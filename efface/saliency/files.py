@@ -1,0 +1,113 @@
+"""Mask files: one bit per weight, bound to the model they were made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KEY = "efface"
+_RESTORE = "restore it with `dvc checkout`, or rebuild it with `dvc repro`"
+
+
+def save_mask(mask: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, Any]) -> None:
+    """Write a mask: per parameter one uint8 tensor of packed bits, little bit order, row-major.
+
+    Args:
+        mask: boolean tensors by parameter name.
+        path: the safetensors file.
+        metadata: what the mask was made from; ``shapes`` is added. Stored as one JSON entry, so that the
+            same mask always gives the same bytes.
+    """
+    tensors = {}
+    for name, entry in mask.items():
+        bits = np.packbits(entry.cpu().reshape(-1).numpy(), bitorder="little")
+        tensors[name] = torch.from_numpy(bits)
+    shapes = {name: list(entry.shape) for name, entry in mask.items()}
+    record = {"kind": "saliency_mask", **metadata, "shapes": shapes}
+    save_file(tensors, path, metadata={KEY: json.dumps(record, sort_keys=True)})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a file in ``data/masks`` without its tensors.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return dict(json.loads(metadata[KEY]))
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is not a whole file of this pipeline (expected safetensors with a {KEY!r} entry, got "
+            f"{type(error).__name__}: {error}); {_RESTORE}"
+        ) from error
+
+
+def load_mask(path: Path, *, model: PreTrainedModel | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a mask and its metadata.
+
+    Args:
+        path: file written by ``save_mask``.
+        model: the model the mask is meant for; checked when given.
+
+    Returns:
+        Boolean tensors by parameter name, and the metadata.
+
+    Raises:
+        ArtifactError: if the file is damaged or not a mask, or the model has other shapes or other weights
+            than the one the mask was made from.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("kind") != "saliency_mask":
+        raise ArtifactError(f"{path} holds {metadata.get('kind')!r}, expected a saliency mask")
+    if model is not None:
+        _check_shapes(path, metadata, model)
+        require_model(path, metadata, model)
+    mask = {}
+    with safe_open(path, framework="pt") as file:
+        for name, shape in metadata["shapes"].items():
+            size = int(np.prod(shape))
+            bits = np.unpackbits(file.get_tensor(name).numpy(), count=size, bitorder="little")
+            mask[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
+    return mask, metadata
+
+
+def require_model(path: Path, metadata: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Refuse a mask or importance file that was made from other weights than the model's.
+
+    Raises:
+        ArtifactError: if the weights differ.
+    """
+    from efface.models import weights_digest
+
+    digest = weights_digest(model)
+    if digest != metadata["model_digest"]:
+        raise ArtifactError(
+            f"{path} was made from other weights (digest {metadata['model_digest'][:12]}) than this model's ({digest[:12]}); "
+            "make it from this model: `dvc repro` does"
+        )
+
+
+def _check_shapes(path: Path, metadata: Mapping[str, Any], model: PreTrainedModel) -> None:
+    parameters = dict(model.named_parameters())
+    for name, shape in metadata["shapes"].items():
+        found = list(parameters[name].shape) if name in parameters else "no such parameter"
+        if found != shape:
+            raise ArtifactError(
+                f"{path} was made for another model: {name} has shape {shape} in the mask, {found} in the model; make the "
+                "mask from this model: `dvc repro` does"
+            )

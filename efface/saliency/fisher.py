@@ -1,0 +1,206 @@
+"""The diagonal of the empirical Fisher information, exactly, one sample at a time.
+
+    F = (1 / |D|) sum_d [ grad L(d) ]^2          element-wise
+
+Squaring the gradient of a whole batch instead gives a quantity up to a batch size smaller, and it depends on
+which samples met. Squares are accumulated in float32 whatever the dtype of the weights: a float16 gradient of
+1e-4 squares to zero.
+
+For linear and convolutional layers the gradient of each sample is the product of what went in and of the gradient
+that came back, so one backward pass over a batch gives the per-sample gradients of all its samples. Anything else
+is walked sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from efface.data.encoding import Inputs, to_device
+from efface.models.answers import answer_log_probs
+
+_CHUNK_BYTES = 2**28
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    parameters: Iterable[str] | None = None,
+    unit: Literal["sample", "batch"] = "sample",
+) -> dict[str, Tensor]:
+    """Mean squared gradient of the answer NLL with respect to each weight.
+
+    The model is measured in evaluation mode and left as it was found, ``.grad`` and ``requires_grad``
+    included.
+
+    Args:
+        model: a multimodal LLM.
+        batches: model inputs with ``labels``; all samples of a batch multimodal or all text-only.
+        parameters: names of the parameters to measure; None takes all that require a gradient.
+        unit: ``sample`` squares the gradient of each sample's loss, ``batch`` the gradient of each batch's.
+
+    Returns:
+        Parameter name -> float32 tensor of the parameter's shape, values >= 0, on the parameter's device.
+
+    Raises:
+        ValueError: if there is no batch, or a name is not a parameter of the model.
+
+    Reference:
+        arXiv:2502.11051, section on the saliency map; its released code squares batch gradients (``unit="batch"``).
+    """
+    chosen = _choose(model, parameters)
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
+    layers = _layers_of(model, chosen)
+    count = 0
+    with _measuring(model, chosen):
+        for batch in batches:
+            batch = to_device(batch, next(model.parameters()).device)
+            size = len(batch["input_ids"])
+            if unit == "batch":
+                _add_square(model, batch, chosen, total)
+                count += 1
+                continue
+            if layers is None or not _add_squares_of_layers(model, batch, layers, total):
+                for sample in _singles(batch, size):
+                    _add_square(model, sample, chosen, total)
+            count += size
+    if count == 0:
+        raise ValueError("cannot measure the Fisher information of no samples: `batches` is empty")
+    return {name: value / count for name, value in total.items()}
+
+
+def _choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    available = dict(model.named_parameters())
+    if parameters is None:
+        return {name: p for name, p in available.items() if p.requires_grad}
+    names = list(parameters)
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a parameter of {type(model).__name__}")
+    return {name: available[name] for name in names}
+
+
+@contextmanager
+def _measuring(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Evaluation mode, gradients for the chosen parameters only; everything put back afterwards."""
+    training = model.training
+    flags = {p: p.requires_grad for p in model.parameters()}
+    picked = set(map(id, chosen.values()))
+    try:
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(id(parameter) in picked)
+        yield
+    finally:
+        model.train(training)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _add_square(
+    model: nn.Module, batch: Inputs, chosen: dict[str, nn.Parameter], total: dict[str, Tensor]
+) -> None:
+    """Add the squared gradient of one loss, by plain automatic differentiation."""
+    loss = answer_log_probs(model, batch).nll.mean()
+    if not loss.requires_grad:
+        return
+    # A parameter the loss does not reach has gradient zero: the vision tower of a text-only sample.
+    gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    for name, gradient in zip(chosen, gradients, strict=True):
+        if gradient is not None:
+            total[name] += gradient.float().square()
+
+
+def _singles(batch: Inputs, size: int) -> Iterator[Inputs]:
+    alone = [key for key, value in batch.items() if value.shape[0] != size]
+    if alone and size > 1:
+        raise ValueError(
+            f"the tensor {alone[0]!r} of the batch has {batch[alone[0]].shape[0]} rows for {size} samples, so the batch cannot "
+            "be split; give this model batches of one sample"
+        )
+    for i in range(size):
+        yield {key: value if alone else value[i : i + 1] for key, value in batch.items()}
+
+
+_Layer = nn.Linear | nn.Conv2d
+
+
+def _layers_of(model: nn.Module, chosen: dict[str, nn.Parameter]) -> dict[str, _Layer] | None:
+    """The linear and 2-D convolutional layers that own the chosen parameters; None if something else owns one."""
+    layers: dict[str, _Layer] = {}
+    for name in chosen:
+        owner = name.rpartition(".")[0]
+        layer = model.get_submodule(owner)
+        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+        if not plain or (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str)):
+            return None
+        layers[owner] = layer  # type: ignore[assignment]
+    return layers
+
+
+def _add_squares_of_layers(
+    model: nn.Module, batch: Inputs, layers: dict[str, _Layer], total: dict[str, Tensor]
+) -> bool:
+    """Add the squared per-sample gradients of a whole batch from one backward pass.
+
+    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more than
+    once.
+    """
+    size = len(batch["input_ids"])
+    inputs: dict[str, Tensor] = {}
+    grads: dict[str, Tensor] = {}
+    fits = True
+
+    def watch(name: str, layer: _Layer) -> torch.utils.hooks.RemovableHandle:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal fits
+            fits = fits and name not in inputs and args[0].shape[0] == size and args[0].dim() >= 3
+            inputs[name] = args[0].detach()
+            # Without trainable weights nothing would be differentiated: the first layers start the graph.
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.register_hook(lambda gradient: grads.__setitem__(name, gradient.detach()))
+
+        return layer.register_forward_hook(record)
+
+    handles = [watch(name, layer) for name, layer in layers.items()]
+    weights = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        losses = answer_log_probs(model, batch).nll
+        # Nothing to differentiate when no watched layer took part: the vision tower with text-only samples.
+        if fits and losses.requires_grad:
+            losses.sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weight in weights:
+            weight.requires_grad_(True)
+    if fits:
+        for name, gradient in grads.items():
+            _add_layer(name, layers[name], inputs[name], gradient, total)
+    return fits
+
+
+def _add_layer(name: str, layer: _Layer, seen: Tensor, gradient: Tensor, total: dict[str, Tensor]) -> None:
+    """Per-sample weight gradient = gradient at the output times input, summed over positions."""
+    if isinstance(layer, nn.Conv2d):
+        padding, dilation, stride = layer.padding, layer.dilation, layer.stride
+        seen = nn.functional.unfold(seen, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
+        gradient = gradient.flatten(2).transpose(1, 2)
+    seen, gradient = seen.flatten(1, -2).float(), gradient.flatten(1, -2).float()
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    if weight in total:
+        rows = max(1, _CHUNK_BYTES // (4 * total[weight].numel()))
+        for start in range(0, len(seen), rows):
+            part = slice(start, start + rows)
+            per_sample = torch.bmm(gradient[part].transpose(1, 2), seen[part])
+            total[weight] += per_sample.square_().sum(dim=0).view_as(total[weight])
+    if bias in total:
+        total[bias] += gradient.sum(dim=1).square().sum(dim=0)

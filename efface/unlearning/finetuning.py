@@ -1,0 +1,59 @@
+"""Fine-tuning on facts: how base, vanilla and retrained models are made. The loop with a retain term only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from efface.data.encoding import Encoder, draw
+from efface.data.samples import Sample
+from efface.unlearning.checkpoint import Checkpoints
+from efface.unlearning.loop import LoopConfig, LoopResult, Terms, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+def finetune(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 200,
+    label: str = "fine-tuning",
+) -> LoopResult:
+    """Train all weights in place on the answers to the samples' questions.
+
+    Args:
+        model: a multimodal LLM.
+        processor: its processor.
+        samples: training facts, multimodal and text-only.
+        steps: optimizer steps.
+        learning_rate: peak of a warm-up (a tenth of the steps) and cosine schedule.
+        batch_size: samples per step.
+        seed: seed of the batch order.
+        checkpoints: where to save progress and to resume from.
+        checkpoint_every: steps between checkpoints.
+        label: text before the progress bar.
+    """
+    config = LoopConfig(
+        learning_rate=learning_rate,
+        steps=steps,
+        batch_size=batch_size,
+        warmup_fraction=0.1,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+    )
+    terms = Terms(retain=Encoder(processor, samples))
+    return train(model, terms, config, checkpoints=checkpoints, label=label)
+
+
+def with_replay(facts: Sequence[Sample], skills: Sequence[Sample], *, share: float, seed: int) -> list[Sample]:
+    """The facts plus a fixed draw of skill samples, ``share`` as many, so that fine-tuning keeps the skills."""
+    kept = draw(len(skills), round(share * len(facts)), seed)
+    return [*facts, *(skills[i] for i in kept)]

@@ -1,0 +1,89 @@
+"""Stage base: the sandbox model before it meets the people to forget.
+
+Its vision tower learns to see faces, then projector and decoder learn skills and the `real` people.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from efface.data.samples import Sample, read_samples
+from tasks.artifacts import recording, writing
+from tasks.params import Params
+
+
+def run(params: Params, root: Path = Path("data")) -> None:
+    """Train and write `models/base`."""
+    import torch
+
+    from efface.models import sandbox, save_model
+    from efface.models.pretraining import pretrain_vision
+    from efface.unlearning.finetuning import finetune
+
+    section = params.base
+    table = root / "prepared" / "samples.parquet"
+    strangers = root / "benchmarks" / "avatars" / "eval" / "Strangers"
+    folder = root / "models" / "base"
+    inputs = {"prepared": table, "strangers": strangers}
+    with recording("base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}) as record:
+        samples = read_samples(table)
+        tokenizer = sandbox.build_tokenizer(text for sample in samples for text in _texts(sample))
+        processor = sandbox.build_processor(tokenizer, image_size=section.image_size, patch_size=section.patch_size)
+        torch.manual_seed(params.seed)
+        model = sandbox.build_model(
+            tokenizer,
+            image_size=section.image_size,
+            patch_size=section.patch_size,
+            width=section.width,
+            mlp_width=section.mlp_width,
+            vision_layers=section.vision_layers,
+            language_layers=section.language_layers,
+            heads=section.heads,
+        )
+        pixels, labels = _strangers(strangers, processor)
+        accuracy = pretrain_vision(
+            model,
+            pixels,
+            labels,
+            steps=section.vision_steps,
+            learning_rate=section.vision_learning_rate,
+            batch_size=section.batch_size,
+            seed=params.seed,
+        )
+        result = finetune(
+            model,
+            processor,
+            read_samples(table, split=("real", "utility"), part="train"),
+            steps=section.steps,
+            learning_rate=section.learning_rate,
+            batch_size=section.batch_size,
+            seed=params.seed,
+            label="base",
+        )
+        with writing(folder) as partial:
+            save_model(model, processor, partial)
+        record.history = result.history
+        record.summary = {"vision_accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters())}
+    seen = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
+    typer.echo(f"base: {folder} trained; its vision tower tells {seen} on new faces")
+
+
+def _texts(sample: Sample) -> list[str]:
+    """Every text the model may meet, so that the tokenizer knows its words."""
+    return [sample.question, sample.answer, *(sample.options or ()), *(sample.wrong_answers or ()), sample.paraphrase or ""]
+
+
+def _strangers(folder: Path, processor):  # type: ignore[no-untyped-def]
+    """Pixels (P, 3, H, W) and labels by attribute of the pictures for vision pre-training."""
+    import io
+
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    table = pq.read_table(folder)
+    pictures = [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in table.column("image").to_pylist()]
+    names = [name for name in table.column_names if name not in ("image", "ID")]
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return pixels, {name: [str(value) for value in table.column(name).to_pylist()] for name in names}

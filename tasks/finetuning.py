@@ -1,0 +1,45 @@
+"""What the stages vanilla and retrained share: they differ in whose facts they train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from efface.data.samples import read_samples
+from tasks.artifacts import recording, writing
+from tasks.checkpoints import checkpoints_for
+from tasks.params import Finetuning
+
+
+def finetune_stage(stage: str, section: Finetuning, *, splits: tuple[str, ...], seed: int, root: Path) -> None:
+    """Fine-tune `models/base` on the training facts of some splits and write `models/<stage>`."""
+    from efface.models import load_model, save_model
+    from efface.unlearning.finetuning import finetune, with_replay
+
+    table, base, folder = root / "prepared" / "samples.parquet", root / "models" / "base", root / "models" / stage
+    inputs = {"prepared": table, "base": base}
+    with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
+        checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
+        loaded = load_model(base)
+        facts = read_samples(table, split=splits, part="train")
+        skills = read_samples(table, split="utility", part="train")
+        result = finetune(
+            loaded.model,
+            loaded.processor,
+            with_replay(facts, skills, share=section.skill_share, seed=seed),
+            steps=section.steps,
+            learning_rate=section.learning_rate,
+            batch_size=section.batch_size,
+            seed=seed,
+            checkpoints=checkpoints,
+            checkpoint_every=section.checkpoint_every,
+            label=stage,
+        )
+        with writing(folder) as partial:
+            save_model(loaded.model, loaded.processor, partial)
+        checkpoints.remove()
+        record.history = result.history
+    people = len({sample.entity_id for sample in facts})
+    loss = result.history[-1]["retain_loss"]
+    typer.echo(f"{stage}: {folder} trained on {len(facts)} facts about {people} people, last loss {loss:.3f}")

@@ -1,0 +1,166 @@
+"""MANU's statistics and scores: parity with a two-pass float64 reference, properties, selection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from efface.data.encoding import Encoder, encode
+from efface.errors import ArtifactError, ModelError
+from efface.importance import activation_statistics, neuron_importance, relative_importance, select_neurons
+from efface.importance.files import load_importance, save_importance
+from efface.importance.scores import random_neurons
+from efface.importance.statistics import ActivationStatistics
+from efface.models import anatomy
+
+TAU = 0.1
+
+
+def slow_values(model, processor, samples, mlp):
+    """z of every sample for one MLP, (samples, N), from unpadded single-sample passes, mean in float64."""
+    rows = []
+    handle = model.get_submodule(mlp.down).register_forward_pre_hook(lambda module, args: rows.append(args[0][0]))
+    for row in encode(processor, samples):
+        with torch.no_grad():
+            model(**{k: v for k, v in row.items() if k != "labels"})
+    handle.remove()
+    tokens = [row.double().numpy()[1 if mlp.tower == "vision" else 0 :] for row in rows]
+    return np.stack([values.mean(axis=0) for values in tokens])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_statistics_equal_a_two_pass_reference(model, processor, pictured, batch_size):
+    mlps = anatomy(model).mlps
+    batches = Encoder(processor, pictured).batches(batch_size)
+    found = activation_statistics(model, batches, mlps=mlps, active_above=TAU)
+    assert {mlp.tower for mlp in mlps} == {"vision", "language"}
+    for mlp in mlps:
+        z = np.abs(slow_values(model, processor, pictured, mlp))
+        mean = z.mean(axis=0)
+        expected = {
+            "mean_abs": mean,
+            "variance": ((z - mean) ** 2).mean(axis=0),
+            "sum_square": (z**2).sum(axis=0),
+            "active": (z > TAU).sum(axis=0),
+        }
+        for field, value in expected.items():
+            assert np.abs(getattr(found[mlp.name], field).numpy() - value).max() <= 1e-6 * max(1, np.abs(value).max()), field
+
+
+def test_padding_does_not_count(model, processor, written):
+    mlps = [mlp for mlp in anatomy(model).mlps if mlp.tower == "language"]
+    together = activation_statistics(model, Encoder(processor, written).batches(8), mlps=mlps, active_above=TAU)
+    alone = activation_statistics(model, Encoder(processor, written).batches(1), mlps=mlps, active_above=TAU)
+    for name in alone:
+        assert torch.allclose(together[name].sum_abs, alone[name].sum_abs, atol=1e-5)
+
+
+def test_text_does_not_reach_the_vision_tower(model, processor, written):
+    found = activation_statistics(
+        model, Encoder(processor, written).batches(4), mlps=anatomy(model).mlps, active_above=TAU
+    )
+    assert all("language_model" in name for name in found)
+
+
+def test_hooks_and_mode_are_put_back_even_after_an_error(model, processor, pictured):
+    model.train()
+    bad = next(iter(Encoder(processor, pictured).batches(4)))
+    bad["pixel_values"] = bad["pixel_values"][:2]
+    with pytest.raises((ModelError, RuntimeError, ValueError)):
+        activation_statistics(model, [bad], mlps=anatomy(model).mlps, active_above=TAU)
+    assert model.training and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_no_samples_is_an_error(model):
+    with pytest.raises(ValueError, match="no samples"):
+        activation_statistics(model, [], mlps=anatomy(model).mlps, active_above=TAU)
+
+
+def statistics(z, tau=TAU):
+    z = torch.as_tensor(z, dtype=torch.float64)
+    return ActivationStatistics(len(z), z.abs().sum(0), z.square().sum(0), (z.abs() > tau).sum(0).double())
+
+
+def test_importance_by_hand():
+    # One neuron, two samples: |z| = 1, 3 with the picture; 0, 2 in words.
+    found = neuron_importance({"m": statistics([[1.0], [-3.0]])}, {"m": statistics([[0.0], [2.0]])})["m"]
+    i_abs, i_freq = (2 - 1) / (2 + 1), (2 - 1) / (2 + 1)
+    i_var, i_rms = (1 + 1) ** 0.5, ((10 - 4) / (10 + 4)) ** 0.5
+    assert found.item() == pytest.approx(i_abs + i_freq + i_var + i_rms, abs=1e-7)
+
+
+def test_a_neuron_alike_and_constant_in_both_renderings_has_no_importance():
+    same = {"m": statistics([[0.7], [0.7], [0.7]])}
+    assert neuron_importance(same, same)["m"].item() == pytest.approx(0, abs=1e-7)
+
+
+def test_repeating_all_samples_changes_nothing():
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    once, text = statistics(z), statistics(z.roll(1, 1))
+    twice = neuron_importance({"m": once.repeated(2)}, {"m": text.repeated(2)})["m"]
+    assert torch.allclose(twice, neuron_importance({"m": once}, {"m": text})["m"], atol=1e-7)
+
+
+def test_renderings_of_different_size_are_refused():
+    with pytest.raises(ValueError, match="2 multimodal and 1 text samples cannot be compared for m"):
+        neuron_importance({"m": statistics([[1.0], [2.0]])}, {"m": statistics([[1.0]])})
+    with pytest.raises(ValueError, match="only one of the two renderings reached m"):
+        neuron_importance({"m": statistics([[1.0]])}, {})
+
+
+def scores(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {mlp.name: torch.rand(mlp.width, generator=generator) for mlp in anatomy(model).mlps}
+
+
+@pytest.mark.parametrize(("scope", "pools"), [("tower", 2), ("global", 1), ("layer", 4)])
+def test_selection_takes_the_top_share_of_each_pool(model, scope, pools):
+    mlps = anatomy(model).mlps
+    forget, retain = scores(model, 0), scores(model, 1)
+    chosen = select_neurons(forget, retain, fraction=0.125, scope=scope, mlps=mlps)
+    assert sum(map(len, chosen.values())) == pools * round(0.125 * sum(m.width for m in mlps) / pools)
+    relative = relative_importance(forget, retain)
+    groups = {}
+    for mlp in mlps:
+        key = {"tower": mlp.tower, "global": "", "layer": mlp.name}[scope]
+        units = chosen.get(mlp.name, torch.empty(0, dtype=torch.int64))
+        inside = torch.zeros(mlp.width, dtype=torch.bool)
+        inside[units] = True
+        pair = groups.setdefault(key, ([], []))
+        pair[0].append(relative[mlp.name][inside])
+        pair[1].append(relative[mlp.name][~inside])
+    for kept, left in groups.values():
+        assert torch.cat(kept).min() >= torch.cat(left).max()
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
+def test_fraction_out_of_range(model, fraction):
+    with pytest.raises(ValueError, match=f"fraction must be above 0 and below 1, got {fraction}"):
+        select_neurons(scores(model, 0), scores(model, 1), fraction=fraction, scope="global")
+
+
+def test_random_control_has_equal_counts_per_mlp(model):
+    mlps = anatomy(model).mlps
+    chosen = select_neurons(scores(model, 0), scores(model, 1), fraction=0.2, scope="tower", mlps=mlps)
+    drawn = random_neurons(chosen, {mlp.name: mlp.width for mlp in mlps}, seed=0)
+    assert {name: len(units) for name, units in drawn.items()} == {name: len(units) for name, units in chosen.items()}
+    assert any(not torch.equal(drawn[name], chosen[name]) for name in chosen)
+    assert all(len(set(units.tolist())) == len(units) for units in drawn.values())
+
+
+def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path):
+    mlps = anatomy(model).mlps
+    importance = {"forget": scores(model, 0), "retain": scores(model, 1)}
+    path = tmp_path / "importance.safetensors"
+    metadata = {"mlps": [{"name": mlp.name} for mlp in mlps], "model_digest": "x"}
+    save_importance(path, statistics={}, importance=importance, metadata=metadata)
+    loaded, read = load_importance(path)
+    assert read["model_digest"] == "x"
+    for fraction in (0.05, 0.3):
+        a = select_neurons(**importance, fraction=fraction, mlps=mlps)
+        b = select_neurons(**loaded, fraction=fraction, mlps=mlps)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"importance.safetensors is not a whole file"):
+        load_importance(path)

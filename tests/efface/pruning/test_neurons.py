@@ -1,0 +1,65 @@
+"""Zeroed neurons: the output is that of the model with these hidden activations forced to zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from efface.data.encoding import Encoder
+from efface.models import anatomy
+from efface.pruning import zero_neurons
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_equals_forcing_the_activations_to_zero(model, processor, pictured, tower):
+    batch = next(iter(Encoder(processor, pictured).batches(8)))
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    mlp = next(mlp for mlp in anatomy(model).mlps if mlp.tower == tower)
+    units = torch.tensor([0, 5, 17, 47])
+
+    def force(module, args):
+        hidden = args[0].clone()
+        hidden[..., units] = 0
+        return (hidden,)
+
+    with torch.no_grad():
+        before = model(**inputs).logits
+        handle = model.get_submodule(mlp.down).register_forward_pre_hook(force)
+        forced = model(**inputs).logits
+        handle.remove()
+        zero_neurons(model, {mlp.name: units})
+        after = model(**inputs).logits
+    real = batch["attention_mask"].bool()
+    assert (after - forced)[real].abs().max() <= 1e-6 * forced.abs().max()
+    assert (after - before)[real].abs().max() > 1e-3
+
+
+def test_zeroes_columns_rows_and_bias_of_the_units_and_nothing_else(model):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    blocks = anatomy(model).mlps
+    units = torch.tensor([3, 4])
+    summary = zero_neurons(model, {blocks[0].name: units, blocks[-1].name: units})
+    touched = {blocks[i].down + ".weight" for i in (0, -1)}
+    touched |= {up + part for i in (0, -1) for up in blocks[i].up for part in (".weight", ".bias")}
+    for name, parameter in model.named_parameters():
+        changed = parameter != before[name]
+        if name not in touched:
+            assert not changed.any(), name
+            continue
+        expected = torch.zeros_like(changed)
+        if name.rpartition(".")[0] in (blocks[0].down, blocks[-1].down):
+            expected[:, units] = True
+        else:
+            expected[units] = True
+        assert torch.equal(changed, expected), name
+    assert summary.total == 4
+    assert summary.pruned == {"vision": {0: 2, 1: 0}, "language": {0: 0, 1: 2}}
+    assert summary.widths["vision"] == {0: 48, 1: 48}
+
+
+def test_unknown_block_or_neuron_is_an_error(model):
+    name = anatomy(model).mlps[0].name
+    with pytest.raises(ValueError, match="'nose' is not an MLP block"):
+        zero_neurons(model, {"nose": torch.tensor([0])})
+    with pytest.raises(ValueError, match="has neurons 0 to 47, got 3 to 48"):
+        zero_neurons(model, {name: torch.tensor([3, 48])})
