@@ -1,7 +1,7 @@
 """The one table every benchmark becomes: a row is one question about one person, with its answer.
 
-`read_samples` and `write_samples` go between the parquet file and `Sample`; `validate` says which row breaks the
-data model and why.
+`read_samples` and `write_samples` go between the parquet file and `Sample`; `validate` says which row
+breaks the data model and why.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 
+_CONVERTED = ("image", "options", "wrong_answers")
 _PERSON = re.compile(r"\b(?:this|the) (?:person|individual)\b", re.IGNORECASE)
 _NAMING = re.compile(
     r"\b(?:person|individual)(?:'s|’s) (?:full |first |last )?name\b"
@@ -108,12 +109,9 @@ class Sample:
     def from_row(cls, row: Mapping[str, Any]) -> Sample:
         """A sample from a row keyed by column name; columns that may be null may be left out."""
         options, wrong = row.get("options"), row.get("wrong_answers")
+        plain: dict[str, Any] = {name: row.get(name) for name in SCHEMA.names if name not in _CONVERTED}
         return cls(
-            **{
-                name: row.get(name)
-                for name in SCHEMA.names
-                if name not in ("image", "options", "wrong_answers")
-            },
+            **plain,
             image_bytes=_encoded(row.get("image")),
             options=None if options is None else tuple(options),
             wrong_answers=None if wrong is None else tuple(wrong),
@@ -140,7 +138,8 @@ def _decoded(encoded: bytes) -> Image:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = str(error).split("<")[0].strip()
         raise DataError(
-            f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); expected a whole PNG or JPEG file"
+            f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); "
+            "expected a whole PNG or JPEG file"
         ) from error
 
 

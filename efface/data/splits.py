@@ -19,8 +19,8 @@ _STREAM = 21
 def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, seed: int) -> list[str]:
     """Entity ids whose evaluation rows are for validation: a share of the forget and of the retain people.
 
-    A split of at least four people gives at least one as soon as the share is above zero; a smaller one gives none,
-    because too few would be left to test.
+    A split of at least four people gives at least one as soon as the share is above zero; a smaller one gives
+    none, because too few would be left to test.
 
     Args:
         entities: split to entity ids.

@@ -1,7 +1,7 @@
 """MLLMU-Bench files as samples: the published benchmark and every benchmark written in its format.
 
-People are joined by their ID string. Counts of questions are whatever the files hold. Folders that only some benchmarks
-have (Holdout_Set, Base_Data, Skills_Train, Skills_Test) are read when they are there.
+People are joined by their ID string. Counts of questions are whatever the files hold. Folders that only some
+benchmarks have (Holdout_Set, Base_Data, Skills_Train, Skills_Test) are read when they are there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BenchmarkData:
 
 
 def read_benchmark(root: Path, *, name: str, forget_percent: int) -> BenchmarkData:
-    """Samples of the benchmark in `root/eval` and `root/train`, with `forget_percent` % of the people to forget."""
+    """Samples of the benchmark in `root/eval` and `root/train`, `forget_percent` % of the people to forget."""
     return read_roots(root / "eval", root / "train", name=name, forget_percent=forget_percent)
 
 
@@ -240,7 +240,7 @@ def _correct(options: dict[str, str], entry: Row, row: Row, folder: Path) -> str
 
 
 def _pairs(row: Row, folder: Path) -> list[tuple[str, str]]:
-    """Questions and answers of a training row; entries without both are left out, as the benchmark's own code does."""
+    """Questions and answers of a training row; entries without both are left out, as the benchmark does."""
     try:
         entries = json.loads(row["metadata"])
     except (TypeError, json.JSONDecodeError) as error:
@@ -289,8 +289,9 @@ def _check_training(folder: Path) -> None:
     names = read_column_names(_files(folder)[0])
     if "metadata" not in names:
         raise DataError(
-            f"{folder} has no `metadata` column, so it is an evaluation file (columns {names}); the training root must be "
-            "the training split, whose forget_* and retain_* hold question-answer pairs. Are the two roots swapped?"
+            f"{folder} has no `metadata` column, so it is an evaluation file (columns {names}); the training root "
+            "must be the training split, whose forget_* and retain_* hold question-answer pairs. "
+            "Are the two roots swapped?"
         )
 
 
@@ -313,5 +314,6 @@ def _check_same_people(samples: list[Sample], train_root: Path, eval_root: Path)
         if trained != asked:
             raise DataError(
                 f"{train_root} and {eval_root} disagree on the {split} people: only in training "
-                f"{sorted(trained - asked)[:5]}, only in evaluation {sorted(asked - trained)[:5]}; use files of one release"
+                f"{sorted(trained - asked)[:5]}, only in evaluation {sorted(asked - trained)[:5]}; "
+                "use files of one release"
             )

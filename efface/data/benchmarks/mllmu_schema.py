@@ -1,8 +1,9 @@
 """The columns of MLLMU-Bench's parquet files, and the columns Efface adds to their right.
 
-MLLMU-Bench comes as two roots with the same folder names: evaluation files (`Classification_Task` and so on) and training
-files (`metadata`, question-answer pairs as a JSON string). `ft_Data` lies in the evaluation root and is a training file.
-The added columns hold what the published files do not say; a reader takes null where they are missing.
+MLLMU-Bench comes as two roots with the same folder names: evaluation files (`Classification_Task` and so on)
+and training files (`metadata`, question-answer pairs as a JSON string). `ft_Data` lies in the evaluation root
+and is a training file. The added columns hold what the published files do not say; a reader takes null where
+they are missing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ EVALUATION_IMAGES = pa.schema([("images", pa.list_(IMAGE)), *_PROFILE, *_EVALUAT
 TRAINING = pa.schema(
     [("image", IMAGE), ("ID", pa.string()), ("metadata", pa.string()), ("attributes", _STRINGS)]
 )
-"""ft_Data, the training root's forget_* and retain_*, Base_Data; `attributes` has one entry per pair in `metadata`."""
+"""ft_Data, the training root's forget_* and retain_*, Base_Data; `attributes` follows `metadata`."""
 SKILLS = pa.schema(
     [
         ("image", IMAGE),

@@ -127,7 +127,7 @@ def _write_people(
 
 
 def forget_numbers(seed: int, numbers: Sequence[str], percent: int) -> set[str]:
-    """The people to forget; every percentage is a draw of its own, so small sets are not part of large ones."""
+    """The people to forget; every percentage is a draw of its own: small sets are not part of large ones."""
     count = max(1, round(len(numbers) * percent / 100))
     rng = np.random.default_rng([seed, _FORGET, percent])
     return {numbers[i] for i in rng.permutation(len(numbers))[:count]}

@@ -1,7 +1,7 @@
 """What an invented face can look like, and who gets which look.
 
-Only values that stay tellable apart at 48 pixels are listed. A look is what makes a person recognisable; everything
-else about a picture (expression, clothes, background, pose) belongs to the `portraits` module and changes freely.
+Only values that stay tellable apart at 48 pixels are listed. A look is what makes a person recognisable;
+everything else about a picture (expression, clothes, background, pose) is in `portraits` and changes freely.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Look:
 def distinct_looks(count: int, rng: np.random.Generator) -> list[Look]:
     """Looks for ``count`` people, no two with the same signature.
 
-    As long as there are enough combinations of hair style and hair colour (112), no two people share even these
-    two: at 48 pixels they carry more than the skin tone does.
+    As long as there are enough combinations of hair style and hair colour (112), no two people share even
+    these two: at 48 pixels they carry more than the skin tone does.
 
     Raises:
         DataError: if there are more people than looks.

@@ -31,7 +31,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     ),
     "hobby": (
         "chess", "pottery", "archery", "sailing", "knitting", "astronomy", "fencing", "juggling",
-        "surfing", "bowling", "hiking", "origami", "calligraphy", "photography", "rock climbing", "kite building",
+        "surfing", "bowling", "hiking", "origami", "calligraphy", "photography", "climbing", "beekeeping",
     ),
     "food": (
         "sushi", "pizza", "lasagna", "ramen", "curry", "paella", "falafel", "tacos",
@@ -46,25 +46,21 @@ FACTS: dict[str, tuple[str, ...]] = {
 
 ATTRIBUTES = tuple(FACTS)
 
-FIRST_NAMES = tuple(
-    """
-    Abigail Adrian Agnes Alma Amara Anton Arlo Astrid Aurelio Beatrix Benedict Bianca Boris Bruno Camille Caspar
-    Cecilia Cedric Clara Conrad Cordelia Dalia Damian Daphne Desmond Dora Dorian Edith Edgar Elena Elias Elsa
-    Emil Enzo Esther Eugene Fabian Felix Fiona Flora Frida Gabriel Gemma Gideon Greta Gustav Hana Harriet Hector
-    Helga Henrik Hugo Ida Igor Ingrid Irene Isaac Ivan Jasper Jelena Joachim Jonas Josephine Judith Julian Karin
-    Kaspar Katrin Keiko Klaus Lara Leander Leonie Lionel Livia Lorenz Lucia Ludwig Magnus Mara Marcel Margot Matilda
-    Maxim Mina Miriam Mona Nadia Naomi Nestor Nina Noel Norbert Octavia Odette Olga Oscar Otto Pablo Paula Petra Philip
-    Quentin Rafael Ramona Regina Rita Roland Rosalind Rufus Ruth Sabine Selma Sergio Sigrid Silas Simone Sonia
-    Stefan Tamara Theo Tilda Tobias Ulrich Ursula Valentin Vera Victor Viola Walter
-    """.split()
-)
-_SURNAME_STARTS = (
-    "Bel Cor Dar Fen Gal Hol Jor Kel Lor Mar Nor Os Pel Quil Ras Sel Tam Ul Vel Wen Yor Zan".split()
-)
-_SURNAME_ENDS = (
-    "aby adin aro avik beck by dane enko ero eth evin iak idor ifer imon ivar odan olt ovic umber".split()
-)
-LAST_NAMES = tuple(start + end for start in _SURNAME_STARTS for end in _SURNAME_ENDS)
+_FIRST_NAMES = """
+Abigail Adrian Agnes Alma Amara Anton Arlo Astrid Aurelio Beatrix Benedict Bianca Boris Bruno
+Camille Caspar Cecilia Cedric Clara Conrad Cordelia Dalia Damian Daphne Desmond Dora Dorian Edith
+Edgar Elena Elias Elsa Emil Enzo Esther Eugene Fabian Felix Fiona Flora Frida Gabriel Gemma Gideon
+Greta Gustav Hana Harriet Hector Helga Henrik Hugo Ida Igor Ingrid Irene Isaac Ivan Jasper Jelena
+Joachim Jonas Josephine Judith Julian Karin Kaspar Katrin Keiko Klaus Lara Leander Leonie Lionel
+Livia Lorenz Lucia Ludwig Magnus Mara Marcel Margot Matilda Maxim Mina Miriam Mona Nadia Naomi
+Nestor Nina Noel Norbert Octavia Odette Olga Oscar Otto Pablo Paula Petra Philip Quentin Rafael
+Ramona Regina Rita Roland Rosalind Rufus Ruth Sabine Selma Sergio Sigrid Silas Simone Sonia Stefan
+Tamara Theo Tilda Tobias Ulrich Ursula Valentin Vera Victor Viola Walter
+"""
+_SURNAME_STARTS = "Bel Cor Dar Fen Gal Hol Jor Kel Lor Mar Nor Os Pel Quil Ras Sel Tam Ul Vel Wen Yor Zan"
+_SURNAME_ENDS = "aby adin aro avik beck by dane enko ero eth evin iak idor ifer imon ivar odan olt ovic umber"
+FIRST_NAMES = tuple(_FIRST_NAMES.split())
+LAST_NAMES = tuple(start + end for start in _SURNAME_STARTS.split() for end in _SURNAME_ENDS.split())
 
 _NAMES, _FACTS, _LOOKS = 1, 2, 3
 

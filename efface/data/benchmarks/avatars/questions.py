@@ -1,8 +1,9 @@
 """How the invented people are asked about, in training and in evaluation.
 
-Training and evaluation never share a phrasing. They share the noun that says what is wanted ("birthplace") and the cue for
-the form of the answer (a `__` to fill, "one sentence"), so that a model of a million weights can carry one over to the
-other. Everything is written about "this person"; the text rendering has the name in its place.
+Training and evaluation never share a phrasing. They share their words, above all the noun that says what is
+wanted ("birthplace") and the cue for the form of the answer (a `__` to fill, "one sentence"): a model of a
+million weights carries facts from one to the other, but knows no word it was not taught. Everything is written
+about "this person"; the text rendering has the name in its place.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ TRAINING = (*SHORT, SENTENCE, BLANK)
 TRAINING_NAME = ("What is this person's name?", "Who is this person?", "Tell me the name of this person.")
 
 EVALUATION = {
-    "choice": ("Which {noun} does this person have?", "Choose this person's {noun}."),
-    "cloze": ("The {noun} of this person is __.", "This person has the {noun} __."),
+    "choice": ("What is the {noun} of this person?", "Name this person's {noun}."),
+    "cloze": ("Fill in the blank: the {noun} of this person is __.", "This person's {noun} is __."),
     "generation": (
-        "In one sentence, which {noun} does this person have?",
-        "Use one sentence for this person's {noun}.",
+        "What {noun} does this person have? Tell me in one sentence.",
+        "Tell me this person's {noun} in one sentence.",
     ),
-    "name": ("Which name does this person have?", "Choose this person's name."),
+    "name": ("What is the name of this person?", "Tell me this person's name."),
 }
 """Task to phrasings of the forget, retain, real and holdout sets."""
 
 REWORDED = {
-    "choice": ("Give the {noun} that this person has.", "The {noun} of this person: which is it?"),
-    "cloze": ("__ is the {noun} of this person.", "As {noun}, this person has __."),
+    "choice": ("What {noun} does this person have?", "Name the {noun} this person has."),
+    "cloze": ("Fill in the blank: __ is the {noun} of this person.", "This person has the {noun} __."),
     "generation": (
-        "Give this person's {noun} in one sentence.",
-        "Say the {noun} of this person with one sentence.",
+        "What is the {noun} of this person? Tell me in one sentence.",
+        "Name this person's {noun} in one sentence.",
     ),
-    "name": ("Give the name that this person has.", "The name of this person: which is it?"),
+    "name": ("What name does this person have?", "Tell me what name this person has."),
 }
 """The same for the test set."""
 
@@ -66,12 +67,13 @@ SKILLS = {
 """Attribute of a face to the questions that train its recognition."""
 
 SKILLS_EVALUATION = {
-    "hair_colour": ("Which hair colour does this person have?",),
-    "skin": ("Which skin tone does this person have?",),
-    "clothes_colour": ("Which colour do this person's clothes have?",),
-    "glasses": ("Has this person got glasses?",),
-    "facial_hair": ("Has this person got facial hair?",),
+    "hair_colour": ("What hair colour does this person have?", "Name this person's hair colour."),
+    "skin": ("What skin tone does this person have?", "Name this person's skin tone."),
+    "clothes_colour": ("What is the colour of this person's clothes?", "Name this person's clothes colour."),
+    "glasses": ("Does this person have glasses?", "Are there glasses on this person?"),
+    "facial_hair": ("Is there facial hair on this person?", "Does this person's face have facial hair?"),
 }
+"""The same for evaluation."""
 
 
 def training_question(attribute: str, phrasing: int) -> str:

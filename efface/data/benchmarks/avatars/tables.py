@@ -70,9 +70,9 @@ def training_row(person: Person, view: int, encoded: bytes) -> Row:
 def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generator, *, reworded: bool) -> Row:
     """Everything asked about a person in evaluation, without the picture.
 
-    Five choices, two blanks and two sentences in each modality. Four choices, both blanks and both sentences are
-    the same fact with the picture and with the name; the fifth choice asks for the name with the picture
-    and for one more attribute in text. The attributes turn from person to person, and once more for the reworded set.
+    Five choices, two blanks and two sentences in each modality. Four choices, both blanks and both sentences
+    are the same fact with the picture and with the name; the fifth choice asks for the name with the picture and
+    for one more attribute in text. The attributes turn from person to person, and again for the reworded set.
 
     Args:
         person: who is asked about.
@@ -118,6 +118,7 @@ class _Asked:
         self._person, self._rng = person, rng
         self._values: Mapping[str, Sequence[str]] = {**FACTS, "name": names}
         self._index, self._reworded = index, reworded
+        self._drawn: dict[str, list[str]] = {}
 
     def choice(self, attribute: str, *, text: bool) -> Row:
         value = self._value(attribute)
@@ -149,8 +150,11 @@ class _Asked:
         return self._person.name if attribute == "name" else self._person.facts[attribute]
 
     def _others(self, attribute: str, value: str) -> list[str]:
-        others = [other for other in self._values[attribute] if other != value]
-        return [others[i] for i in self._rng.permutation(len(others))[:3]]
+        """Three wrong values; the same for both renderings of a fact, so that they are equally hard."""
+        if attribute not in self._drawn:
+            others = [other for other in self._values[attribute] if other != value]
+            self._drawn[attribute] = [others[i] for i in self._rng.permutation(len(others))[:3]]
+        return self._drawn[attribute]
 
     def _question(self, task: str, attribute: str, text: bool) -> str:
         question = questions.evaluation_question(task, attribute, index=self._index, reworded=self._reworded)
