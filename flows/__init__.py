@@ -1,0 +1,1 @@
+"""Orchestration: the stages of dvc.yaml as cached Prefect tasks."""

@@ -1,0 +1,125 @@
+"""Run `dvc repro` for one stage in a child process that cannot outlive the flow.
+
+`python -m flows.children PARENT ARGUMENTS...` is that child: DVC's command line, bound to its parent's life.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from efface.errors import EffaceError
+from flows.devices import Device
+
+_REDRAW_SECONDS = 10.0
+_LAST_LINES = 15
+
+_OUTCOMES = (
+    (re.compile(r"Running stage "), "ran"),
+    (re.compile(r"is cached - skipping run, checking out outputs"), "restored"),
+    (re.compile(r"didn't change, skipping"), "cached"),
+)
+
+_running: set[subprocess.Popen[bytes]] = set()
+_guard = threading.Lock()
+
+
+class StageFailed(EffaceError):
+    """A stage ended badly; the message holds its last lines."""
+
+
+def reproduce(stage: str, device: Device, say: Callable[[str], None]) -> str:
+    """Bring one stage up to date through DVC; its upstream stages must be already.
+
+    Args:
+        stage: its name in dvc.yaml.
+        device: where it may compute.
+        say: gets each line of output as it comes.
+
+    Returns:
+        "ran", "restored" (from DVC's cache) or "cached" (nothing to do after all).
+
+    Raises:
+        StageFailed: with the stage's name and last lines.
+    """
+    command = [sys.executable, "-m", "flows.children", str(os.getpid())]
+    # Our own stages finish side by side, so each waits for DVC's lock instead of failing on it.
+    command += ["--wait-for-lock", "repro", "--single-item", stage]
+    # DVC runs `python`: it shall be this one.
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {
+        **os.environ,
+        **device.environment,
+        "PATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "SHELL": "/bin/sh",
+    }
+    outcome, last = "ran", deque[str](maxlen=_LAST_LINES)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=device.descriptors,
+    )
+    with _guard:
+        _running.add(child)
+    try:
+        assert child.stdout is not None
+        for line in _lines(child.stdout):
+            outcome = next((name for pattern, name in _OUTCOMES if pattern.search(line)), outcome)
+            last.append(line)
+            say(line)
+        code = child.wait()
+    finally:
+        with _guard:
+            _running.discard(child)
+    if code:
+        raise StageFailed(f"stage {stage} failed (exit code {code}). Its last lines:\n" + "\n".join(last))
+    return outcome
+
+
+def terminate_all() -> None:
+    """End every child that still runs; the stages under them follow."""
+    with _guard:
+        for child in _running:
+            child.terminate()
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come; of a progress bar, which redraws one line, a picture every ten seconds."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pending, shown = "", time.monotonic()
+    while chunk := os.read(stream.fileno(), 65536):
+        *complete, pending = re.split(r"(?<=[\r\n])", (pending + decoder.decode(chunk)).replace("\r\n", "\n"))
+        for piece in complete:
+            text = piece.rstrip()
+            redraw = piece.endswith("\r")
+            if not text or (redraw and time.monotonic() - shown < _REDRAW_SECONDS):
+                continue
+            shown = time.monotonic() if redraw else shown
+            yield text
+    if pending.strip():
+        yield pending.rstrip()
+
+
+def _main() -> int:
+    from tasks.processes import end_with_parent
+
+    end_with_parent(int(sys.argv[1]))
+    from dvc.cli import main
+
+    return int(main(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main())

@@ -1,0 +1,135 @@
+"""What DVC knows: which stages are current, what each needs, and the hashes it recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efface.errors import EffaceError
+
+LOCK_FILE = Path("dvc.lock")
+_BUSY = Path(".dvc/tmp/lock")
+
+
+class ProjectError(EffaceError):
+    """DVC cannot be asked: another one is at work, or dvc.yaml cannot be read."""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What dvc.yaml says about one stage."""
+
+    needs: frozenset[str]
+    """Stages whose outputs it reads directly."""
+    gpu: bool
+    """Whether it computes with a model and so wants a device of its own."""
+
+
+class Ledger:
+    """One look at the whole project, in this process, before a flow starts; kept up to date as stages finish.
+
+    A current stage therefore costs the flow no process and no second look.
+    """
+
+    def __init__(self, stages: dict[str, StageFacts], stale: set[str]) -> None:
+        self.stages = stages
+        self._stale = stale
+        self._guard = threading.Lock()
+        self._entries: tuple[Any, dict[str, Any]] = (None, {})
+        self._outputs_before = {name: self.outputs(name) for name in stages}
+        self._changed: set[str] = set()
+
+    @classmethod
+    def open(cls) -> Ledger:
+        """Ask DVC about the project in the current folder.
+
+        Raises:
+            ProjectError: if another DVC process is at work here, or dvc.yaml or dvc.lock is wrong.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.lock import LockError
+        from dvc.repo import Repo
+
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        try:
+            with Repo(".") as repo:
+                graph = repo.index.graph
+                stages = {
+                    stage.addressing: StageFacts(
+                        needs=frozenset(up.addressing for up in graph.successors(stage)),
+                        gpu=bool((stage.meta or {}).get("gpu")),
+                    )
+                    for stage in graph
+                }
+                stale = set(repo.status())
+        except LockError as error:
+            raise ProjectError(
+                f"another DVC process is at work in this project{_holder()}; wait until it is done, "
+                "or stop it, then start again"
+            ) from error
+        except DvcException as error:
+            raise ProjectError(f"DVC cannot read this project: {error}") from error
+        return cls(stages, stale)
+
+    def is_current(self, stage: str) -> bool:
+        """Whether DVC calls the stage current and nothing this flow did has changed what it reads."""
+        with self._guard:
+            return stage not in self._stale and not (self.stages[stage].needs & self._changed)
+
+    def finished(self, stage: str) -> None:
+        """Take note that a stage was brought up to date."""
+        with self._guard:
+            self._stale.discard(stage)
+            if self.outputs(stage) != self._outputs_before[stage]:
+                self._changed.add(stage)
+
+    def upstream(self, stage: str) -> set[str]:
+        """The stage and everything it needs, directly or not.
+
+        Raises:
+            ProjectError: if dvc.yaml has no such stage.
+        """
+        if stage not in self.stages:
+            raise ProjectError(f"no stage {stage!r}; expected one of: {', '.join(sorted(self.stages))}")
+        found, todo = set(), [stage]
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += self.stages[name].needs
+        return found
+
+    def outputs(self, stage: str) -> dict[str, str]:
+        """Path to hash of what the stage made, as DVC recorded it."""
+        return {out["path"]: out.get("md5", "") for out in self._entry(stage).get("outs", [])}
+
+    def fingerprint(self, stage: str) -> str:
+        """Digest of everything DVC recorded for the stage: command, parameters, dependencies and outputs."""
+        text = json.dumps(self._entry(stage), sort_keys=True, default=str)
+        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    def _entry(self, stage: str) -> dict[str, Any]:
+        try:
+            found = LOCK_FILE.stat()
+        except FileNotFoundError:
+            return {}
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if self._entries[0] != stamp:
+            from ruamel.yaml import YAML
+
+            entries = YAML(typ="safe").load(LOCK_FILE.read_text(encoding="utf-8")) or {}
+            self._entries = (stamp, entries.get("stages") or {})
+        return self._entries[1].get(stage, {})
+
+
+def _holder() -> str:
+    try:
+        pid = _BUSY.read_text(encoding="utf-8").split()[0]
+    except (OSError, IndexError):
+        return ""
+    return f" (process {pid})"

@@ -1,0 +1,74 @@
+"""The whole pipeline as one Prefect flow: python -m flows.pipeline.
+
+Stages that DVC calls current are Cached; the others run through DVC, side by side where the device allows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tasks import environment
+
+environment.apply()  # before Prefect is imported: it reads its settings then
+
+from prefect import State, flow  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+
+from efface.errors import EffaceError  # noqa: E402
+from flows.stages import Stages  # noqa: E402
+from tasks.params import load_params  # noqa: E402
+
+_THREADS = 64  # one per stage that waits for another; how many compute at once is `workers`
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=_THREADS), result_serializer="json")
+def pipeline(workers: int | None = None, target: str | None = None) -> State[list[str]]:
+    """Make everything, or what `target` needs; returns one line per stage.
+
+    Args:
+        workers: stages side by side; None: one per GPU and one more, or two on a processor.
+        target: a stage of dvc.yaml; None: all of them.
+    """
+    params = load_params()
+    with Stages(workers, target) as run:
+        people = run("benchmark")
+        table = run("prepare", people)
+        base = run("base", people, table)
+        vanilla = run("vanilla", table, base)
+        retrained = run("retrained", table, base)
+        mask = run("saliency", table, vanilla)
+        neurons = run("importance", table, vanilla)
+        models = {"base": base, "vanilla": vanilla, "retrained": retrained}
+        for name, method in params.unlearn.methods.items():
+            models[f"unlearned/{name}"] = run(
+                f"unlearn@{name}", table, vanilla, mask if method.mask else None
+            )
+        for name in params.prune.methods:
+            models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
+        scores = [
+            run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
+        ]
+        run("report", table, mask, neurons, *models.values(), *scores)
+    return run.verdict
+
+
+def main(
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stages side by side; by default one per GPU and one more, or two."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Stop after this stage of dvc.yaml.")] = None,
+) -> None:
+    """Run the pipeline; what is current is not run again."""
+    try:
+        state = pipeline(workers=workers, target=target, return_state=True)
+    except EffaceError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if state.is_completed() else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,215 @@
+"""dvc.yaml depends on exactly the code each stage imports, the parameters it uses, and knows every model."""
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+PROJECT = Path(__file__).resolve().parents[2]
+FLOORS = ("efface", "tasks", "flows")
+
+GLUE = {
+    "tasks/__main__.py": "starts a stage; makes nothing",
+    "tasks/environment.py": "telemetry and warnings",
+    "tasks/processes.py": "how processes end",
+    "tasks/params.py": "reads values that DVC tracks one by one",
+    "tasks/params_errors.py": "words of error messages",
+    "tasks/artifacts.py": "moves files into place; its digests and JSON are fixed by tests",
+    "tasks/tracking.py": "sends copies of finished results elsewhere",
+    "efface/errors.py": "words of error messages",
+}
+"""Modules that cannot alter an output, so a change to them makes nothing stale."""
+
+
+PLUGINS = {
+    "prepare": "efface/data/benchmarks/mllmu.py",
+    "unlearn": "efface/unlearning/methods/{key}.py",
+}
+"""Modules found by name at run time: the stage of a method depends on that method's file alone."""
+
+
+def load(name: str) -> Any:
+    return YAML(typ="safe", pure=True).load((PROJECT / name).read_text(encoding="utf-8"))
+
+
+STAGES: dict[str, Any] = load("dvc.yaml")["stages"]
+
+
+def body(stage: str) -> dict[str, Any]:
+    return STAGES[stage].get("do", STAGES[stage])
+
+
+def module_file(dotted: str) -> Path | None:
+    base = PROJECT.joinpath(*dotted.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def package_of(path: Path) -> list[str]:
+    parts = list(path.relative_to(PROJECT).with_suffix("").parts)
+    return parts[:-1]
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[Path]:
+    """First-party files a module imports, at the top or inside functions; not what only type checkers read."""
+    found: set[Path] = set()
+    for dotted in _dotted_imports(ast.parse(path.read_text(encoding="utf-8")), path):
+        if dotted.split(".")[0] not in FLOORS:
+            continue
+        parts = dotted.split(".")
+        for length in range(1, len(parts) + 1):  # importing a.b.c runs a/__init__ and a.b/__init__ first
+            file = module_file(".".join(parts[:length]))
+            if file is not None:
+                found.add(file)
+    return frozenset(found)
+
+
+def _dotted_imports(tree: ast.AST, path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            names += [name for part in node.orelse for name in _dotted_imports(part, path)]
+            continue
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package_of(path)[: len(package_of(path)) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+        names += _dotted_imports(node, path)
+    return names
+
+
+def closure(start: Path) -> set[Path]:
+    seen, todo = set(), [start]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        todo += [p for p in imports(path) if relative(p) not in GLUE]
+    return seen
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def says_nothing(path: Path) -> bool:
+    """An `__init__` of only a docstring runs nothing."""
+    return path.name == "__init__.py" and all(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+    )
+
+
+def instances(stage: str) -> list[str]:
+    """Names a stage runs for; one empty name for a stage that runs once."""
+    where = STAGES[stage].get("foreach")
+    if where is None:
+        return [""]
+    section, key = where.strip("${}").split(".")
+    return list(load("params.yaml")[section][key])
+
+
+def code_paths(stage: str, key: str) -> list[str]:
+    deps = [dep.replace("${key}", key) for dep in body(stage)["deps"]]
+    return [dep for dep in deps if dep.split("/")[0] in FLOORS]
+
+
+def code_deps(stage: str, key: str) -> set[Path]:
+    files: set[Path] = set()
+    for dep in code_paths(stage, key):
+        path = PROJECT / dep
+        files |= contents(path) if path.is_dir() else {path}
+    return files
+
+
+def contents(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+
+def used_code(stage: str, key: str) -> set[Path]:
+    """What a stage imports, and the files that lie beside it in its packages (templates, styles)."""
+    used = closure(PROJECT / "tasks" / f"{stage}.py")
+    if stage in PLUGINS:
+        used |= closure(PROJECT / PLUGINS[stage].format(key=key))
+    beside = {f for p in used for f in p.parent.iterdir() if f.is_file() and f.suffix not in (".py", ".pyc")}
+    return {p for p in used if relative(p) not in GLUE} | beside
+
+
+def short(files: set[Path]) -> list[str]:
+    """Files, with every folder that is wholly among them named once."""
+    names = set(files)
+    for folder in sorted({p.parent for p in files}, key=lambda p: len(p.parts), reverse=True):
+        inside = contents(folder)
+        if folder.relative_to(PROJECT).parts[1:] and inside <= files:
+            names = {p for p in names if folder not in p.parents} | {folder}
+    return sorted(relative(p) for p in names)
+
+
+RUNS = [(stage, key) for stage in STAGES for key in instances(stage)]
+
+
+@pytest.mark.parametrize(("stage", "key"), RUNS)
+def test_a_stage_depends_on_exactly_the_code_it_imports(stage, key):
+    used, listed = used_code(stage, key), code_deps(stage, key)
+    for_any = set().union(*(used_code(stage, other) for other in instances(stage)))
+    silent = {p for p in used | listed if says_nothing(p)}
+    missing, needless = used - listed - silent, listed - for_any - silent
+    hint = f"in all: {short(used - (silent - listed))}"
+    assert not missing, f"add to {stage} in dvc.yaml: {short(missing)}; {hint}"
+    assert not needless, f"{stage} does not import: {short(needless)}; {hint}"
+
+
+@pytest.mark.parametrize(("stage", "key"), RUNS)
+def test_every_path_of_code_exists(stage, key):
+    assert [dep for dep in code_paths(stage, key) if not (PROJECT / dep).exists()] == []
+
+
+def test_modules_are_imported_by_name_only_where_it_is_known():
+    dynamic = {
+        relative(path)
+        for floor in FLOORS
+        for path in (PROJECT / floor).rglob("*.py")
+        if "import_module(" in path.read_text(encoding="utf-8")
+        or "__import__(" in path.read_text(encoding="utf-8")
+    }
+    assert dynamic <= {"tasks/__main__.py", "tasks/prepare.py", "efface/unlearning/method.py"}, (
+        "add it to PLUGINS and to dvc.yaml"
+    )
+
+
+def test_glue_exists_and_each_has_a_reason():
+    assert all(GLUE.values())
+    assert [name for name in GLUE if not (PROJECT / name).exists()] == []
+
+
+def test_the_closure_sees_function_level_relative_and_transitive_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.tasks.test_dvc_yaml.PROJECT", tmp_path)
+    files = {
+        "tasks/a.py": "def f():\n    from efface.x import y\n",
+        "efface/__init__.py": "",
+        "efface/x/__init__.py": "from .z import w\n",
+        "efface/x/y.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import efface.only_types\n",
+        "efface/x/z.py": "import torch\n",
+        "efface/only_types.py": "",
+        "efface/unused.py": "",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert {relative(p) for p in closure(tmp_path / "tasks/a.py")} == {
+        "tasks/a.py",
+        "efface/__init__.py",
+        "efface/x/__init__.py",
+        "efface/x/y.py",
+        "efface/x/z.py",
+    }

@@ -1,0 +1,215 @@
+"""Every kind of mistake in params.yaml becomes one line, and nothing runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.params import PROFILES, ParamsError, load_params
+
+PROJECT = Path(__file__).resolve().parents[2]
+TEXT = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+
+
+def edited(folder: Path, old: str, new: str) -> Path:
+    assert old in TEXT, f"this test edits {old!r}, which params.yaml no longer holds"
+    path = folder / "params.yaml"
+    path.write_text(TEXT.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
+    with pytest.raises(ParamsError) as caught:
+        load_params(edited(folder, old, new))
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{folder / 'params.yaml'}: ") for line in lines)
+    return [line.split(": ", 1)[1] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "value", "allowed"),
+    [
+        ("  people: 60", "  people: 1", "avatars.people", "1", "an integer at least 7 and at most 2000"),
+        ("  people: 60", "  people: '60'", "avatars.people", "'60'", "an integer"),
+        ("  people: 60", "  people: 60.5", "avatars.people", "60.5", "an integer"),
+        ("  people: 60", "  people: true", "avatars.people", "True", "an integer"),
+        ("  people: 60", "  peple: 60", "avatars.peple", "60", "unknown key; allowed: profile, seed, people"),
+        ("  threshold:", "  treshold:", "saliency.threshold", "missing", "a number above 0"),
+        ("seed: 0 ", "seed: -1 ", "seed", "-1", "an integer at least 0"),
+        ("seed: 0 ", "sede: 1\nseed: 0 ", "sede", "1", "unknown key"),
+        ("active_above: 0.1", "active_above: .nan", "importance.active_above", "nan", "a number at least 0"),
+        ("profile: laptop ", "profile: labtop ", "avatars.profile", "'labtop'", "quick, laptop, study"),
+        (
+            "forget_fraction: 0.1 ",
+            "forget_fraction: 0.2 ",
+            "prepare.forget_fraction",
+            "0.2",
+            "0.05, 0.1, 0.15",
+        ),
+        (
+            "[vision, projector, language]",
+            "[vision, audio]",
+            "saliency.groups.1",
+            "'audio'",
+            "vision, projector",
+        ),
+        ("mask: none", "mask: true", "unlearn.methods.grad_diff.mask", "True", "saliency, none"),
+        (
+            "    grad_diff:\n",
+            "    grad_dif:\n",
+            "unlearn.methods.grad_dif",
+            "unknown",
+            "mmunlearner, grad_diff",
+        ),
+        ("    manu:\n", "    many:\n", "prune.methods.many", "unknown", "manu, random_pruning"),
+        ("{people: 20,", "{people: 1,", "profiles.quick.avatars.people", "1", "an integer at least 7"),
+        ("image_size: 48", "image_size: 50", "base.image_size", "50", "a multiple of patch_size (12)"),
+        ("      beta: 0.1\n", "", "unlearn.methods.npo.beta", "missing", "a number above 0"),
+        (
+            "      mask: none\n",
+            "      mask: none\n      beta: 2.0\n",
+            "unlearn.methods.grad_diff.beta",
+            "2.0",
+            "only npo",
+        ),
+        ("npo: unlearned/npo", "npo: unlearned/x", "evaluate.models", "npo: unlearned/npo", "add this entry"),
+        ("    manu: unlearned/manu\n", "", "evaluate.models", "manu: unlearned/manu", "add this entry"),
+        (
+            "    base: base\n",
+            "    base: base\n    other: x\n",
+            "evaluate.models.other",
+            "'x'",
+            "one of: base, vanilla",
+        ),
+        ("unlearn: {}", "unlearn: []", "profiles.quick.unlearn", "[]", "keys to replace"),
+        ("    prune: {}\n", "", "profiles.quick.prune", "missing", "add `prune: {}`"),
+        ("  quick: ", "  fast: ", "profiles.fast", "not a known profile", "quick, laptop, study"),
+        (
+            "    prune: {}\n",
+            "    prune: {}\n    more: {}\n",
+            "profiles.quick.more",
+            "not a section",
+            "avatars, prepare, base",
+        ),
+        (
+            "    unlearn: {}",
+            "    unlearn: {methods: {npo: {mask: saliency}}}",
+            "profiles.quick.unlearn.methods.npo.mask",
+            "not for a profile",
+            "set unlearn.methods.npo.mask",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(tmp_path, old, new, key, value, allowed):
+    lines = mistakes_of(tmp_path, old, new)
+    line = next((line for line in lines if line.startswith(key)), "")
+    assert line, f"no line begins with {key}: {lines}"
+    assert value in line
+    assert allowed in line
+
+
+def test_each_mistake_has_its_own_line_and_is_told_once(tmp_path):
+    lines = mistakes_of(tmp_path, "  real: 12\n  holdout: 12", "  real: 0\n  holdout: -1")
+    assert [line.split(" is ")[0] for line in lines] == ["avatars.real", "avatars.holdout"]
+
+
+def test_a_mistake_in_a_profile_that_is_not_chosen_is_found_too(tmp_path):
+    assert mistakes_of(tmp_path, "fisher_samples: null}", "fisher_samples: 0}") == [
+        "profiles.study.saliency.fisher_samples is 0: expected an integer at least 1, or null"
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: [1", "seed: 0\nseed: 1\n", "- 1\n", ""])
+def test_a_file_that_is_no_mapping_of_sections_is_refused(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match="YAML|expected sections") as caught:
+        load_params(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path):
+    with pytest.raises(ParamsError, match="project's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_chosen_profile_replaces_values_and_leaves_the_rest(tmp_path, profile):
+    loaded = load_params(edited(tmp_path, "profile: laptop ", f"profile: {profile} "))
+    laptop = load_params(PROJECT / "params.yaml")
+    assert loaded.avatars.people == {"quick": 20, "laptop": laptop.avatars.people, "study": 200}[profile]
+    assert loaded.avatars.train_views == laptop.avatars.train_views
+
+
+def test_a_profile_can_replace_one_key_of_one_method(tmp_path):
+    path = edited(tmp_path, "    unlearn: {}", "    unlearn: {methods: {npo: {epochs: 9}}}")
+    path.write_text(path.read_text().replace("profile: laptop ", "profile: quick "))
+    methods, before = load_params(path).unlearn.methods, load_params(PROJECT / "params.yaml").unlearn.methods
+    assert methods["npo"].epochs == 9
+    assert methods["npo"].beta == before["npo"].beta
+    assert methods["grad_diff"] == before["grad_diff"]
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    path = edited(tmp_path, "vision_learning_rate: 1.0e-3", "vision_learning_rate: 1e-3")
+    assert load_params(path).base.vision_learning_rate == 0.001
+
+
+def test_parameters_cannot_be_changed_after_loading():
+    params = load_params(PROJECT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.avatars.people = 3
+
+
+def test_the_mask_of_a_method_is_a_flag_in_python():
+    methods = load_params(PROJECT / "params.yaml").unlearn.methods
+    assert methods["mmunlearner"].mask is True
+    assert methods["grad_diff"].mask is False
+
+
+def test_every_field_says_what_it_means():
+    from tasks import params
+
+    sections = [c for c in vars(params).values() if isinstance(c, type) and issubclass(c, params._Section)]
+    bare = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description and not isinstance(field.annotation, type)
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("command", [["params"], ["vanilla"], ["unlearn", "npo"]])
+def test_nothing_runs_on_bad_parameters(tmp_path, command):
+    edited(tmp_path, "  people: 60", "  people: 1")
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks", *command],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(PROJECT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: params.yaml: avatars.people is 1: expected an integer at least 7 and at most 2000\n"
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
+
+
+def test_an_unlisted_method_names_the_listed_ones(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks", "unlearn", "nope"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nope" in done.stderr
+    assert "mmunlearner, grad_diff, gradient_ascent, npo" in done.stderr
+    assert "Traceback" not in done.stderr
