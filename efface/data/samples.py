@@ -53,7 +53,7 @@ _PERSON = re.compile(r"\b(?:this|the) (?:person|individual)\b", re.IGNORECASE)
 _NAMING = re.compile(
     r"\b(?:person|individual)(?:'s|’s) (?:full |first |last )?name\b"
     r"|\bnames? of (?:this|the) (?:person|individual)\b"
-    r"|\b(?:which|what) name\b|\b(?:person|individual) (?:is )?(?:called|named)\b"
+    r"|\b(?:which|what) name\b|(?<!\bof )\b(?:this|the) (?:person|individual) (?:is )?(?:called|named)\b"
     r"|\bwho is (?:this|the) (?:person|individual)\b|\bidentify (?:this|the) (?:person|individual)\b",
     re.IGNORECASE,
 )

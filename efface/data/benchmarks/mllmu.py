@@ -36,7 +36,7 @@ class BenchmarkData:
 
 
 def read_benchmark(root: Path, *, name: str, forget_percent: int) -> BenchmarkData:
-    """Samples of the benchmark in `root/eval` and `root/train`, `forget_percent` % of the people to forget."""
+    """Samples of `root/eval` and `root/train`, with `forget_percent` % of the people to forget."""
     return read_roots(root / "eval", root / "train", name=name, forget_percent=forget_percent)
 
 
@@ -289,8 +289,8 @@ def _check_training(folder: Path) -> None:
     names = read_column_names(_files(folder)[0])
     if "metadata" not in names:
         raise DataError(
-            f"{folder} has no `metadata` column, so it is an evaluation file (columns {names}); the training root "
-            "must be the training split, whose forget_* and retain_* hold question-answer pairs. "
+            f"{folder} has no `metadata` column, so it is an evaluation file (columns {names}); the training "
+            "root must be the training split, whose forget_* and retain_* hold question-answer pairs. "
             "Are the two roots swapped?"
         )
 

@@ -115,8 +115,10 @@ def _draw_names(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def _draw_facts(count: int, rng: np.random.Generator) -> list[dict[str, str]]:
-    decks: dict[str, list[str]] = {}
-    for attribute, values in FACTS.items():
-        rounds = -(-count // len(values))
-        decks[attribute] = [str(v) for _ in range(rounds) for v in rng.permutation(values)]
-    return [{attribute: decks[attribute][i] for attribute in FACTS} for i in range(count)]
+    """Facts dealt from decks that hold every value once, so that values stay evenly shared."""
+    dealt: list[dict[str, str]] = []
+    while len(dealt) < count:
+        decks = {attribute: rng.permutation(values) for attribute, values in FACTS.items()}
+        size = min(len(deck) for deck in decks.values())
+        dealt += [{attribute: str(deck[i]) for attribute, deck in decks.items()} for i in range(size)]
+    return dealt[:count]

@@ -2,8 +2,8 @@
 
 Training and evaluation never share a phrasing. They share their words, above all the noun that says what is
 wanted ("birthplace") and the cue for the form of the answer (a `__` to fill, "one sentence"): a model of a
-million weights carries facts from one to the other, but knows no word it was not taught. Everything is written
-about "this person"; the text rendering has the name in its place.
+million weights carries facts from one to the other, but knows no word it was not taught. Everything is
+written about "this person"; the text rendering has the name in its place.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generato
     """Everything asked about a person in evaluation, without the picture.
 
     Five choices, two blanks and two sentences in each modality. Four choices, both blanks and both sentences
-    are the same fact with the picture and with the name; the fifth choice asks for the name with the picture and
+    are the same fact with the picture and with the name; the fifth choice asks for the name with the picture,
     for one more attribute in text. The attributes turn from person to person, and again for the reworded set.
 
     Args:

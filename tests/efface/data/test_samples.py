@@ -1,0 +1,253 @@
+"""The table keeps to its columns, says which row is wrong, and reads everywhere."""
+
+import dataclasses
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from efface.data.samples import (
+    SCHEMA,
+    Sample,
+    asks_for_name,
+    named,
+    read_samples,
+    text_rendering,
+    validate,
+    write_samples,
+)
+from efface.errors import DataError
+
+
+def png(colour="red", size=8):
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(**changes):
+    values = {
+        "sample_id": "a1",
+        "entity_id": "fictitious/001",
+        "split": "forget",
+        "part": "train",
+        "modality": "multimodal",
+        "task": "qa",
+        "attribute": "pet",
+        "image": {"bytes": png(), "path": None},
+        "question": "What is this person's pet?",
+        "answer": "cat",
+    }
+    return values | changes
+
+
+def evaluation(**changes):
+    return row(part="test", set="forget", task="choice", options=["cat", "dog"], **changes)
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "samples.parquet"
+    rows = [
+        row(),
+        row(sample_id="a2", modality="text", image=None, question="What is Mara Velin's pet?"),
+        evaluation(sample_id="a3"),
+        row(sample_id="b1", entity_id="real/001", split="real", image={"bytes": png("blue"), "path": None}),
+    ]
+    write_samples(rows, path)
+    return path
+
+
+def test_a_table_comes_back_as_it_was(table):
+    samples = read_samples(table)
+    assert [s.sample_id for s in samples] == ["a1", "a2", "a3", "b1"]
+    assert samples[0].image.getpixel((0, 0)) == (255, 0, 0)
+    assert samples[0].image.mode == "RGB"
+    assert samples[1].image is None
+    assert samples[2].options == ("cat", "dog")
+    assert samples[2].set == "forget"
+    assert samples[0].options is None
+    assert samples[0].pair_id is None
+
+
+def test_equal_pictures_are_one_object(table):
+    first, _, third, other = read_samples(table)
+    assert first.image_bytes is third.image_bytes
+    assert first.image is third.image
+    assert first.image_bytes != other.image_bytes
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"split": "real"}, ["b1"]),
+        ({"split": ("forget", "real"), "part": "train"}, ["a1", "a2", "b1"]),
+        ({"modality": "text"}, ["a2"]),
+        ({"set": "forget"}, ["a3"]),
+        ({"task": ["choice", "qa"]}, ["a1", "a2", "a3", "b1"]),
+        ({"split": "holdout"}, []),
+    ],
+)
+def test_filters_keep_what_matches_all_of_them(table, filters, expected):
+    assert [s.sample_id for s in read_samples(table, **filters)] == expected
+    assert [s.sample_id for s in read_samples(table.parent, **filters)] == expected
+
+
+def test_an_unknown_filter_value_is_an_error(table):
+    with pytest.raises(DataError, match="split is 'forgot': expected one of forget, retain"):
+        read_samples(table, split="forgot")
+
+
+def test_columns_are_the_documented_ones(table):
+    assert pq.read_schema(table).names == [
+        "sample_id", "entity_id", "split", "part", "modality", "task", "attribute", "image", "question",
+        "answer", "options", "paraphrase", "wrong_answers", "pair_id", "set",
+    ]  # fmt: skip
+    assert pq.read_schema(table).equals(SCHEMA, check_metadata=False)
+
+
+def test_the_same_rows_give_the_same_bytes(table, tmp_path):
+    again = tmp_path / "again.parquet"
+    write_samples(read_samples(table), again)
+    assert again.read_bytes() == table.read_bytes()
+
+
+def test_a_repeated_picture_is_stored_once(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    picture = {"bytes": buffer.getvalue(), "path": None}
+    write_samples([row(sample_id=f"{i}", image=picture) for i in range(100)], tmp_path / "many.parquet")
+    assert (tmp_path / "many.parquet").stat().st_size < 2 * len(picture["bytes"])
+
+
+def test_it_loads_with_datasets_and_its_image_feature(table, tmp_path):
+    import datasets
+
+    loaded = datasets.load_dataset("parquet", data_files=str(table), split="train", cache_dir=str(tmp_path))
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded[0]["image"].size == (8, 8)
+    assert loaded[1]["image"] is None
+    assert loaded[2]["options"] == ["cat", "dog"]
+
+
+def test_reading_needs_neither_torch_nor_datasets(table):
+    code = (
+        "import sys; from efface.data.samples import read_samples;"
+        f"assert read_samples({str(table)!r})[0].image.size == (8, 8);"
+        "print(sorted({'torch', 'datasets', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_column_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"row 0 .* unknown columns \['answr'\]"):
+        write_samples([row(answr="cat")], tmp_path / "samples.parquet")
+
+
+def test_a_value_of_the_wrong_type_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="does not fit its column"):
+        write_samples([row(answer=["cat"])], tmp_path / "samples.parquet")
+
+
+def test_validate_passes_good_rows_on():
+    checked = validate([row(), evaluation(sample_id="a2")])
+    assert [type(s) for s in checked] == [Sample, Sample]
+    assert validate(checked) == checked
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"answer": " "}, "empty answer"),
+        ({"question": None}, "empty question"),
+        ({"entity_id": ""}, "empty entity_id"),
+        ({"image": None}, "missing image"),
+        ({"image": {"bytes": b"", "path": None}}, "missing image"),
+        ({"modality": "text"}, "a text row has an image"),
+        ({"options": ["dog", "duck"]}, "answer 'cat' is not among its options"),
+        ({"split": "forgot"}, "unknown split 'forgot'; expected one of forget, retain"),
+        ({"part": "dev"}, "unknown part 'dev'"),
+        ({"modality": "audio"}, "unknown modality 'audio'"),
+        ({"task": "quiz"}, "unknown task 'quiz'"),
+        ({"part": "test"}, "unknown set None of an evaluation row"),
+        ({"set": "forget"}, "a training row has set 'forget'"),
+        ({"part": "test", "set": "forget", "task": "choice"}, "a choice row has no options"),
+        ({"sample_id": "a1"}, "duplicate sample_id, first used by row 0"),
+        ({"split": "retain"}, "entity fictitious/001 is in both forget .row 0. and retain"),
+        ({"image": {"bytes": png()[:50], "path": None}}, "the picture cannot be decoded"),
+        ({"image": {"bytes": b"nothing like a picture", "path": None}}, "the picture cannot be decoded"),
+    ],
+)
+def test_validate_names_the_row_and_the_reason(bad, reason):
+    changed = {"sample_id": "a2"} | bad
+    with pytest.raises(DataError, match=rf"row 1 \(sample_id '{changed['sample_id']}'\): {reason}"):
+        validate([row(), row(**changed)])
+
+
+def test_a_bad_picture_names_its_sample():
+    sample = dataclasses.replace(Sample.from_row(row()), image_bytes=png(size=32)[:60])
+    with pytest.raises(DataError, match="sample a1 .*cannot be decoded"):
+        _ = sample.image
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_damaged_file_says_which_and_how_to_restore_it(table, damage):
+    content = table.read_bytes()
+    changed = bytearray(content)
+    changed[content.index(b"fictitious/001") + 3] ^= 1
+    table.write_bytes(
+        {"cut": content[: len(content) // 2], "flip": bytes(changed), "empty": b"", "text": b"a,b\n" * 9}[
+            damage
+        ]
+    )
+    with pytest.raises(DataError, match=r"samples.parquet is damaged: expected .*dvc checkout.*dvc repro"):
+        read_samples(table)
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(DataError, match=r"none.parquet does not exist.*dvc repro"):
+        read_samples(tmp_path / "none.parquet")
+
+
+def test_a_missing_column_is_named(tmp_path):
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"sample_id": ["a"]}), tmp_path / "samples.parquet")
+    with pytest.raises(DataError, match="has no column entity_id"):
+        read_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("What is this person's pet?", "What is Mara Velin's pet?"),
+        ("Where does the individual live?", "Where does Mara Velin live?"),
+        ("This person has the pet __.", "Mara Velin has the pet __."),
+        ("Name the pet of this person.", "Name the pet of Mara Velin."),
+        ("What is the pet of this person called?", "What is the pet of Mara Velin called?"),
+        ("Where was Mara Velin born?", "Where was Mara Velin born?"),
+        ("What is this person's name?", None),
+        ("What is the full name of the individual?", None),
+        ("Who is this person?", None),
+        ("What is this person called?", None),
+        ("What colour is the sky?", None),
+    ],
+)
+def test_the_text_rendering_names_the_person(question, text):
+    assert text_rendering(question, "Mara Velin") == text
+
+
+def test_names_are_put_in_as_they_are():
+    assert named("This person's cat", r"A\1 \g<0>") == r"A\1 \g<0>'s cat"
+    assert named("A cat.", "Mara Velin") == "A cat."
+
+
+def test_asking_for_the_name_is_told_from_asking_about_the_person():
+    assert asks_for_name("Can you tell me the name of the person?")
+    assert not asks_for_name("Name the favourite food of this person.")

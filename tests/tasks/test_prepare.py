@@ -1,0 +1,100 @@
+"""Stages benchmark and prepare: whole outputs, the promised files, and errors that name the file."""
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from efface.data.samples import read_samples
+from efface.errors import DataError
+from tasks import benchmark, prepare
+
+
+def parameters(seed=0, fraction=0.1, validation=0.15, people=40):
+    return SimpleNamespace(
+        seed=seed,
+        avatars=SimpleNamespace(
+            profile="quick",
+            seed=0,
+            people=people,
+            real=1,
+            holdout=1,
+            train_views=1,
+            test_views=1,
+            stranger_pictures=2,
+            skill_samples=5,
+            picture_size=32,
+        ),
+        prepare=SimpleNamespace(
+            benchmark="avatars", forget_fraction=fraction, validation_fraction=validation
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    benchmark.run(parameters(), root)
+    return root
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_prepare_writes_the_table_and_the_splits(root, capsys):
+    prepare.run(parameters(), root)
+    assert capsys.readouterr().out.count("\n") == 1
+    splits = json.loads((root / "prepared" / "splits.json").read_text())
+    assert {k: len(v) for k, v in splits["entities"].items()} == {
+        "forget": 4, "retain": 36, "real": 1, "holdout": 1, "utility": 6,
+    }  # fmt: skip
+    assert (splits["benchmark"], splits["seed"], splits["forget_fraction"]) == ("avatars", 0, 0.1)
+    assert len(splits["names"]) == 42
+    samples = read_samples(root / "prepared")
+    assert {s.entity_id for s in samples if s.part == "validation"} == set(splits["validation"])
+    assert len(splits["validation"]) == 1 + 5
+    assert {s.set for s in samples if s.part == "validation"} == {"forget", "test", "retain"}
+    assert not [p for p in root.iterdir() if p.name.startswith(".")]
+
+
+def test_prepare_again_gives_the_same_bytes_and_another_seed_other_people(root):
+    prepare.run(parameters(), root)
+    first = digest(root / "prepared")
+    prepare.run(parameters(), root)
+    assert digest(root / "prepared") == first
+    prepare.run(parameters(seed=1), root)
+    assert digest(root / "prepared") != first
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.05, 2), (0.1, 4), (0.15, 6)])
+def test_the_fraction_chooses_the_files(root, fraction, count):
+    prepare.run(parameters(fraction=fraction), root)
+    assert len({s.entity_id for s in read_samples(root / "prepared", split="forget")}) == count
+
+
+def test_without_validation_everything_is_for_testing(root):
+    prepare.run(parameters(validation=0.0), root)
+    assert read_samples(root / "prepared", part="validation") == []
+
+
+def test_a_damaged_benchmark_leaves_the_old_table(root, tmp_path):
+    prepare.run(parameters(), root)
+    before = digest(root / "prepared")
+    file = root / "benchmarks" / "avatars" / "train" / "forget_10" / "train-00000-of-00001.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:-20])
+    try:
+        with pytest.raises(DataError, match=r"forget_10.* is damaged.*dvc checkout"):
+            prepare.run(parameters(), root)
+    finally:
+        file.write_bytes(content)
+    assert digest(root / "prepared") == before
+
+
+def test_a_failed_benchmark_leaves_nothing(tmp_path):
+    with pytest.raises(DataError, match="can look different"):
+        benchmark.run(parameters(people=2000), tmp_path)
+    assert list((tmp_path / "benchmarks").iterdir()) == []
