@@ -14,10 +14,12 @@ from tasks import environment
 environment.apply()  # before Prefect is imported: it reads its settings then
 
 from prefect import State, flow  # noqa: E402
+from prefect.states import Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
 from flows.stages import Stages  # noqa: E402
+from flows.watcher import watch_over_this_process  # noqa: E402
 from tasks.params import load_params  # noqa: E402
 
 _THREADS = 64  # one per stage that waits for another; how many compute at once is `workers`
@@ -31,8 +33,11 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         workers: stages side by side; None: one per GPU and one more, or two on a processor.
         target: a stage of dvc.yaml; None: all of them.
     """
-    params = load_params()
-    with Stages(workers, target) as run:
+    try:
+        params, stages = load_params(), Stages(workers, target)
+    except EffaceError as error:
+        return Failed(message=str(error))
+    with stages as run:
         people = run("benchmark")
         table = run("prepare", people)
         base = run("base", people, table)
@@ -63,11 +68,15 @@ def main(
 ) -> None:
     """Run the pipeline; what is current is not run again."""
     try:
-        state = pipeline(workers=workers, target=target, return_state=True)
+        load_params()  # a mistake is told at once, not after a server has started
     except EffaceError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    raise typer.Exit(0 if state.is_completed() else 1)
+        raise typer.Exit(2) from None
+    watch_over_this_process()
+    state = pipeline(workers=workers, target=target, return_state=True)
+    if not state.is_completed():
+        typer.echo(f"error: {state.message}", err=True)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
