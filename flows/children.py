@@ -36,13 +36,14 @@ class StageFailed(EffaceError):
     """A stage ended badly; the message holds its last lines."""
 
 
-def reproduce(stage: str, device: Device, say: Callable[[str], None]) -> str:
+def reproduce(stage: str, device: Device, say: Callable[[str], None], *, flow_run_id: str = "") -> str:
     """Bring one stage up to date through DVC; its upstream stages must be already.
 
     Args:
         stage: its name in dvc.yaml.
         device: where it may compute.
         say: gets each line of output as it comes.
+        flow_run_id: what tracking will name as the run's origin.
 
     Returns:
         "ran", "restored" (from DVC's cache) or "cached" (nothing to do after all).

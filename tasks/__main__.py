@@ -29,7 +29,9 @@ Name = Annotated[str, typer.Argument(help="A name listed in params.yaml.")]
 
 
 @app.callback()
-def main(debug: Annotated[bool, typer.Option(help="Show where an error came from.")] = False) -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
     """Run one stage of the pipeline (normally `dvc repro` or `python -m flows.pipeline` does)."""
     environment.apply()
     if debug:
@@ -113,9 +115,17 @@ def report() -> None:
 
 
 @app.command()
-def track() -> None:
-    """Send finished runs to MLflow; what was sent before is not sent again."""
-    _run("tracking")
+def track(
+    quiet_if_unreachable: Annotated[
+        bool,
+        typer.Option(
+            "--quiet-if-unreachable",
+            help="Only say so when MLflow does not take the results; they stay on disk.",
+        ),
+    ] = False,
+) -> None:
+    """Send finished results to MLflow; what was sent before is not sent again."""
+    _run("tracking", quiet_if_unreachable=quiet_if_unreachable)
 
 
 def _run(stage: str, name: str | None = None, **options: Any) -> None:

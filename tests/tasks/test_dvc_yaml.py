@@ -19,6 +19,7 @@ GLUE = {
     "tasks/params_errors.py": "words of error messages",
     "tasks/artifacts.py": "moves files into place; its digests and JSON are fixed by tests",
     "tasks/tracking.py": "sends copies of finished results elsewhere",
+    "tasks/outbox.py": "the same",
     "efface/errors.py": "words of error messages",
 }
 """Modules that cannot alter an output, so a change to them makes nothing stale."""
@@ -148,7 +149,7 @@ def short(files: set[Path]) -> list[str]:
     """Files, with every folder that is wholly among them named once."""
     names = set(files)
     for folder in sorted({p.parent for p in files}, key=lambda p: len(p.parts), reverse=True):
-        inside = contents(folder)
+        inside = {p for p in contents(folder) if not says_nothing(p)}
         if folder.relative_to(PROJECT).parts[1:] and inside <= files:
             names = {p for p in names if folder not in p.parents} | {folder}
     return sorted(relative(p) for p in names)
@@ -171,6 +172,21 @@ def test_a_stage_depends_on_exactly_the_code_it_imports(stage, key):
 @pytest.mark.parametrize(("stage", "key"), RUNS)
 def test_every_path_of_code_exists(stage, key):
     assert [dep for dep in code_paths(stage, key) if not (PROJECT / dep).exists()] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_tracks_every_parameter_it_reads_and_its_profile(stage):
+    section = {"benchmark": "avatars"}.get(stage, stage)
+    tracked = {param.split(".")[0] for param in body(stage)["params"]}
+    tree = ast.parse((PROJECT / "tasks" / f"{stage}.py").read_text(encoding="utf-8"))
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
+    assert read, "no parameter found; does run() still take `params`?"
+    assert read <= tracked, f"add to params of {stage} in dvc.yaml"
+    assert f"profiles.${{avatars.profile}}.{section}" in body(stage)["params"]
 
 
 def test_modules_are_imported_by_name_only_where_it_is_known():
