@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 from efface.data.samples import Sample, write_samples
+from tasks.artifacts import digest
 
 SKILL = {  # share right: forget by picture, forget by name, retain, everything else
     "base": (0.04, 0.05, 0.04, 0.9),
@@ -38,11 +39,10 @@ def make_study(root: Path, *, people: int = 40, forget: int = 6, seed: int = 0, 
     """Write prepared data, scores, masks, pruning summaries and run records of a study under ``root``."""
     rng = np.random.default_rng(seed)
     samples = _prepared(root / "prepared", people, forget, rng)
-    for model, shares in skill.items():
-        write_scores(root, model, score_table(model, samples, shares, np.random.default_rng([seed, 1])))
     _mask(root / "masks")
-    for model in skill:
+    for model, shares in skill.items():
         _model(root / "models" / FOLDERS[model], model, rng)
+        write_scores(root, model, score_table(model, samples, shares, np.random.default_rng([seed, 1])))
         _record(root, "evaluate", model, rng, params={"batch_size": 64})
     for stage in ("base", "vanilla", "retrained"):
         _record(
@@ -199,7 +199,12 @@ def write_scores(root: Path, model: str, table: pd.DataFrame) -> None:
             if len(values):
                 cell = {"value": float(values.mean()), "n": len(values)}
                 metrics.setdefault(set_name, {}).setdefault(modality, {})[name] = cell
-    summary = {"model": model, "digest": f"{model}-digest", "rows": len(table), "metrics": metrics}
+    summary = {
+        "model": model,
+        "digest": digest(root / "models" / FOLDERS[model]),
+        "rows": len(table),
+        "metrics": metrics,
+    }
     (folder / f"{model}.json").write_text(json.dumps(summary))
 
 
