@@ -56,20 +56,14 @@ def reproduce(stage: str, device: Device, say: Callable[[str], None], *, flow_ru
     command += ["--wait-for-lock", "repro", "--single-item", stage]
     # DVC runs `python`: it shall be this one.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {
-        **os.environ,
-        **device.environment,
-        "PATH": path,
-        "PYTHONUNBUFFERED": "1",
-        "SHELL": "/bin/sh",
-    }
+    ours = {"PATH": path, "PYTHONUNBUFFERED": "1", "EFFACE_FLOW_RUN_ID": flow_run_id}
     outcome, last = "ran", deque[str](maxlen=_LAST_LINES)
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env={**os.environ, **device.environment, **ours},
         pass_fds=device.descriptors,
     )
     with _guard:

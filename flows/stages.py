@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.children import StageFailed, reproduce, terminate_all
@@ -74,7 +75,7 @@ def run_stage(stage: str, upstream: list[Record]) -> Record | State[Record]:
     with work.slots, device(wanted=work.ledger.stages[stage].gpu, workers=work.workers) as granted:
         started, row.outcome = time.monotonic(), "failed"
         try:
-            row.outcome = reproduce(stage, granted, log.info)
+            row.outcome = reproduce(stage, granted, log.info, flow_run_id=str(flow_run.get_id() or ""))
         except StageFailed as error:
             return Failed(message=str(error))
         finally:
