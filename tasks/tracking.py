@@ -208,8 +208,8 @@ class _Sender:
         if location and found.artifact_location != location and not _writable(found.artifact_location):
             raise TrackingError(
                 f"experiment {name} in {_without_password(self.uri)} keeps its files in "
-                f"{found.artifact_location}, expected {location}: was the project moved? Move it back, or move "
-                "the database away and run: python -m tasks track"
+                f"{found.artifact_location}, expected {location}: was the project moved? Move it back, or "
+                "move the database away and run: python -m tasks track"
             )
         return found
 

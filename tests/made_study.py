@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from efface.data.samples import Sample, write_samples
 from tasks.artifacts import digest
+from tasks.params import load_params
 
 SKILL = {  # share right: forget by picture, forget by name, retain, everything else
     "base": (0.04, 0.05, 0.04, 0.9),
@@ -33,6 +34,19 @@ ATTRIBUTES = {
     "pet": ["a parrot", "a tortoise", "a grey cat", "a spaniel", "no pet"],
 }
 STARTED = "2025-03-04T05:06:07Z"
+FEW = ("base", "vanilla", "retrained", "mmunlearner", "manu")
+
+
+def params_for(models=FEW):
+    """The project's parameters, for these models only."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    chosen = {model: FOLDERS[model] for model in models}
+    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"models": chosen})})
+
+
+def small_study(root: Path, models=FEW, **options) -> Path:
+    """A study of a few models and people."""
+    return make_study(root, people=14, forget=5, skill={m: SKILL[m] for m in models}, **options)
 
 
 def make_study(root: Path, *, people: int = 40, forget: int = 6, seed: int = 0, skill=SKILL) -> Path:
@@ -53,7 +67,7 @@ def make_study(root: Path, *, people: int = 40, forget: int = 6, seed: int = 0, 
             params={"steps": 120, "learning_rate": 1.5e-3},
             history=_curve(120, None, rng),
         )
-    for model in TRAINED:
+    for model in [model for model in TRAINED if model in skill]:
         stop = "forget_loss 51.20 > 50.0" if model == "gradient_ascent" else None
         history = _curve(40, 60.0 if stop else 8.0, rng)
         summary = {"steps": len(history), "stopped_by": stop}
@@ -64,7 +78,7 @@ def make_study(root: Path, *, people: int = 40, forget: int = 6, seed: int = 0, 
             "stop.forget_loss": 50.0,
         }
         _record(root, "unlearn", model, rng, params=params, history=history, summary=summary)
-    for model in ("manu", "random_pruning"):
+    for model in [model for model in ("manu", "random_pruning") if model in skill]:
         _record(root, "prune", model, rng, params={"fraction": 0.1, "scope": "tower"})
     _record(root, "saliency", None, rng, params={"threshold": 1.0, "variant": "paper"})
     return root
