@@ -74,6 +74,7 @@ def build_page(params: Params, root: Path) -> Page:
     splits = read_splits(root)
     tables, estimates = _read_tables(params, root, str(splits["benchmark"]))
     records = read_records(root)
+    gallery = _gallery(params, root, tables, splits)  # checks the samples, so before anything slow is drawn
     return Page(
         study=_study(params, splits, next(iter(tables.values()))),
         verdict=verdict(tables, estimates, seed=params.seed),
@@ -82,7 +83,7 @@ def build_page(params: Params, root: Path) -> Page:
         layer_plots=_layer_plots(params, root),
         training=_training(records),
         costs=_costs(records),
-        gallery=_gallery(params, root, tables, splits),
+        gallery=gallery,
         provenance=_provenance(params, root, records),
     )
 

@@ -1,0 +1,233 @@
+"""The page holds every number given, needs nothing else, and refuses results that do not belong together."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from efface.errors import ArtifactError
+from tasks.report import run
+from tests.made_study import FEW, params_for, small_study, write_scores
+
+
+class Reader(HTMLParser):
+    """Cells with their value, models per table, links, images and visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.references, self.images, self.tags, self.words = {}, [], [], [], []
+        self.model, self.styles = None, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.model = given.get("data-model", self.model)
+        if "data-cell" in given:
+            self.cells[self.model, given["data-cell"]] = float(given["data-value"])
+        self.references += [given[key] for key in ("src", "href", "srcset") if key in given]
+        if tag == "img":
+            self.images.append(given)
+
+    def handle_data(self, data):
+        (self.styles if self.tags and self.tags[-1] == "style" else self.words).append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = small_study(tmp_path_factory.mktemp("study") / "data")
+    run(params_for(), root)
+    return root
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    return shutil.copytree(study, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return Reader((study / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_page_and_metrics_hold_every_number_of_the_score_files(study, page):
+    expected = {}
+    for model in FEW:
+        summary = json.loads((study / "scores" / f"{model}.json").read_text())
+        for set_name, modalities in summary["metrics"].items():
+            for modality, metrics in modalities.items():
+                for metric, cell in metrics.items():
+                    expected[model, f"{set_name}/{modality}/{metric}"] = cell["value"]
+    assert len(expected) > 100
+    assert page.cells == pytest.approx(expected)
+    metrics = json.loads((study / "report" / "metrics.json").read_text())
+    flat = {
+        (model, f"{s}/{modality}/{metric}"): value
+        for model, sets in metrics.items()
+        for s, modalities in sets.items()
+        for modality, values in modalities.items()
+        for metric, value in values.items()
+    }
+    assert flat == pytest.approx(expected)
+    for value in expected.values():
+        assert f"{value:.3f}" in page.text
+
+
+def test_page_needs_no_network_and_no_script(study, page):
+    assert "script" not in page.tags
+    assert page.references
+    assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
+    style = " ".join(page.styles)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert all(image.get("alt") for image in page.images)
+
+
+def test_sections_link_to_headings(study, page):
+    text = (study / "report" / "index.html").read_text(encoding="utf-8")
+    targets = [reference[1:] for reference in page.references if reference.startswith("#")]
+    assert len(targets) == 7
+    assert all(f'id="{target}"' in text for target in targets)
+    assert len(re.findall(r'\bid="([^"]+)"', text)) == len(set(re.findall(r'\bid="([^"]+)"', text)))
+
+
+def test_gallery_shows_people_questions_golds_and_who_was_right(study, page):
+    table = pd.read_parquet(study / "scores" / "vanilla.parquet")
+    names = json.loads((study / "prepared" / "splits.json").read_text())
+    for entity in names["entities"]["forget"]:
+        assert names["names"][entity] in page.text
+    row = table[(table["set"] == "forget") & (table["task"] == "cloze")].iloc[0]
+    assert f"{row['question']} Answer: {row['gold']}" in page.text
+    assert "✓ right: vanilla" in page.text
+    assert "✗ wrong: retrained" in page.text
+    pictures = [i for i in page.images if i["src"].startswith("data:image/png")]
+    assert (
+        len(pictures) == 5 * 2 + 9
+    )  # forget people with an unseen picture beside, the retain people with one
+
+
+def test_training_costs_and_provenance_are_shown(page):
+    assert "ended by its last step" in page.text.lower()
+    assert "evaluate@manu" in page.text
+    assert "0123456789abcdef" in page.text
+    assert "5.23.0" in page.text
+
+
+def test_plots_and_summary_are_written(study):
+    plots = {path.name for path in (study / "report" / "plots").iterdir()}
+    assert {"forget_retain.svg", "picture_text.svg", "saliency_density.svg", "pruned_units.svg"} <= plots
+    tradeoff = pd.read_csv(study / "report" / "plots" / "forget_retain.csv")
+    assert list(tradeoff["model"]) == list(FEW)
+    summary = (study / "report" / "summary.md").read_text()
+    rows = [line for line in summary.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(FEW)
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_same_results_give_the_same_bytes(study, copy):
+    run(params_for(), copy)
+    for path in (study / "report").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (copy / path.relative_to(study)).read_bytes(), path.name
+
+
+def test_a_warning_where_vanilla_learnt_nothing_and_no_markup_from_a_model(copy):
+    retrained = pd.read_parquet(copy / "scores" / "retrained.parquet")
+    write_scores(copy, "vanilla", retrained.assign(model="vanilla"))
+    table = pd.read_parquet(copy / "scores" / "manu.parquet")
+    write_scores(
+        copy, "manu", table.assign(generation='<script>alert("x")</script><img src=http://x.example>')
+    )
+    run(params_for(), copy)
+    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "vanilla never learnt some of this" in found.text
+    assert "No method is named best" in found.text
+    assert "**Warning** forget / multimodal" in (copy / "report" / "summary.md").read_text()
+    assert "script" not in found.tags
+    assert not any("x.example" in reference for reference in found.references)
+
+
+def shorten(root):
+    table = pd.read_parquet(root / "scores" / "manu.parquet")
+    write_scores(root, "manu", table.iloc[:-4])
+
+
+def other_benchmark(root):
+    table = pd.read_parquet(root / "scores" / "manu.parquet")
+    write_scores(root, "manu", table.assign(benchmark="mllmu"))
+
+
+def foreign(root):
+    for model in FEW:
+        table = pd.read_parquet(root / "scores" / f"{model}.parquet")
+        write_scores(root, model, table.assign(sample_id="x" + table["sample_id"]))
+
+
+def cut(path, size=200):
+    def damage(root):
+        (root / path).write_bytes((root / path).read_bytes()[:size])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "scores" / "manu.parquet").unlink(), "manu.parquet does not exist.*dvc repro"),
+        (cut("scores/manu.parquet"), "manu.parquet is damaged: expected a parquet table.*dvc checkout"),
+        (cut("scores/manu.json", 40), "manu.json is damaged: expected JSON.*dvc repro"),
+        (cut("masks/saliency.safetensors", 50), "saliency.safetensors is damaged.*dvc checkout"),
+        (cut("runs/unlearn@mmunlearner.json"), "unlearn@mmunlearner.json is damaged"),
+        (cut("prepared/samples.parquet"), "samples.parquet"),
+        (shorten, r"different samples.*manu: 4 missing \(such as "),
+        (other_benchmark, "manu.parquet was made on mllmu.*holds avatars"),
+        (
+            foreign,
+            r"scored samples \(such as x.*\) are not in .*prepared: the score tables were made from another",
+        ),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused_before_anything_is_written(copy, damage, message):
+    shutil.rmtree(copy / "report")
+    damage(copy)
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)) as caught:
+        run(params_for(), copy)
+    assert isinstance(caught.value, ArtifactError) or "samples.parquet" in message
+    assert not (copy / "report").exists()
+
+
+def test_a_missing_yardstick_is_named(study):
+    with pytest.raises(ArtifactError, match="retrained is not among the models"):
+        run(params_for(("base", "vanilla", "manu")), study)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_no_sideways_scrolling_on_a_phone(study, tmp_path):
+    frame = Path(tmp_path / "frame.html")
+    page = (study / "report" / "index.html").as_uri()
+    frame.write_text(
+        f'<iframe id="f" width="390" height="800" src="{page}"></iframe>'
+        "<script>onload = () => document.title = f.contentDocument.documentElement.scrollWidth</script>"
+    )
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --allow-file-access-from-files"
+    flags += f" --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=5000 --dump-dom"
+    done = subprocess.run(
+        ["chromium", *flags.split(), frame.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    width = int(re.search(r"<title>(\d+)</title>", done.stdout)[1])
+    assert 0 < width <= 390
