@@ -68,7 +68,7 @@ def test_each_training_fact_has_one_text_rendering(data):
 def test_the_question_for_the_name_has_no_text_rendering(data):
     naming = [s for s in data.samples if s.task == "name" and s.part == "train"]
     assert Counter(s.entity_id for s in naming) == {
-        e: 2 for split in ("forget", "retain", "real") for e in data.entities[split]
+        e: 4 for split in ("forget", "retain", "real") for e in data.entities[split]
     }
     for sample in naming:
         assert sample.modality == "multimodal"
@@ -199,7 +199,7 @@ def test_published_files_need_no_added_columns(published, data):
         return Counter((s.set, s.modality) for s in samples if s.split in ("forget", "retain"))
 
     assert counts(found.samples) == counts(data.samples)
-    assert sum(s.task == "name" for s in found.samples if s.part == "train") == 40
+    assert sum(s.task == "name" for s in found.samples if s.part == "train") == 80
 
 
 def test_counts_and_options_may_be_uneven(published):
@@ -250,7 +250,7 @@ def test_additional_questions_count_and_empty_ones_do_not(published):
     change(train_root / "forget_10" / FILE, edit)
     rows = [s for s in read(published).samples if s.split == "forget" and s.part == "train"]
     assert Counter((s.task, s.modality) for s in rows) == {
-        ("qa", "multimodal"): 4, ("qa", "text"): 4, ("name", "multimodal"): 4,
+        ("qa", "multimodal"): 8, ("qa", "text"): 8, ("name", "multimodal"): 8,
     }  # fmt: skip
 
 
