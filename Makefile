@@ -1,0 +1,53 @@
+# make run: set up and run everything.   make test: set up and run the tests.
+#
+#   VENV=.venv          the environment to make and use
+#   PYTHON=python3      the Python to make it with (3.11)
+#   TORCH_INDEX=URL     where to take torch from, if the default build does not suit the machine (see README)
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+
+export PATH := $(BIN):$(PATH)
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+
+.PHONY: run flow test test-all check ui server venv clean-venv
+
+run: $(READY)             ## everything, through DVC
+	dvc repro
+
+flow: $(READY)            ## the same, as a Prefect flow
+	python -m flows.pipeline
+
+test: $(READY)            ## the fast tests
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2
+
+test-all: $(READY)        ## the slow ones too: whole runs, killed and resumed
+	OMP_NUM_THREADS=1 python -m pytest
+
+check: $(READY)           ## style and types
+	pip install --quiet -c constraints.txt -e ".[dev]"
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(READY)              ## MLflow's pages on http://127.0.0.1:5000
+	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+server: $(READY)          ## Prefect's pages on http://127.0.0.1:4200
+	prefect server start --host 127.0.0.1
+
+venv: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $(READY)
+
+clean-venv:
+	rm -rf $(VENV)
