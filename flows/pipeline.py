@@ -51,7 +51,7 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
                 f"unlearn@{name}", table, vanilla, mask if method.mask else None
             )
         for name in params.prune.methods:
-            models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
+            models[f"unlearned/{name}"] = run(f"prune@{name}", vanilla, neurons)
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]
