@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from efface.report import figures
 from efface.report.figures import Plot, render
 from efface.report.measures import Estimate, Estimates, lookup
@@ -15,7 +13,6 @@ from efface.report.measures import Estimate, Estimates, lookup
 FORGET = ("forget", "multimodal", "exact_match")
 FORGET_TEXT = ("forget", "text", "exact_match")
 RETAIN = ("retain", "multimodal", "exact_match")
-MASK_COLUMNS = ("group", "layer", "density")
 
 
 def tradeoff_plots(estimates: Mapping[str, Estimates]) -> list[Plot]:
@@ -87,7 +84,7 @@ def saliency_plot(density: Mapping[str, Any], *, variant: str, threshold: float 
         variant: how the saliency was computed.
         threshold: ratio of forget to retain saliency from which a weight is in the mask, if there is one.
     """
-    towers = figures.by_tower(density["layers"])
+    towers = figures.layer_densities(density)
     described = [
         f"{group} "
         + ", ".join(f"{layer}: {share:.2f}" if layer else f"{share:.2f}" for layer, share in layers.items())
@@ -155,13 +152,3 @@ def training_plot(
         alt=f"Training of {model} over {last} steps: {', '.join(ends) or 'no losses recorded'}.",
         caption=f"{last:,} steps. Ended by {ended_by}. Losses in mean nats per answer token.",
     )
-
-
-def density_table(density: Mapping[str, Any]) -> pd.DataFrame:
-    """The mask's density as rows of group, layer and share."""
-    rows = [
-        (group, layer, share)
-        for group, layers in figures.by_tower(density["layers"]).items()
-        for layer, share in layers.items()
-    ]
-    return pd.DataFrame(rows, columns=list(MASK_COLUMNS))

@@ -239,7 +239,7 @@ def saliency_density(density: Mapping[str, Any], theme: Theme) -> Figure:
         density: ``{"total", "groups": {group: share}, "layers": {"group.layer": share}}``, shares in [0, 1].
         theme: colours.
     """
-    groups = by_tower(density["layers"])
+    groups = layer_densities(density)
     figure = _figure(3.0)
     widths = [max(1.5, len(layers)) for layers in groups.values()]
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
@@ -307,15 +307,15 @@ def training_curve(history: Sequence[Mapping[str, Any]], theme: Theme) -> Figure
     """
     figure = _figure(2.9)
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    lowest = float("inf")
+    highest, lowest = 0.0, float("inf")
     for index, (key, label) in enumerate(loss_words(history)):
         steps, values = series(history, key)
         if values:
             losses.plot(
                 steps, values, "--" if index else "-", color=theme.series[index], label=label, linewidth=1.4
             )
-            lowest = min(lowest, *values)
-    if lowest > 0 and len(losses.lines) > 1:  # a loss driven up and one held down share no linear scale
+            highest, lowest = max(highest, *values), min(lowest, *values)
+    if lowest > 0 and highest > 20 * lowest and len(losses.lines) > 1:  # one loss driven up, one held down
         losses.set_yscale("log")
     if losses.lines:
         losses.legend(loc="best", ncols=2)
@@ -339,6 +339,13 @@ def series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float],
     """Steps and values of one quantity, without the entries that lack it."""
     kept = [(float(entry["step"]), float(entry[key])) for entry in history if entry.get(key) is not None]
     return [step for step, _ in kept], [value for _, value in kept]
+
+
+def layer_densities(density: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Density per group and layer; a group without layers, such as a projector, is one entry named ``""``."""
+    layers = dict(density["layers"])
+    found = {name.partition(".")[0] for name in layers}
+    return by_tower(layers | {g: share for g, share in density.get("groups", {}).items() if g not in found})
 
 
 def by_tower(values: Mapping[str, float]) -> dict[str, dict[str, float]]:

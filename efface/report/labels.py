@@ -34,15 +34,27 @@ def place_labels(
     """
     marks = [(x - gap / 2, y - gap / 2, x + gap / 2, y + gap / 2) for x, y in points]
     placed: dict[int, Box] = {}
+    leaders: list[tuple[float, float]] = []
     for index in _crowded_first(points):
         taken = [*marks, *placed.values()]
 
-        def cost(option: tuple[float, Box], taken: list[Box] = taken) -> float:
+        start = points[index]
+
+        def cost(
+            option: tuple[float, Box],
+            start: tuple[float, float] = start,
+            taken: list[Box] = taken,
+            leaders: list[tuple[float, float]] = leaders,
+        ) -> float:
             distance, box = option
             clash = sum(_shared(box, other) for other in taken) + _outside(box, bounds)
-            return 1000 * clash + 0.5 * gap * sum(_shared(box, line) > 0 for line in lines) + distance
+            crossed = sum(_shared(box, line) > 0 for line in lines)
+            through = sum(_inside(spot, box) for spot in leaders)
+            through += sum(_inside(spot, other) for spot in _along(start, box) for other in placed.values())
+            return 1000 * clash + gap * (0.5 * crossed + 4 * through) + distance
 
-        placed[index] = min(_candidates(points[index], sizes[index], gap), key=cost)[1]
+        placed[index] = min(_candidates(start, sizes[index], gap), key=cost)[1]
+        leaders += _along(start, placed[index])
     return [
         ((placed[i][0] + placed[i][2]) / 2, (placed[i][1] + placed[i][3]) / 2) for i in range(len(points))
     ]
@@ -73,6 +85,19 @@ def _candidates(
             )
             cy = y + up * reach + (height / 2) * (0 if abs(up) < 1e-9 else up / max(abs(across), abs(up)))
             yield reach, (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+
+
+def _along(start: tuple[float, float], box: Box) -> list[tuple[float, float]]:
+    """Spots on the way from a point to the middle of its label, where a thin line may be drawn."""
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    return [
+        (start[0] + (middle[0] - start[0]) * part / 8, start[1] + (middle[1] - start[1]) * part / 8)
+        for part in range(1, 8)
+    ]
+
+
+def _inside(spot: tuple[float, float], box: Box) -> bool:
+    return box[0] < spot[0] < box[2] and box[1] < spot[1] < box[3]
 
 
 def _shared(a: Box, b: Box) -> float:

@@ -14,6 +14,10 @@ LEARNT = 0.05
 """Vanilla must lead retrained by this much; below, there is nothing to forget and nothing to measure."""
 KEPT = 0.9
 """Share of vanilla's score on the people to keep that a method has to hold to be called usable."""
+KNOWN = 0.5
+"""A vanilla model that answers less than this of what it was taught is too weak for firm words."""
+FEW_PEOPLE = 5
+"""With fewer people to forget, intervals are mostly luck."""
 FORGET_CELLS = (("forget", "multimodal"), ("forget", "text"), ("test", "multimodal"), ("test", "text"))
 
 
@@ -81,6 +85,7 @@ def verdict(
     best = min(usable, key=lambda m: (forget[m] or 0.0, -(retain[m] or 0.0), m))
     sentences += [_leader(estimates, best), *_text_side(estimates, best)]
     sentences += _rivals(tables, [m for m in usable if m != best], best, seed)
+    sentences += _cautions(estimates)
     dropped = [m for m in comparable if m not in usable]
     if dropped:
         sentences.append(
@@ -120,9 +125,26 @@ def _text_side(estimates: Mapping[str, Estimates], best: str) -> list[str]:
     if after is None or before is None:
         return []
     return [
-        f"Asked by name and without a picture, it still answers {_percent(after.value)} about the forgotten "
+        f"Asked by name and without a picture, it answers {_percent(after.value)} about the forgotten "
         f"people (vanilla {_percent(before.value)})."
     ]
+
+
+def _cautions(estimates: Mapping[str, Estimates]) -> list[str]:
+    """What makes all of this uncertain, if something does."""
+    found = []
+    forget = lookup(estimates["vanilla"], "forget", "multimodal", "exact_match")
+    if forget is not None and forget.people < FEW_PEOPLE:
+        found.append(
+            f"With {forget.people} people asked about, all of this is an example rather than a result."
+        )
+    weak = [s for s in ("forget", "retain") if (_value(estimates, "vanilla", s) or 0.0) < KNOWN]
+    if weak:
+        found.append(
+            f"Vanilla itself knows less than half of what it was taught ({' and '.join(weak)}), "
+            "so differences here say little about the methods."
+        )
+    return found
 
 
 def _rivals(tables: Mapping[str, pd.DataFrame], others: list[str], best: str, seed: int) -> list[str]:

@@ -67,8 +67,8 @@ def plots():
     ]
     density = {
         "total": 0.25,
-        "groups": {"vision": 0.5},
-        "layers": {"vision.0": 0.5, "language.10": 0.1, "projector": 1},
+        "groups": {"vision": 0.5, "projector": 1.0},
+        "layers": {"vision.0": 0.5, "language.10": 0.1},
     }
     return [
         *tradeoff_plots(comparison()),

@@ -211,6 +211,16 @@ def test_verdict_says_when_the_second_is_not_clearly_behind():
     assert "Not clearly behind it: b;" in " ".join(found.sentences)
 
 
+def test_verdict_is_modest_about_few_people_and_a_weak_vanilla(monkeypatch):
+    strong = " ".join(verdict(*study(base=(0, 0), vanilla=(1, 1), retrained=(0, 1), a=(0, 1))).sentences)
+    assert "an example rather than a result" not in strong
+    assert "less than half" not in strong
+    monkeypatch.setattr("efface.report.verdict.FEW_PEOPLE", PEOPLE + 1)
+    weak = " ".join(verdict(*study(base=(0, 0), vanilla=(0.25, 1), retrained=(0, 1), a=(0, 1))).sentences)
+    assert f"With {PEOPLE} people asked about" in weak
+    assert "less than half of what it was taught (forget)" in weak
+
+
 def test_verdict_names_nobody_when_everything_was_lost():
     found = verdict(*study(base=(0, 0), vanilla=(1, 1), retrained=(0, 1), a=(0, 0.25)))
     assert found.best is None
