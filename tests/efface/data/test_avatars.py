@@ -277,7 +277,7 @@ def test_text_questions_name_the_person_and_picture_questions_never_do(folder):
         assert not any(name in text for text in pictured)
 
 
-def test_all_phrasings_are_taught_as_soon_as_there_are_two_pictures(folder):
+def test_all_phrasings_are_taught_as_soon_as_there_are_four_pictures(folder):
     asked = Counter()
     for row in table(folder, "train", "forget_10").to_pylist():
         for entry, attribute in zip(json.loads(row["metadata"]), row["attributes"], strict=True):
@@ -285,7 +285,7 @@ def test_all_phrasings_are_taught_as_soon_as_there_are_two_pictures(folder):
     some = next(iter(asked))[0]
     for attribute in people.ATTRIBUTES:
         taught = {q for number, a, q in asked if number == some and a == attribute}
-        assert taught == {questions.training_question(attribute, i) for i in range(4)}
+        assert taught == {questions.training_question(attribute, i) for i in range(8)}
 
 
 def test_unseen_pictures_are_unseen(folder):

@@ -1,0 +1,92 @@
+"""Collation through the processor: what is labelled, what padding does, what a batch may hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from efface.data.encoding import Encoder, collate, draw, encode, encode_prompts, full_text, prompt_of
+from efface.errors import DataError
+
+
+@pytest.mark.parametrize("kind", ["pictured", "written"])
+def test_the_labels_spell_the_answer_and_the_end_token(processor, kind, request):
+    samples = request.getfixturevalue(kind)
+    for row, sample in zip(encode(processor, samples), samples, strict=True):
+        labelled = row["labels"][row["labels"] != -100]
+        assert processor.tokenizer.decode(labelled) == f"{sample.answer} {processor.tokenizer.eos_token}"
+        assert torch.equal(labelled, row["input_ids"][0, -len(labelled) :])
+
+
+def test_pictures_become_tokens_that_are_never_labelled(processor, pictured):
+    batch = collate(encode(processor, pictured), processor.tokenizer.pad_token_id)
+    image = batch["input_ids"] == processor.image_token_id
+    assert (image.sum(dim=1) == 9).all()  # 24 pixels in patches of 8
+    assert (batch["labels"][image] == -100).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    assert batch["pixel_values"].shape == (8, 3, 24, 24)
+
+
+def test_training_pads_right_and_generation_left(processor, pictured):
+    pad = processor.tokenizer.pad_token_id
+    rows = encode(processor, [pictured[3], pictured[0]])
+    right = collate(rows, pad)
+    assert right["attention_mask"][1].tolist() == sorted(right["attention_mask"][1].tolist(), reverse=True)
+    prompts = encode_prompts(processor, ["Which colour", "Which colour does this person like?"], [None, None])
+    left = collate(prompts, pad, side="left")
+    assert left["attention_mask"][0].tolist() == sorted(left["attention_mask"][0].tolist())
+    assert left["input_ids"][0, 0] == pad and not left["attention_mask"][0, 0]
+
+
+def test_batched_encoding_equals_one_by_one(processor, pictured, written):
+    together = encode(processor, pictured + written)
+    for row, sample in zip(together, pictured + written, strict=True):
+        (alone,) = encode(processor, [sample])
+        assert row.keys() == alone.keys()
+        assert all(torch.equal(row[key], alone[key]) for key in row)
+
+
+def test_mixed_samples_keep_their_order(processor, pictured, written):
+    mixed = [written[0], pictured[1], written[2], pictured[3]]
+    kinds = ["pixel_values" in row for row in encode(processor, mixed)]
+    assert kinds == [False, True, False, True]
+
+
+def test_a_small_cache_changes_nothing(processor, pictured):
+    large, small = Encoder(processor, pictured), Encoder(processor, pictured, cache_bytes=1)
+    for _ in range(2):
+        for indices in ([0, 3], [3, 5, 0], [7]):
+            a, b = large.batch(indices), small.batch(indices)
+            assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not small._cache
+
+
+def test_batches_keep_pictures_and_text_apart(processor, pictured, written):
+    encoder = Encoder(processor, [s for pair in zip(pictured, written, strict=True) for s in pair])
+    sizes = [(len(b["input_ids"]), "pixel_values" in b) for b in encoder.batches(5)]
+    assert sizes == [(5, True), (3, True), (5, False), (3, False)]
+
+
+def test_prompt_is_a_prefix_of_the_full_text(processor):
+    prompt = prompt_of(processor, "Which colour?", image=True)
+    assert full_text(processor, prompt, "red") == prompt + " red</s>"
+
+
+def test_a_processor_without_chat_template_is_named(processor, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", None)
+    with pytest.raises(DataError, match="LlavaProcessor has no chat template"):
+        prompt_of(processor, "Which colour?", image=False)
+
+
+def test_a_prompt_that_runs_into_the_answer_is_refused(processor, pictured, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", processor.chat_template + "{{ 'red' if add_generation_prompt }}")
+    monkeypatch.setattr("efface.data.encoding.full_text", lambda processor, prompt, answer: prompt[:-3] + answer)
+    with pytest.raises(DataError, match=r"sample 3-image: the tokens of the prompt are not the beginning"):
+        encode(processor, [pictured[3].__class__.from_row({**pictured[3].row(), "answer": "green"})])
+
+
+def test_draw_is_seeded_sorted_and_without_replacement():
+    chosen = draw(100, 20, 0)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 20
+    assert chosen == draw(100, 20, 0) != draw(100, 20, 1)
+    assert draw(5, None, 0) == draw(5, 9, 0) == [0, 1, 2, 3, 4]
