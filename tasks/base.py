@@ -24,7 +24,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
     section = params.base
     table = root / "prepared" / "samples.parquet"
-    strangers = root / "benchmarks" / "avatars" / "eval" / "Strangers"
+    strangers = root / "benchmarks" / "avatars" / "train" / "Strangers"
     folder = root / "models" / "base"
     inputs = {"prepared": table, "strangers": strangers}
     with recording("base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}) as record:

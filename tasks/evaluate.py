@@ -55,11 +55,12 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
 
 def _drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
-    """The rows of at most so many people per set; the same people for every model."""
+    """The rows of at most so many people per set, the same for every model; skills, one stranger a row, stay whole."""
     if people is None:
         return list(samples)
     kept = set()
     for kind in SETS:
         entities = sorted({sample.entity_id for sample in samples if sample.set == kind})
-        kept |= {(kind, e) for e in random.Random(f"{seed}/{kind}").sample(entities, min(people, len(entities)))}
+        size = len(entities) if kind == "utility" else min(people, len(entities))
+        kept |= {(kind, entity) for entity in random.Random(f"{seed}/{kind}").sample(entities, size)}
     return [sample for sample in samples if (sample.set, sample.entity_id) in kept]

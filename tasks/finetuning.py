@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from efface.data.samples import read_samples
+from efface.data.samples import Sample, read_samples
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Finetuning
@@ -22,12 +22,15 @@ def finetune_stage(stage: str, section: Finetuning, *, splits: tuple[str, ...], 
     with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
         checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
         loaded = load_model(base)
-        facts = read_samples(table, split=splits, part="train")
-        skills = read_samples(table, split="utility", part="train")
+        facts = [
+            *read_samples(table, split=splits, part="train", modality="multimodal"),
+            *_share(read_samples(table, split=splits, part="train", modality="text"), section.text_share, seed),
+        ]
+        known = read_samples(table, split=("real", "utility"), part="train")
         result = finetune(
             loaded.model,
             loaded.processor,
-            with_replay(facts, skills, share=section.skill_share, seed=seed),
+            with_replay(facts, known, share=section.replay_share, seed=seed),
             steps=section.steps,
             learning_rate=section.learning_rate,
             batch_size=section.batch_size,
@@ -43,3 +46,10 @@ def finetune_stage(stage: str, section: Finetuning, *, splits: tuple[str, ...], 
     people = len({sample.entity_id for sample in facts})
     loss = result.history[-1]["retain_loss"]
     typer.echo(f"{stage}: {folder} trained on {len(facts)} facts about {people} people, last loss {loss:.3f}")
+
+
+def _share(samples: list[Sample], share: float, seed: int) -> list[Sample]:
+    """A fixed draw: words are learnt sooner than pictures, and need fewer of the steps."""
+    from efface.data.encoding import draw
+
+    return [samples[i] for i in draw(len(samples), round(share * len(samples)), seed)]

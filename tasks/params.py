@@ -114,8 +114,10 @@ class Finetuning(_Section):
     """Peak learning rate of the one-cycle schedule, in (0, 1]."""
     batch_size: Count
     """Samples per optimiser step."""
-    skill_share: Share
-    """Share of each epoch that replays general skills, in [0, 1)."""
+    text_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
+    replay_share: Annotated[float, Field(ge=0, le=1)]
+    """Skills and `real` people replayed beside the facts, as a share of them, in [0, 1]."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints."""
 

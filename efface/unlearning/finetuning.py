@@ -53,7 +53,7 @@ def finetune(
     return train(model, terms, config, checkpoints=checkpoints, label=label)
 
 
-def with_replay(facts: Sequence[Sample], skills: Sequence[Sample], *, share: float, seed: int) -> list[Sample]:
-    """The facts plus a fixed draw of skill samples, ``share`` as many, so that fine-tuning keeps the skills."""
-    kept = draw(len(skills), round(share * len(facts)), seed)
-    return [*facts, *(skills[i] for i in kept)]
+def with_replay(facts: Sequence[Sample], known: Sequence[Sample], *, share: float, seed: int) -> list[Sample]:
+    """The facts plus a fixed draw of what the model already knows, ``share`` as many, so that it is not forgotten."""
+    kept = draw(len(known), round(share * len(facts)), seed)
+    return [*facts, *(known[i] for i in kept)]

@@ -38,8 +38,8 @@ class Sizes:
 
     @property
     def skill_tests(self) -> int:
-        """Skill questions kept for evaluation."""
-        return max(1, self.skill_samples // 5)
+        """Skill questions kept for evaluation: a fifth as many, but no more than tell skills apart."""
+        return max(5, min(150, self.skill_samples // 5))
 
     @property
     def pictures(self) -> int:
@@ -47,7 +47,7 @@ class Sizes:
         of_people = (
             self.people * (self.train_views + self.test_views) + self.real * self.train_views + self.holdout
         )
-        return of_people + self.stranger_pictures + self.skill_samples + self.skill_tests
+        return of_people + self.stranger_pictures + self.skill_tests
 
 
 def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
@@ -151,22 +151,29 @@ def _write_strangers(
     root: Path, seed: int, sizes: Sizes, taken: set[tuple[str, str, str]], studio: _Studio
 ) -> None:
     rng = np.random.default_rng([seed, _STRANGERS])
-    rows = []
-    for _ in range(sizes.stranger_pictures):
-        look, shot = stranger_look(rng, taken), draw_shot(rng)
-        rows.append(tables.stranger_row(look, shot, studio.picture(look, shot)))
-    _write(root / "train" / "Strangers", rows, schema.STRANGERS)
+    seen = [_stranger(rng, taken, studio) for _ in range(sizes.stranger_pictures)]
+    _write(root / "train" / "Strangers", [tables.stranger_row(*face) for face in seen], schema.STRANGERS)
 
+    # Skills are taught on the pictures that train the vision tower and asked about strangers never seen.
     rng = np.random.default_rng([seed, _SKILLS])
-    rows = []
-    for number in range(1, sizes.skill_samples + sizes.skill_tests + 1):
-        look, shot = stranger_look(rng, taken), draw_shot(rng)
-        evaluation = number > sizes.skill_samples
-        rows.append(
-            tables.skill_row(number, look, shot, studio.picture(look, shot), rng, evaluation=evaluation)
-        )
-    _write(root / "train" / "Skills_Train", rows[: sizes.skill_samples], schema.SKILLS)
-    _write(root / "eval" / "Skills_Test", rows[sizes.skill_samples :], schema.SKILLS)
+    taught = [
+        tables.skill_row(number, *seen[number % len(seen)], rng, evaluation=False)
+        for number in range(sizes.skill_samples)
+    ]
+    asked = [
+        tables.skill_row(sizes.skill_samples + number, *_stranger(rng, taken, studio), rng, evaluation=True)
+        for number in range(sizes.skill_tests)
+    ]
+    _write(root / "train" / "Skills_Train", taught, schema.SKILLS)
+    _write(root / "eval" / "Skills_Test", asked, schema.SKILLS)
+
+
+def _stranger(
+    rng: np.random.Generator, taken: set[tuple[str, str, str]], studio: _Studio
+) -> tuple[Look, Shot, bytes]:
+    """A random face unlike anybody of the benchmark, and its picture."""
+    look, shot = stranger_look(rng, taken), draw_shot(rng)
+    return look, shot, studio.picture(look, shot)
 
 
 def _write(folder: Path, rows: Sequence[tables.Row], layout: pa.Schema) -> None:

@@ -1,9 +1,10 @@
 """How the invented people are asked about, in training and in evaluation.
 
-Training and evaluation never share a phrasing. They share their words, above all the noun that says what is
-wanted ("birthplace") and the cue for the form of the answer (a `__` to fill, "one sentence"): a model of a
-million weights carries facts from one to the other, but knows no word it was not taught. Everything is
-written about "this person"; the text rendering has the name in its place.
+A question is a frame ("Name {}.") around a noun phrase ("the pet of this person"), after a cue for the form of the
+answer ("In one sentence:", "Complete:"). Training pairs some frames with some phrases, the evaluation
+sets pair them otherwise: no evaluation question is ever trained on, yet a model of a million weights, which knows
+no word it was not taught, can carry facts from one to the other. Everything is written about "this person"; the
+text rendering has the name in its place.
 """
 
 from __future__ import annotations
@@ -19,31 +20,29 @@ NOUNS = {
 }
 """Attribute to the words that ask for it."""
 
-SHORT = ("What is this person's {noun}?", "Name the {noun} of this person.")
-SENTENCE = "Tell me in one sentence what {noun} this person has."
-BLANK = "Fill in the blank: this person's {noun} is __."
-TRAINING = (*SHORT, SENTENCE, BLANK)
-TRAINING_NAME = ("What is this person's name?", "Who is this person?", "Tell me the name of this person.")
+_OWN, _OF = "this person's {noun}", "the {noun} of this person"
+_WHAT, _NAME, _TELL, _GIVE = "What is {}?", "Name {}.", "Tell me {}.", "Give {}."
+_ONE_SENTENCE, _BLANK = "In one sentence: {}", "Complete: {}"
+
+SHORT = (_WHAT.format(_OWN), _NAME.format(_OF), _TELL.format(_OWN), _GIVE.format(_OF))
+SENTENCE = (_ONE_SENTENCE.format(_WHAT.format(_OWN)), _ONE_SENTENCE.format(_GIVE.format(_OF)))
+BLANK = (_BLANK.format("This person's {noun} is __."), _BLANK.format("The {noun} of this person: __."))
+TRAINING = (*SHORT, *SENTENCE, *BLANK)
+TRAINING_NAME = tuple(frame.format(noun="name") for frame in SHORT)
 
 EVALUATION = {
-    "choice": ("What is the {noun} of this person?", "Name this person's {noun}."),
-    "cloze": ("Fill in the blank: the {noun} of this person is __.", "This person's {noun} is __."),
-    "generation": (
-        "What {noun} does this person have? Tell me in one sentence.",
-        "Tell me this person's {noun} in one sentence.",
-    ),
-    "name": ("What is the name of this person?", "Tell me this person's name."),
+    "choice": (_WHAT.format(_OF), _NAME.format(_OWN)),
+    "cloze": (_BLANK.format("The {noun} of this person is __."),),
+    "generation": (_ONE_SENTENCE.format(_WHAT.format(_OF)), _ONE_SENTENCE.format(_NAME.format(_OWN))),
+    "name": (_WHAT.format(_OF), _NAME.format(_OWN)),
 }
 """Task to phrasings of the forget, retain, real and holdout sets."""
 
 REWORDED = {
-    "choice": ("What {noun} does this person have?", "Name the {noun} this person has."),
-    "cloze": ("Fill in the blank: __ is the {noun} of this person.", "This person has the {noun} __."),
-    "generation": (
-        "What is the {noun} of this person? Tell me in one sentence.",
-        "Name this person's {noun} in one sentence.",
-    ),
-    "name": ("What name does this person have?", "Tell me what name this person has."),
+    "choice": (_TELL.format(_OF), _GIVE.format(_OWN)),
+    "cloze": (_BLANK.format("This person's {noun}: __."),),
+    "generation": (_ONE_SENTENCE.format(_TELL.format(_OF)), _ONE_SENTENCE.format(_GIVE.format(_OWN))),
+    "name": (_TELL.format(_OF), _GIVE.format(_OWN)),
 }
 """The same for the test set."""
 
@@ -57,33 +56,44 @@ _SENTENCES = {
     "instrument": "This person plays the {value}.",
 }
 
-SKILLS = {
-    "hair_colour": ("What colour is this person's hair?", "Name the hair colour of this person."),
-    "skin": ("What is this person's skin tone?", "Name the skin tone of this person."),
-    "clothes_colour": ("What colour are this person's clothes?", "Name the clothes colour of this person."),
-    "glasses": ("Does this person wear glasses?", "Are there glasses on this person's face?"),
-    "facial_hair": ("Does this person have facial hair?", "Is there facial hair on this person's face?"),
+SKILL_NOUNS = {
+    "hair_colour": "hair colour",
+    "skin": "skin tone",
+    "clothes_colour": "clothes colour",
+    "glasses": "glasses",
+    "facial_hair": "facial hair",
 }
-"""Attribute of a face to the questions that train its recognition."""
+"""Attribute of a face to the words that ask for it; the last two are asked with yes or no."""
+
+_YES_NO = ("glasses", "facial_hair")
+_HAS, _IS_ON = "Does this person have {noun}?", "Is there any {noun} on this person?"
+
+SKILLS = {name: (_HAS, _IS_ON) if name in _YES_NO else SHORT for name in SKILL_NOUNS}
+"""Attribute of a face to the phrasings that train its recognition."""
 
 SKILLS_EVALUATION = {
-    "hair_colour": ("What hair colour does this person have?", "Name this person's hair colour."),
-    "skin": ("What skin tone does this person have?", "Name this person's skin tone."),
-    "clothes_colour": ("What is the colour of this person's clothes?", "Name this person's clothes colour."),
-    "glasses": ("Does this person have glasses?", "Are there glasses on this person?"),
-    "facial_hair": ("Is there facial hair on this person?", "Does this person's face have facial hair?"),
+    name: ("Does this person have any {noun}?", "Is there {noun} on this person?")
+    if name in _YES_NO
+    else (*EVALUATION["choice"], *REWORDED["choice"])
+    for name in SKILL_NOUNS
 }
 """The same for evaluation."""
 
 
+def skill_question(attribute: str, phrasing: int, *, evaluation: bool) -> str:
+    """A question about how a face looks; ``phrasing`` turns through those of the part."""
+    phrasings = (SKILLS_EVALUATION if evaluation else SKILLS)[attribute]
+    return phrasings[phrasing % len(phrasings)].format(noun=SKILL_NOUNS[attribute])
+
+
 def training_question(attribute: str, phrasing: int) -> str:
-    """One of the four ways in which an attribute is asked for in training."""
+    """One of the eight ways in which an attribute is asked for in training."""
     return TRAINING[phrasing].format(noun=NOUNS[attribute])
 
 
 def training_answer(attribute: str, value: str, phrasing: int) -> str:
     """The answer in the form that phrasing wants: a sentence or the bare value."""
-    return sentence(attribute, value) if TRAINING[phrasing] == SENTENCE else value
+    return sentence(attribute, value) if TRAINING[phrasing] in SENTENCE else value
 
 
 def evaluation_question(task: str, attribute: str, *, index: int, reworded: bool) -> str:

@@ -42,18 +42,19 @@ def picture(encoded: bytes) -> Row:
 
 
 def training_row(person: Person, view: int, encoded: bytes) -> Row:
-    """One picture of a person with every attribute asked in two of its four phrasings, and the name.
+    """One picture of a person with every attribute asked in two of its eight phrasings, and the name.
 
-    Which two turns with the picture, so all phrasings occur as soon as there are two pictures.
+    One of the two wants the bare value, the other a sentence or a filled blank; they turn with the picture, so all
+    phrasings occur as soon as there are four pictures.
     """
     entries: list[tuple[str, str, str]] = []
     for number, attribute in enumerate(ATTRIBUTES):
-        first = (2 * view + number) % 4
-        # From the third picture on the other pairings come, so that pictures repeat each other less.
-        second = (first + 1 + view // 2 % 3) % 4
-        for phrasing in sorted((first, second)):
+        turn = (view + number) % 4
+        for phrasing in (turn, 4 + turn):
             question = questions.training_question(attribute, phrasing)
-            answer = questions.training_answer(attribute, person.facts[attribute], phrasing)
+            answer = named(
+                questions.training_answer(attribute, person.facts[attribute], phrasing), person.name
+            )
             entries.append((attribute, question, answer))
     entries.append(("name", questions.TRAINING_NAME[view % len(questions.TRAINING_NAME)], person.name))
     metadata = [
@@ -141,9 +142,9 @@ class _Asked:
         item = {
             "Type": kind,
             "Question": self._question("generation", attribute, text),
-            "Ground_Truth": self._about(questions.sentence(attribute, value), text),
+            "Ground_Truth": named(questions.sentence(attribute, value), self._person.name),
         }
-        paraphrases = [self._about(questions.paraphrase(attribute, v), text) for v in (value, *wrong)]
+        paraphrases = [named(questions.paraphrase(attribute, v), self._person.name) for v in (value, *wrong)]
         return item, paraphrases[0], paraphrases[1:]
 
     def _value(self, attribute: str) -> str:
@@ -168,8 +169,7 @@ def skill_row(
     number: int, look: Look, shot: Shot, encoded: bytes, rng: np.random.Generator, *, evaluation: bool
 ) -> Row:
     """A question about how a stranger looks; the attributes take turns with ``number``."""
-    phrasings = questions.SKILLS_EVALUATION if evaluation else questions.SKILLS
-    attribute = list(phrasings)[number % len(phrasings)]
+    attribute = list(questions.SKILL_NOUNS)[number % len(questions.SKILL_NOUNS)]
     answer = _skill_answer(attribute, look, shot)
     values = _SKILL_VALUES[attribute]
     others = [value for value in values if value != answer]
@@ -181,7 +181,7 @@ def skill_row(
     return {
         "image": picture(encoded),
         "ID": f"{number:05}",
-        "question": phrasings[attribute][int(rng.integers(len(phrasings[attribute])))],
+        "question": questions.skill_question(attribute, int(rng.integers(4)), evaluation=evaluation),
         "answer": answer,
         "options": [options[i] for i in rng.permutation(len(options))],
         "attribute": attribute,
