@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -110,6 +111,8 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
 def _main() -> int:
     from tasks.processes import end_with_parent
 
+    # An orderly exit, in which DVC takes back the notes it keeps of who is at work on what.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     end_with_parent(int(sys.argv[1]))
     from dvc.cli import main
 

@@ -57,6 +57,10 @@ def remove_stale_partials(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    with contextlib.suppress(
+        OSError, IndexError
+    ):  # a killed process keeps its number until somebody asks for it
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

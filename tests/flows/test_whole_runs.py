@@ -78,7 +78,7 @@ class Copy:
         return (self.folder / name).read_text()
 
     def kill_when(self, ready: Callable[[], bool], *command: str, all_of_it: bool = False) -> None:
-        """Start a command, kill it (or all of it) outright when ready, and wait until nothing of it is left."""
+        """Start a command, kill it (or all of it) outright when ready; wait until nothing of it is left."""
         mark = f"whole-{os.getpid()}-{time.monotonic_ns()}"
         started = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -212,7 +212,7 @@ def test_a_bad_parameter_stops_both_ways_before_anything_runs(made):
 
 @pytest.mark.parametrize("way", ["everything", "dvc", "flow"])
 def test_prepare_killed_half_way_is_taken_up_again(made, way):
-    """Everything: as in a power cut. Only DVC, only the flow: the stage ends with them, or has just ended well."""
+    """Everything: a power cut. Only DVC, only the flow: the stage ends with them, or has just ended."""
     command = ("flows.pipeline", "--target", "prepare") if way == "flow" else ("dvc", "repro", "prepare")
     made.edit("params.yaml", r"validation_fraction: 0.15", "validation_fraction: 0.3")
     shutil.rmtree(made.folder / ".dvc/cache/runs", ignore_errors=True)  # or there would be nothing to run

@@ -101,6 +101,17 @@ def test_the_partial_of_a_living_process_is_left_alone(tmp_path):
     assert other.read_text() == "in use"
 
 
+def test_the_partial_of_a_killed_process_nobody_has_waited_for_is_removed(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and its number still taken
+    (tmp_path / f".a.partial-{child.pid}").write_text("half")
+    with writing(tmp_path / "a") as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == ["a"]
+    child.wait()
+
+
 def test_a_terminated_stage_leaves_no_partial(tmp_path):
     """SIGTERM is an ordinary exit of a stage, so `finally` blocks run."""
     code = "import signal; from tasks.__main__ import _leave; signal.signal(signal.SIGTERM, _leave)\n" + CHILD
