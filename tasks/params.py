@@ -7,14 +7,18 @@ key as it stands in the file, the value found, and what is allowed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+import efface
 from tasks.params_errors import ParamsError, explain
+from tasks.params_file import PROFILES, merged, profiles_of, read
 
-PROFILES = ("quick", "laptop", "study")
-UNLEARNING_METHODS = ("mmunlearner", "grad_diff", "gradient_ascent", "npo")
+UNLEARNING_METHODS = tuple(
+    sorted(file.stem for file in Path(efface.__file__).parent.glob("unlearning/methods/[a-z]*.py"))
+)
+"""A method is a file; finding the names this way loads no torch."""
 PRUNING_METHODS = ("manu", "random_pruning")
 YARDSTICKS = ("base", "vanilla", "retrained")
 
@@ -33,7 +37,7 @@ class _Section(BaseModel):
 class Avatars(_Section):
     """The embedded benchmark: who exists and how many pictures of them."""
 
-    profile: Literal["quick", "laptop", "study"]
+    profile: Literal[PROFILES]  # type: ignore[valid-type]
     """Which entry of `profiles` replaces values of the sections."""
     seed: Annotated[int, Field(ge=0)]
     """Draws people, facts and pictures."""
@@ -203,7 +207,7 @@ class Unlearn(_Section):
     """Samples per optimiser step, from each set."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints."""
-    methods: dict[Literal["mmunlearner", "grad_diff", "gradient_ascent", "npo"], UnlearningMethod]
+    methods: dict[Literal[UNLEARNING_METHODS], UnlearningMethod]  # type: ignore[valid-type]
     """The methods to run."""
     stop: Stop
 
@@ -231,7 +235,7 @@ class PruningMethod(_Section):
 class Prune(_Section):
     """Unlearning by switching neurons off, one model per method."""
 
-    methods: dict[Literal["manu", "random_pruning"], PruningMethod]
+    methods: dict[Literal[PRUNING_METHODS], PruningMethod]  # type: ignore[valid-type]
     """The methods to run."""
 
 
@@ -299,8 +303,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: one line per mistake, naming key, value and what is allowed.
     """
-    data = _read(Path(path))
-    profiles = _profiles(data, path)
+    data = read(Path(path), SECTIONS)
+    profiles = profiles_of(data, path, SECTIONS)
     sections = {key: value for key, value in data.items() if key != "profiles"}
     avatars = sections.get("avatars")
     chosen = avatars.get("profile") if isinstance(avatars, dict) else None
@@ -308,7 +312,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     loaded: Params | None = None
     for name in sorted(profiles, key=lambda name: name != chosen):  # the chosen one's mistakes come first
         try:
-            params = Params.model_validate(_merged(sections, profiles[name]))
+            params = Params.model_validate(merged(sections, profiles[name]))
         except ValidationError as error:
             mistakes += explain(error, Params.model_json_schema(), name, profiles[name])
         else:
@@ -316,86 +320,3 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     if mistakes or loaded is None:
         raise ParamsError(path, mistakes)
     return loaded
-
-
-def _read(path: Path) -> dict[str, Any]:
-    # The parser DVC uses: it reads 1e-3 as a number and refuses a key given twice, which PyYAML does not.
-    from ruamel.yaml import YAML, YAMLError
-
-    try:
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ParamsError(
-            path, ["no such file; run this from the project's root, where params.yaml is"]
-        ) from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise ParamsError(path, [f"not readable as YAML: {what}"]) from error
-    if not isinstance(data, dict):
-        raise ParamsError(path, [f"expected sections ({', '.join(SECTIONS)}), got {type(data).__name__}"])
-    return data
-
-
-def _profiles(data: dict[str, Any], path: str | Path) -> dict[str, dict[str, Any]]:
-    """The overrides of each profile; every profile lists every section, so DVC can track each of them."""
-    profiles = data.get("profiles")
-    if not isinstance(profiles, dict):
-        raise ParamsError(
-            path, [f"profiles is missing: expected {', '.join(PROFILES)}, each with every section"]
-        )
-    mistakes = [
-        f"profiles.{name} is missing: add it with every section" for name in PROFILES if name not in profiles
-    ]
-    for name, overrides in profiles.items():
-        if name not in PROFILES:
-            mistakes.append(f"profiles.{name} is not a known profile; allowed: {', '.join(PROFILES)}")
-        elif not isinstance(overrides, dict):
-            mistakes.append(
-                f"profiles.{name} is {overrides!r}: expected every section, each with its overrides or {{}}"
-            )
-        else:
-            mistakes += _profile_mistakes(f"profiles.{name}", overrides, data)
-    if mistakes:
-        raise ParamsError(path, mistakes)
-    return profiles
-
-
-def _profile_mistakes(where: str, overrides: dict[str, Any], sections: dict[str, Any]) -> list[str]:
-    mistakes = [f"{where}.{key} is missing: add `{key}: {{}}`" for key in SECTIONS if key not in overrides]
-    for key, section in overrides.items():
-        if key not in SECTIONS:
-            mistakes.append(f"{where}.{key} is not a section; allowed: {', '.join(SECTIONS)}")
-        elif not isinstance(section, dict):
-            mistakes.append(f"{where}.{key} is {section!r}: expected keys to replace, or {{}}")
-    if mistakes:
-        return mistakes
-    # These shape dvc.yaml (which stages there are, what they read), and dvc.yaml reads the sections only.
-    fixed = ["avatars.profile", "prepare.benchmark", "evaluate.models"]
-    for kind in ("unlearn", "prune"):
-        methods = overrides[kind].get("methods") or {}
-        fixed += [f"{kind}.methods.{name}.mask" for name in methods]
-        fixed += [
-            f"{kind}.methods.{name}" for name in methods if not _has(sections, f"{kind}.methods.{name}")
-        ]
-    return [
-        f"{where}.{key} is for the section only, not for a profile; set {key} instead"
-        for key in sorted(fixed)
-        if _has(overrides, key)
-    ]
-
-
-def _has(tree: Any, dotted: str) -> bool:
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def _merged(base: Any, override: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(override, dict)):
-        return override
-    return {
-        **base,
-        **{key: _merged(base[key], value) if key in base else value for key, value in override.items()},
-    }

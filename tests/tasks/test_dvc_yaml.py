@@ -16,6 +16,7 @@ GLUE = {
     "tasks/environment.py": "telemetry and warnings",
     "tasks/processes.py": "how processes end",
     "tasks/params.py": "reads values that DVC tracks one by one",
+    "tasks/params_file.py": "the same",
     "tasks/params_errors.py": "words of error messages",
     "tasks/artifacts.py": "moves files into place; its digests and JSON are fixed by tests",
     "tasks/tracking.py": "sends copies of finished results elsewhere",

@@ -61,7 +61,7 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "    grad_dif:\n",
             "unlearn.methods.grad_dif",
             "unknown",
-            "mmunlearner, grad_diff",
+            "grad_diff, gradient_ascent",
         ),
         ("    manu:\n", "    many:\n", "prune.methods.many", "unknown", "manu, random_pruning"),
         ("{people: 20,", "{people: 1,", "profiles.quick.avatars.people", "1", "an integer at least 7"),
