@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import socket
-import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
@@ -94,7 +93,7 @@ def _failures_in_words(uri: str) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
         from requests import RequestException
         from sqlalchemy.exc import SQLAlchemyError
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise _unsent(uri, error) from error
     try:
         yield
@@ -116,18 +115,12 @@ def _without_password(text: str) -> str:
 
 
 def _probe(uri: str) -> None:
-    """Fail in seconds where MLflow would retry for minutes: nobody listening, a file that is no database."""
+    """Fail within seconds where MLflow would wait for minutes: a host where nobody answers."""
     parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///"))
-        if path.is_file():
-            with contextlib.closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA schema_version")
-    elif parts.hostname:
-        ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-        port = parts.port or ports.get(parts.scheme.partition("+")[0])
-        if port:
-            socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    port = parts.port or ports.get(parts.scheme.partition("+")[0])
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
 
 
 @contextlib.contextmanager
