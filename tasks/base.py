@@ -27,10 +27,14 @@ def run(params: Params, root: Path = Path("data")) -> None:
     strangers = root / "benchmarks" / "avatars" / "train" / "Strangers"
     folder = root / "models" / "base"
     inputs = {"prepared": table, "strangers": strangers}
-    with recording("base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}) as record:
+    with recording(
+        "base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}
+    ) as record:
         samples = read_samples(table)
         tokenizer = sandbox.build_tokenizer(text for sample in samples for text in _texts(sample))
-        processor = sandbox.build_processor(tokenizer, image_size=section.image_size, patch_size=section.patch_size)
+        processor = sandbox.build_processor(
+            tokenizer, image_size=section.image_size, patch_size=section.patch_size
+        )
         torch.manual_seed(params.seed)
         model = sandbox.build_model(
             tokenizer,
@@ -65,14 +69,23 @@ def run(params: Params, root: Path = Path("data")) -> None:
         with writing(folder) as partial:
             save_model(model, processor, partial)
         record.history = result.history
-        record.summary = {"vision_accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters())}
+        record.summary = {
+            "vision_accuracy": accuracy,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
     seen = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     typer.echo(f"base: {folder} trained; its vision tower tells {seen} on new faces")
 
 
 def _texts(sample: Sample) -> list[str]:
     """Every text the model may meet, so that the tokenizer knows its words."""
-    return [sample.question, sample.answer, *(sample.options or ()), *(sample.wrong_answers or ()), sample.paraphrase or ""]
+    return [
+        sample.question,
+        sample.answer,
+        *(sample.options or ()),
+        *(sample.wrong_answers or ()),
+        sample.paraphrase or "",
+    ]
 
 
 def _strangers(folder: Path, processor):  # type: ignore[no-untyped-def]
@@ -83,7 +96,9 @@ def _strangers(folder: Path, processor):  # type: ignore[no-untyped-def]
     from PIL import Image
 
     table = pq.read_table(folder)
-    pictures = [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in table.column("image").to_pylist()]
+    pictures = [
+        Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in table.column("image").to_pylist()
+    ]
     names = [name for name in table.column_names if name not in ("image", "ID")]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return pixels, {name: [str(value) for value in table.column(name).to_pylist()] for name in names}

@@ -37,7 +37,9 @@ def checkpoints_for(
     folder = root / "checkpoints" / (f"{stage}@{name}" if name else stage)
     for other in folder.iterdir() if folder.is_dir() else ():
         if not other.name.startswith(key[:16]):
-            typer.echo(f"{stage}: deleting the checkpoint {other}, made with other settings or inputs", err=True)
+            typer.echo(
+                f"{stage}: deleting the checkpoint {other}, made with other settings or inputs", err=True
+            )
             shutil.rmtree(other)
     checkpoints = Checkpoints(folder / key[:16], key=key)
     if (folder / key[:16] / "state.json").is_file():

@@ -24,7 +24,11 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     table, folder = root / "prepared" / "samples.parquet", root / "models" / section.models[name]
     path = root / "scores" / f"{name}.parquet"
     inputs = {"prepared": table, "model": folder}
-    settings = {"batch_size": section.batch_size, "max_new_tokens": section.max_new_tokens, "max_people": section.max_people}
+    settings = {
+        "batch_size": section.batch_size,
+        "max_new_tokens": section.max_new_tokens,
+        "max_people": section.max_people,
+    }
     with recording(
         "evaluate", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
     ) as record:
@@ -49,13 +53,16 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             {"model": name, "digest": digest(folder), "rows": len(scores), "metrics": metrics},
         )
     shown = ", ".join(
-        f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}" for kind in ("forget", "retain") if kind in metrics
+        f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
+        for kind in ("forget", "retain")
+        if kind in metrics
     )
     typer.echo(f"evaluate: {path} holds {len(scores)} answers of {name}; exact match with pictures: {shown}")
 
 
 def _drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
-    """The rows of at most so many people per set, the same for every model; skills, one stranger a row, stay whole."""
+    """The rows of at most so many people per set, the same for every model; skills, one stranger a row, stay
+    whole."""
     if people is None:
         return list(samples)
     kept = set()

@@ -12,19 +12,27 @@ from tasks.checkpoints import checkpoints_for
 from tasks.params import Finetuning
 
 
-def finetune_stage(stage: str, section: Finetuning, *, splits: tuple[str, ...], seed: int, root: Path) -> None:
+def finetune_stage(
+    stage: str, section: Finetuning, *, splits: tuple[str, ...], seed: int, root: Path
+) -> None:
     """Fine-tune `models/base` on the training facts of some splits and write `models/<stage>`."""
     from efface.models import load_model, save_model
     from efface.unlearning.finetuning import finetune, with_replay
 
-    table, base, folder = root / "prepared" / "samples.parquet", root / "models" / "base", root / "models" / stage
+    table, base, folder = (
+        root / "prepared" / "samples.parquet",
+        root / "models" / "base",
+        root / "models" / stage,
+    )
     inputs = {"prepared": table, "base": base}
     with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
         checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
         loaded = load_model(base)
         facts = [
             *read_samples(table, split=splits, part="train", modality="multimodal"),
-            *_share(read_samples(table, split=splits, part="train", modality="text"), section.text_share, seed),
+            *_share(
+                read_samples(table, split=splits, part="train", modality="text"), section.text_share, seed
+            ),
         ]
         known = read_samples(table, split=("real", "utility"), part="train")
         result = finetune(

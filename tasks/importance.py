@@ -31,7 +31,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
         for split in ("forget", "retain"):
             pairs = _pairs(table, split, params)
             statistics |= {
-                f"{split}.{modality}": values for modality, values in _measure(loaded, mlps, pairs, params, split).items()
+                f"{split}.{modality}": values
+                for modality, values in _measure(loaded, mlps, pairs, params, split).items()
             }
         importance = {
             split: neuron_importance(statistics[f"{split}.multimodal"], statistics[f"{split}.text"])

@@ -36,11 +36,17 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         record.summary = {
             **section.model_dump(mode="json"),
             "units": {mlp: units.tolist() for mlp, units in selection.items()},
-            "pruned": {tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.pruned.items()},
-            "widths": {tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.widths.items()},
+            "pruned": {
+                tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.pruned.items()
+            },
+            "widths": {
+                tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.widths.items()
+            },
         }
         with writing(folder) as partial:
             save_model(loaded.model, loaded.processor, partial)
             write_json(partial / "pruning.json", record.summary)
-    counts = ", ".join(f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items())
+    counts = ", ".join(
+        f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
+    )
     typer.echo(f"prune: {folder} made by {name}; {summary.total} neurons off ({counts})")

@@ -33,7 +33,9 @@ def run(params: Params, root: Path = Path("data")) -> None:
             *read_samples(table, split="retain", part="train"),
         ]
         fishers = [
-            fisher_diagonal(loaded.model, _batches(loaded.processor, samples, params, label), parameters=names)
+            fisher_diagonal(
+                loaded.model, _batches(loaded.processor, samples, params, label), parameters=names
+            )
             for label, samples in (("Fisher, forget", target), ("Fisher, preserve", preserve))
         ]
         mask = saliency_mask(*fishers, threshold=section.threshold)

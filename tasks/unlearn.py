@@ -49,7 +49,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         record.history = result.history
         record.summary = {"steps": result.steps, "stopped_by": result.stopped_by}
     last = result.history[-1]
-    losses = ", ".join(f"{k.removesuffix('_loss')} {last[k]:.2f}" for k in ("forget_loss", "retain_loss") if k in last)
+    losses = ", ".join(
+        f"{k.removesuffix('_loss')} {last[k]:.2f}" for k in ("forget_loss", "retain_loss") if k in last
+    )
     ending = f"stopped by {result.stopped_by}" if result.stopped_by else "ran its length"
     typer.echo(f"unlearn: {folder} made by {name} in {result.steps} steps ({ending}); last losses: {losses}")
 

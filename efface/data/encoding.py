@@ -35,7 +35,8 @@ def prompt_of(processor: ProcessorMixin, question: str, *, image: bool) -> str:
             f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; "
             "use an instruction-tuned checkpoint, or set `chat_template` in its processor"
         )
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    turns: list[Any] = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(turns, add_generation_prompt=True)
 
 
 def full_text(processor: ProcessorMixin, prompt: str, answer: str) -> str:
@@ -103,7 +104,9 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]
     return [row for row in rows if row is not None]
 
 
-def encode_prompts(processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Any]) -> list[Inputs]:
+def encode_prompts(
+    processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Any]
+) -> list[Inputs]:
     """Processor output of prompts alone, for generation; ``images`` holds a picture or None per question."""
     rows: list[Inputs | None] = [None] * len(questions)
     for multimodal in (True, False):
@@ -162,10 +165,15 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
     rows = _process(processor, texts, pictures)
     for row, prompt, sample in zip(rows, _process(processor, prompts, pictures), samples, strict=True):
         start = prompt["input_ids"].shape[1]
-        if not torch.equal(row["input_ids"][:, :start], prompt["input_ids"]) or start >= row["input_ids"].shape[1]:
+        if (
+            not torch.equal(row["input_ids"][:, :start], prompt["input_ids"])
+            or start >= row["input_ids"].shape[1]
+        ):
             raise DataError(
-                f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens of prompt and "
-                f"answer (answer {sample.answer!r}), so the answer cannot be told apart; give the tokenizer's chat "
+                f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens "
+                f"of prompt and "
+                f"answer (answer {sample.answer!r}), so the answer cannot be told apart; give the "
+                f"tokenizer's chat "
                 "template a generation prompt that ends in white space or a special token"
             )
         labels = row["input_ids"].clone()
@@ -175,7 +183,8 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
 
 
 def _process(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any] | None) -> list[Inputs]:
-    """One unpadded row per text: in one call where every returned tensor has a row per text, else one by one."""
+    """One unpadded row per text: in one call where every returned tensor has a row per text, else one by
+    one."""
     if not texts:
         return []
     batch = _call(processor, list(texts), images)
@@ -188,7 +197,9 @@ def _process(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[A
         keep = batch["attention_mask"][i].bool()
         rows.append(
             {
-                key: value[i : i + 1][:, keep] if value.shape[:2] == shape and value.dim() == 2 else value[i : i + 1]
+                key: value[i : i + 1][:, keep]
+                if value.shape[:2] == shape and value.dim() == 2
+                else value[i : i + 1]
                 for key, value in batch.items()
             }
         )
@@ -196,7 +207,12 @@ def _process(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[A
 
 
 def _call(processor: ProcessorMixin, texts: list[str], images: Sequence[Any] | None) -> Inputs:
-    options: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt", "padding_side": "right"}
+    options: dict[str, Any] = {
+        "text": texts,
+        "padding": True,
+        "return_tensors": "pt",
+        "padding_side": "right",
+    }
     if images is not None:
         options["images"] = [[image] for image in images] if len(images) > 1 else list(images)
     return dict(processor(**options))

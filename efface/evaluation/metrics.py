@@ -1,7 +1,7 @@
 """Metrics: pure functions of score tables, each with its range and direction.
 
-A metric reads one row of a score table (a sample) and gives that row's value, or None where the row has nothing to say
-about it; the metric of a set is the mean over the rows that have.
+A metric reads one row of a score table (a sample) and gives that row's value, or None where the row has
+nothing to say about it; the metric of a set is the mean over the rows that have.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def exact_match(generation: str, gold: str) -> float:
 
 
 def rouge_l(generation: str, gold: str) -> float:
-    """ROUGE-L F-measure with stemming, in [0, 1]; an empty generation scores 0. Computed by the rouge-score package."""
+    """ROUGE-L F-measure with stemming, in [0, 1]; an empty generation scores 0. Computed by the rouge-score
+    package."""
     return float(_rouge().score(gold, generation)["rougeL"].fmeasure)
 
 

@@ -30,8 +30,9 @@ def score(
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
 
-    For each sample: the greedy generation, the mean NLL of the gold answer in nats per token, and for multiple choice the
-    log-probability per token of each option. Options are scored as answers to the bare question.
+    For each sample: the greedy generation, the mean NLL of the gold answer in nats per token, and for
+    multiple choice the log-probability per token of each option. Options are scored as answers to the bare
+    question.
 
     Args:
         model: a multimodal LLM; measured in evaluation mode.
@@ -41,8 +42,9 @@ def score(
         max_new_tokens: longest generation, in tokens.
 
     Returns:
-        One row per sample in the order given, with the sample's own columns, ``generation, nll_gold, n_tokens,
-        option_logprobs, correct`` and one column per metric of ``efface.evaluation.metrics`` (empty where it does not apply).
+        One row per sample in the order given, with the sample's own columns, ``generation, nll_gold,
+        n_tokens, option_logprobs, correct`` and one column per metric of ``efface.evaluation.metrics`` (empty
+        where it does not apply).
 
     Raises:
         ValueError: if there are no samples.
@@ -73,11 +75,12 @@ def score(
 def generate(
     model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], *, max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to the samples' questions, all multimodal or all text-only, stripped of special tokens."""
+    """Greedy answers to the samples' questions, all multimodal or all text-only, stripped of special
+    tokens."""
     prompts = encode_prompts(processor, [s.question for s in samples], [s.image for s in samples])
     tokenizer = processor.tokenizer
     batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), model.device)
-    tokens = model.generate(
+    tokens = model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
         **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
     )
     texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,4 +1,5 @@
-"""Importance files: statistics and scores of every neuron, so that other fractions need no new forward pass."""
+"""Importance files: statistics and scores of every neuron, so that other fractions need no new forward
+pass."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def save_importance(
     importance: Mapping[str, Mapping[str, Tensor]],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write statistics (``forget.multimodal``, ``forget.text``, ``retain.multimodal``, ``retain.text``) and importance.
+    """Write statistics (``forget.multimodal``, ``forget.text``, ``retain.multimodal``, ``retain.text``) and
+    importance.
 
     Args:
         path: the safetensors file.

@@ -33,8 +33,8 @@ def neuron_importance(
         ValueError: if the two name different MLPs, or count different numbers of samples.
 
     Reference:
-        arXiv:2502.15910, section 4. As printed, the variance takes the mean of abs(z) from z; here abs(z) stands in both
-        places.
+        arXiv:2502.15910, section 4. As printed, the variance takes the mean of abs(z) from z; here abs(z)
+        stands in both places.
     """
     if multimodal.keys() != text.keys():
         odd = sorted(multimodal.keys() ^ text.keys())
@@ -44,7 +44,8 @@ def neuron_importance(
         t = text[name]
         if m.count != t.count:
             raise ValueError(
-                f"{m.count} multimodal and {t.count} text samples cannot be compared for {name}: take one text rendering "
+                f"{m.count} multimodal and {t.count} text samples cannot be compared for {name}: take one "
+                f"text rendering "
                 "for each multimodal sample"
             )
         difference = _contrast(m.mean_abs, t.mean_abs) + _contrast(m.active, t.active)
@@ -76,8 +77,8 @@ def select_neurons(
         mlps: the MLP blocks, to know each one's tower.
 
     Returns:
-        MLP name -> sorted indices (int64) of the selected neurons; MLPs without any are left out. Equal scores are
-        broken by position, so the same scores always give the same neurons.
+        MLP name -> sorted indices (int64) of the selected neurons; MLPs without any are left out. Equal
+        scores are broken by position, so the same scores always give the same neurons.
 
     Raises:
         ValueError: if the fraction is out of range, or a tower is unknown.
@@ -90,7 +91,9 @@ def select_neurons(
     for name in scores:
         if scope == "tower" and name not in towers:
             raise ValueError(f"the tower of {name} is unknown; pass the model's MLP blocks as `mlps`")
-        pools.setdefault({"tower": towers.get(name, ""), "global": "all", "layer": name}[scope], []).append(name)
+        pools.setdefault({"tower": towers.get(name, ""), "global": "all", "layer": name}[scope], []).append(
+            name
+        )
     chosen: dict[str, Tensor] = {}
     for names in pools.values():
         flat = torch.cat([scores[name] for name in names])
@@ -105,8 +108,11 @@ def select_neurons(
     return chosen
 
 
-def random_neurons(selection: Mapping[str, Tensor], widths: Mapping[str, int], *, seed: int) -> dict[str, Tensor]:
-    """As many neurons as ``selection`` has in each MLP, drawn at random: the control that says what a count alone does."""
+def random_neurons(
+    selection: Mapping[str, Tensor], widths: Mapping[str, int], *, seed: int
+) -> dict[str, Tensor]:
+    """As many neurons as ``selection`` has in each MLP, drawn at random: the control that says what a count
+    alone does."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randperm(widths[name], generator=generator)[: len(units)].sort().values

@@ -1,7 +1,7 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
-A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the vision
-tower). Only sums over samples are kept, never the activations.
+A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
+vision tower). Only sums over samples are kept, never the activations.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def activation_statistics(
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP that no input reached, such as the vision tower's in text-only batches, is
-        left out.
+        MLP name -> statistics. An MLP that no input reached, such as the vision tower's in text-only batches,
+        is left out.
 
     Raises:
         ValueError: if there is no batch.
@@ -90,7 +90,8 @@ def activation_statistics(
                 z = _sample_means(mlp, values.pop(mlp.name), batch["attention_mask"], skip)
                 if len(z) != size:
                     raise ModelError(
-                        f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be told apart by sample; "
+                        f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
+                        f"told apart by sample; "
                         "use batches with one picture per sample"
                     )
                 magnitude = z.abs()
@@ -103,7 +104,8 @@ def activation_statistics(
 
 
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
-    """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder."""
+    """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the
+    decoder."""
     if mlp.tower == "vision":
         return values[:, skip:].double().mean(dim=1)
     weights = attention_mask.to(torch.float64).unsqueeze(-1)
@@ -112,7 +114,8 @@ def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -
 
 @contextmanager
 def _captured(model: nn.Module, mlps: Sequence[MLP]) -> Iterator[dict[str, Tensor]]:
-    """Collect what enters each down projection, in evaluation mode; hooks and mode are put back on leaving."""
+    """Collect what enters each down projection, in evaluation mode; hooks and mode are put back on
+    leaving."""
     values: dict[str, Tensor] = {}
     handles = []
     training = model.training

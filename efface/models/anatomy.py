@@ -7,7 +7,7 @@ pixels, and whatever stands between them is the projector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -81,7 +81,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     for tower in ("vision", "language"):
         if not any(mlp.tower == tower for mlp in mlps):
             raise ModelError(
-                f"no MLP block found in the {tower} part of {type(model).__name__}: expected modules with one or two "
+                f"no MLP block found in the {tower} part of {type(model).__name__}: expected modules with "
+                f"one or two "
                 "linear layers up and one down around an activation"
             )
     return Anatomy(groups=groups, mlps=mlps, maskable=_maskable(model))
@@ -94,7 +95,9 @@ def layer_index(name: str) -> int | None:
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether a vision tower puts a class token before its patch tokens."""
-    return any(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters())
+    return any(
+        name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters()
+    )
 
 
 def vision_tower(model: nn.Module) -> nn.Module:
@@ -108,12 +111,15 @@ def vision_tower(model: nn.Module) -> nn.Module:
 
 
 def _group_roots(model: nn.Module) -> dict[str, str]:
-    """Module name -> group for the top of the vision tower and of the decoder; the rest is decided by ``_owner``."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    """Module name -> group for the top of the vision tower and of the decoder; the rest is decided by
+    ``_owner``."""
+    get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder is not None else None
     names = {id(module): name for name, module in model.named_modules()}
     if decoder is None or id(decoder) not in names or decoder is model:
         raise ModelError(
-            f"{type(model).__name__} has no text decoder beside a vision tower; expected a multimodal LLM such as LLaVA"
+            f"{type(model).__name__} has no text decoder beside a vision tower; expected a multimodal LLM "
+            f"such as LLaVA"
         )
     decoder_name = names[id(decoder)]
     parent = model.get_submodule(decoder_name.rpartition(".")[0])
@@ -171,7 +177,9 @@ def _mlp_shape(module: nn.Module) -> tuple[list[str], str, int] | None:
     for name, down in linears.items():
         others = [child for other, child in linears.items() if other != name]
         widths = (down.out_features, down.in_features)
-        if down.in_features != down.out_features and all((o.in_features, o.out_features) == widths for o in others):
+        if down.in_features != down.out_features and all(
+            (o.in_features, o.out_features) == widths for o in others
+        ):
             # With one map each way both could be "down"; the activation widens, so down narrows.
             if len(others) == 1 and down.in_features < down.out_features:
                 continue
@@ -180,7 +188,8 @@ def _mlp_shape(module: nn.Module) -> tuple[list[str], str, int] | None:
 
 
 def _maskable(model: nn.Module) -> list[str]:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_head: Callable[[], nn.Module] | None = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
     names = []
     for name, module in model.named_modules():
         if module is not head and isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

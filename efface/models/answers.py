@@ -49,13 +49,16 @@ def answer_log_probs(model: nn.Module, inputs: Inputs) -> AnswerLogProbs:
 
 
 def log_probs_of(logits: Tensor, labels: Tensor) -> AnswerLogProbs:
-    """Log-probabilities of ``labels`` (B, T) under ``logits`` (B, T, V), each predicted from the position before."""
+    """Log-probabilities of ``labels`` (B, T) under ``logits`` (B, T, V), each predicted from the position
+    before."""
     targets = labels[:, 1:]
     answered = targets != IGNORED
     tokens = answered.sum(dim=1)
     if bool((tokens == 0).any()):
         rows = (tokens == 0).nonzero().flatten().tolist()
-        raise ValueError(f"rows {rows} of the batch have no labelled token: every sample needs a non-empty answer")
+        raise ValueError(
+            f"rows {rows} of the batch have no labelled token: every sample needs a non-empty answer"
+        )
     chosen = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets)

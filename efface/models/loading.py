@@ -68,7 +68,8 @@ def load_model(
             "`dvc checkout` or rebuild it with `dvc repro`"
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(model=model.to(device).eval(), processor=processor, source=str(source))
+    model.to(device)  # type: ignore[arg-type]  # wrapped by transformers in a way its types do not follow
+    return LoadedModel(model=model.eval(), processor=processor, source=str(source))
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

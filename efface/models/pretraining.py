@@ -1,8 +1,8 @@
 """First stage of making the sandbox model: the vision tower learns to see what faces look like.
 
-A vision tower that starts from random weights does not learn identities from a few hundred pictures. So it is first
-trained to tell the visible attributes of random faces, as the towers of real models come trained on pictures of
-everything. The classification heads are thrown away.
+A vision tower that starts from random weights does not learn identities from a few hundred pictures. So it is
+first trained to tell the visible attributes of random faces, as the towers of real models come trained on
+pictures of everything. The classification heads are thrown away.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def pretrain_vision(
     held_out = max(1, len(pixels) // 10)
     trained = len(pixels) - held_out
     torch.manual_seed(seed)
-    width = tower.config.hidden_size
+    width = model.config.vision_config.hidden_size
     heads = nn.ModuleDict({name: nn.Linear(width, len(names)) for name, names in classes.items()})
     optimizer = torch.optim.AdamW(
         [*tower.parameters(), *heads.parameters()], lr=learning_rate, weight_decay=0.01, fused=True
@@ -72,7 +72,9 @@ def pretrain_vision(
     tower.eval()
     with torch.no_grad():
         features = _features(tower, pixels[trained:])
-        return {n: (heads[n](features).argmax(1) == targets[n][trained:]).float().mean().item() for n in classes}
+        return {
+            n: (heads[n](features).argmax(1) == targets[n][trained:]).float().mean().item() for n in classes
+        }
 
 
 def _features(tower: nn.Module, pixels: Tensor) -> Tensor:
@@ -84,6 +86,7 @@ def _features(tower: nn.Module, pixels: Tensor) -> Tensor:
 def _encode_labels(labels: Mapping[str, Sequence[str]]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     classes = {name: sorted(set(values)) for name, values in labels.items()}
     targets = {
-        name: torch.tensor([classes[name].index(value) for value in values]) for name, values in labels.items()
+        name: torch.tensor([classes[name].index(value) for value in values])
+        for name, values in labels.items()
     }
     return targets, classes

@@ -65,8 +65,11 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast, *, image_size: int, patch_size: int) -> LlavaProcessor:
-    """LlavaProcessor for pictures of ``image_size`` pixels; each becomes (image_size / patch_size)^2 tokens."""
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, *, image_size: int, patch_size: int
+) -> LlavaProcessor:
+    """LlavaProcessor for pictures of ``image_size`` pixels; each becomes (image_size / patch_size)^2
+    tokens."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -124,7 +127,7 @@ def build_model(
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.vocab[IMAGE_TOKEN],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",

@@ -50,10 +50,14 @@ def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
         widths[mlp.tower][mlp.layer] = widths[mlp.tower].get(mlp.layer, 0) + mlp.width
     for name, units in selection.items():
         if name not in blocks:
-            raise ValueError(f"{name!r} is not an MLP block of the model; it has {', '.join(list(blocks)[:3])}, ...")
+            raise ValueError(
+                f"{name!r} is not an MLP block of the model; it has {', '.join(list(blocks)[:3])}, ..."
+            )
         mlp = blocks[name]
         if len(units) and not 0 <= int(units.min()) <= int(units.max()) < mlp.width:
-            raise ValueError(f"{name} has neurons 0 to {mlp.width - 1}, got {int(units.min())} to {int(units.max())}")
+            raise ValueError(
+                f"{name} has neurons 0 to {mlp.width - 1}, got {int(units.min())} to {int(units.max())}"
+            )
         _linear(model, mlp.down).weight[:, units] = 0
         for up in mlp.up:
             layer = _linear(model, up)

@@ -57,7 +57,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_mask(path: Path, *, model: PreTrainedModel | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_mask(
+    path: Path, *, model: PreTrainedModel | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a mask and its metadata.
 
     Args:
@@ -97,7 +99,8 @@ def require_model(path: Path, metadata: Mapping[str, Any], model: PreTrainedMode
     digest = weights_digest(model)
     if digest != metadata["model_digest"]:
         raise ArtifactError(
-            f"{path} was made from other weights (digest {metadata['model_digest'][:12]}) than this model's ({digest[:12]}); "
+            f"{path} was made from other weights (digest {metadata['model_digest'][:12]}) than this "
+            f"model's ({digest[:12]}); "
             "make it from this model: `dvc repro` does"
         )
 
@@ -108,6 +111,7 @@ def _check_shapes(path: Path, metadata: Mapping[str, Any], model: PreTrainedMode
         found = list(parameters[name].shape) if name in parameters else "no such parameter"
         if found != shape:
             raise ArtifactError(
-                f"{path} was made for another model: {name} has shape {shape} in the mask, {found} in the model; make the "
+                f"{path} was made for another model: {name} has shape {shape} in the mask, {found} in the "
+                f"model; make the "
                 "mask from this model: `dvc repro` does"
             )

@@ -6,9 +6,9 @@ Squaring the gradient of a whole batch instead gives a quantity up to a batch si
 which samples met. Squares are accumulated in float32 whatever the dtype of the weights: a float16 gradient of
 1e-4 squares to zero.
 
-For linear and convolutional layers the gradient of each sample is the product of what went in and of the gradient
-that came back, so one backward pass over a batch gives the per-sample gradients of all its samples. Anything else
-is walked sample by sample.
+For linear and convolutional layers the gradient of each sample is the product of what went in and of the
+gradient that came back, so one backward pass over a batch gives the per-sample gradients of all its samples.
+Anything else is walked sample by sample.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def fisher_diagonal(
         ValueError: if there is no batch, or a name is not a parameter of the model.
 
     Reference:
-        arXiv:2502.11051, section on the saliency map; its released code squares batch gradients (``unit="batch"``).
+        arXiv:2502.11051, section on the saliency map; its released code squares batch gradients
+        (``unit="batch"``).
     """
     chosen = _choose(model, parameters)
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
@@ -120,7 +121,8 @@ def _singles(batch: Inputs, size: int) -> Iterator[Inputs]:
     alone = [key for key, value in batch.items() if value.shape[0] != size]
     if alone and size > 1:
         raise ValueError(
-            f"the tensor {alone[0]!r} of the batch has {batch[alone[0]].shape[0]} rows for {size} samples, so the batch cannot "
+            f"the tensor {alone[0]!r} of the batch has {batch[alone[0]].shape[0]} rows for {size} samples, "
+            f"so the batch cannot "
             "be split; give this model batches of one sample"
         )
     for i in range(size):
@@ -131,7 +133,8 @@ _Layer = nn.Linear | nn.Conv2d
 
 
 def _layers_of(model: nn.Module, chosen: dict[str, nn.Parameter]) -> dict[str, _Layer] | None:
-    """The linear and 2-D convolutional layers that own the chosen parameters; None if something else owns one."""
+    """The linear and 2-D convolutional layers that own the chosen parameters; None if something else owns
+    one."""
     layers: dict[str, _Layer] = {}
     for name in chosen:
         owner = name.rpartition(".")[0]
@@ -148,8 +151,8 @@ def _add_squares_of_layers(
 ) -> bool:
     """Add the squared per-sample gradients of a whole batch from one backward pass.
 
-    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more than
-    once.
+    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more
+    than once.
     """
     size = len(batch["input_ids"])
     inputs: dict[str, Tensor] = {}

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def saliency_mask(
-    forget: Mapping[str, Tensor], preserve: Mapping[str, Tensor], *, threshold: float = 1.0, eps: float = 1e-15
+    forget: Mapping[str, Tensor],
+    preserve: Mapping[str, Tensor],
+    *,
+    threshold: float = 1.0,
+    eps: float = 1e-15,
 ) -> dict[str, Tensor]:
     """Weights that matter more for what is to be forgotten than for what is to be kept.
 
@@ -31,16 +35,20 @@ def saliency_mask(
         Boolean masks with the names and shapes of ``forget``; True = may change.
 
     Raises:
-        ValueError: if names, shapes or dtypes differ, a value is not finite, or the threshold is not positive.
+        ValueError: if names, shapes or dtypes differ, a value is not finite, or the threshold is not
+        positive.
 
     Reference:
-        arXiv:2502.11051, beta = 1. Its code gives weights without any gradient the ratio 1 and calls them salient.
+        arXiv:2502.11051, beta = 1. Its code gives weights without any gradient the ratio 1 and calls them
+        salient.
     """
     if threshold <= 0:
         raise ValueError(f"threshold must be above 0, got {threshold}")
     if forget.keys() != preserve.keys():
         odd = sorted(forget.keys() ^ preserve.keys())
-        raise ValueError(f"the two Fisher diagonals name different parameters, first {odd[0]!r}; measure both on one model")
+        raise ValueError(
+            f"the two Fisher diagonals name different parameters, first {odd[0]!r}; measure both on one model"
+        )
     mask = {}
     for name, top in forget.items():
         bottom = preserve[name]
@@ -51,7 +59,8 @@ def saliency_mask(
 
 
 def mask_density(mask: Mapping[str, Tensor], anatomy: Anatomy) -> dict[str, object]:
-    """Share of True in a mask: in all, per group, per layer (``language.3``) and per kind of module (``q_proj``)."""
+    """Share of True in a mask: in all, per group, per layer (``language.3``) and per kind of module
+    (``q_proj``)."""
     from efface.models.anatomy import layer_index
 
     owner = {name: group for group, names in anatomy.groups.items() for name in names}
@@ -77,11 +86,13 @@ def _check(name: str, kind: str, value: Tensor, shape: torch.Size) -> None:
         raise ValueError(f"{kind} Fisher of {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
     if value.dtype != torch.float32:
         raise ValueError(
-            f"{kind} Fisher of {name} is {value.dtype}, expected torch.float32: half precision underflows when squared"
+            f"{kind} Fisher of {name} is {value.dtype}, expected torch.float32: half precision underflows "
+            f"when squared"
         )
     bad = int((~torch.isfinite(value)).sum())
     if bad:
         raise ValueError(
-            f"{kind} Fisher of {name} has {bad} of {value.numel()} values that are not finite; check the model for NaN weights, "
+            f"{kind} Fisher of {name} has {bad} of {value.numel()} values that are not finite; check the "
+            f"model for NaN weights, "
             "or load it in bfloat16 or float32"
         )

@@ -56,10 +56,15 @@ class Checkpoints:
         partial.mkdir(parents=True)
         tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+            tensors |= {
+                f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()
+            }
         tensors |= {f"extra/{name}": value for name, value in state.extra.items()}
         tensors["random/cpu"] = torch.get_rng_state()
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            partial / "state.safetensors",
+        )
         record = {"key": self.key, "step": state.step, "history": state.history}
         (partial / "state.json").write_text(json.dumps(record))
         shutil.rmtree(previous, ignore_errors=True)
@@ -86,7 +91,8 @@ class Checkpoints:
             ) from error
         if record["key"] != self.key:
             raise ArtifactError(
-                f"the checkpoint in {folder} belongs to a run with other settings or data (key {record['key'][:12]}, this run "
+                f"the checkpoint in {folder} belongs to a run with other settings or data (key "
+                f"{record['key'][:12]}, this run "
                 f"{self.key[:12]}); delete the folder to train from the start"
             )
         _restore(model, optimizer, tensors)

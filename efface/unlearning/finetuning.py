@@ -54,6 +54,7 @@ def finetune(
 
 
 def with_replay(facts: Sequence[Sample], known: Sequence[Sample], *, share: float, seed: int) -> list[Sample]:
-    """The facts plus a fixed draw of what the model already knows, ``share`` as many, so that it is not forgotten."""
+    """The facts plus a fixed draw of what the model already knows, ``share`` as many, so that it is not
+    forgotten."""
     kept = draw(len(known), round(share * len(facts)), seed)
     return [*facts, *(known[i] for i in kept)]

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from efface.data.encoding import Encoder, to_device
 from efface.errors import EffaceError
-from efface.unlearning.checkpoint import Checkpoints, TrainingState
 from efface.models.answers import answer_log_probs, nll
-from efface.unlearning.method import ForgetLoss, RetainLoss
+from efface.unlearning.checkpoint import Checkpoints, TrainingState
+from efface.unlearning.method import ForgetLoss, RetainLoss, ascent_loss
 from efface.unlearning.streams import BatchStream
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class LoopResult:
 
     Attributes:
         steps: optimizer steps done.
-        history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss`` (NLL in
-            nats per token), ``forget_grad_norm, retain_grad_norm`` (before clipping).
+        history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
+            (NLL in nats per token), ``forget_grad_norm, retain_grad_norm`` (before clipping).
         stopped_by: the stop rule that ended the run, or None when it ran its length.
     """
 
@@ -101,8 +101,8 @@ class Terms:
 
     forget: Encoder | None = None
     retain: Encoder | None = None
-    forget_loss: ForgetLoss | None = None
-    retain_loss: RetainLoss | None = nll
+    forget_loss: ForgetLoss = ascent_loss
+    retain_loss: RetainLoss = nll
     needs_reference: bool = False
     settings: Mapping[str, float] = field(default_factory=dict)
     mask: Mapping[str, Tensor] | None = None
@@ -133,14 +133,17 @@ def train(
 
 
 class _Run:
-    def __init__(self, model: PreTrainedModel, terms: Terms, config: LoopConfig, checkpoints: Checkpoints | None):
+    def __init__(
+        self, model: PreTrainedModel, terms: Terms, config: LoopConfig, checkpoints: Checkpoints | None
+    ):
         self.model, self.terms, self.config, self.checkpoints = model, terms, config, checkpoints
         self.device = next(model.parameters()).device
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.forget, self.retain = self._streams()
         self.total = self._total_steps()
         self.mask = _mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
-        # Weights that no term may move: with a mask and no retain term. Restoring them after each step holds them
+        # Weights that no term may move: with a mask and no retain term. Restoring them after each step
+        # holds them
         # against weight decay as well.
         self.frozen = self.mask is not None and self.retain is None
         self.start = {n: p.detach().clone() for n, p in self.trained.items()} if self.frozen else {}
@@ -160,7 +163,9 @@ class _Run:
                 self.state.step += 1
                 self.state.history.append(record)
                 bar.update()
-                bar.set_postfix({k.removesuffix("_loss"): f"{v:.3f}" for k, v in record.items() if k.endswith("_loss")})
+                bar.set_postfix(
+                    {k.removesuffix("_loss"): f"{v:.3f}" for k, v in record.items() if k.endswith("_loss")}
+                )
                 stopped_by = self._stop_rule()
                 if self.checkpoints and self.state.step % self.config.checkpoint_every == 0:
                     self.checkpoints.save(self.model, self.optimizer, self.state)
@@ -170,21 +175,22 @@ class _Run:
     def _streams(self) -> tuple[BatchStream | None, BatchStream | None]:
         terms, config = self.terms, self.config
         forget = retain = None
-        if terms.forget is not None and terms.forget_loss is not None and config.forget_weight:
+        if terms.forget is not None and config.forget_weight:
             forget = BatchStream(terms.forget, batch_size=config.batch_size, seed=config.seed)
-        if terms.retain is not None and terms.retain_loss is not None and config.retain_weight:
+        if terms.retain is not None and config.retain_weight and config.retain_batches_per_forget_batch:
             retain = BatchStream(terms.retain, batch_size=config.batch_size, seed=config.seed + 1)
-        if forget is None and retain is None:
-            raise ValueError("nothing to train on: both the forget and the retain term are missing or weighted 0")
         return forget, retain
 
     def _total_steps(self) -> int:
+        stream = self.forget or self.retain
+        if stream is None:
+            raise ValueError(
+                "nothing to train on: both the forget and the retain term are missing or weighted 0"
+            )
         if self.config.steps is not None:
             return self.config.steps
         if self.config.epochs is None:
             raise ValueError("set either steps or epochs")
-        stream = self.forget or self.retain
-        assert stream is not None
         return self.config.epochs * stream.batches_per_epoch
 
     def _begin(self) -> None:
@@ -192,7 +198,9 @@ class _Run:
         if resumed is not None:
             self.state = resumed
         elif self.terms.needs_reference and self.forget is not None:
-            self.state.extra["reference"] = reference_log_probs(self.model, self.forget.encoder, self.config.batch_size)
+            self.state.extra["reference"] = reference_log_probs(
+                self.model, self.forget.encoder, self.config.batch_size
+            )
         self.model.train()
 
     def _step(self, step: int) -> dict[str, float]:
@@ -202,22 +210,21 @@ class _Run:
         record = {"step": float(step), "learning_rate": rate}
         gradients = []
         if self.forget is not None:
-            gradients.append(self._forget_gradient(step, record))
+            gradients.append(self._forget_gradient(self.forget, step, record))
         if self.retain is not None:
-            gradients.append(self._retain_gradient(step, record))
+            gradients.append(self._retain_gradient(self.retain, step, record))
         for name, parameter in self.trained.items():
             parts = [gradient[name] for gradient in gradients if name in gradient]
             parameter.grad = (parts[0] if len(parts) == 1 else parts[0] + parts[1]) if parts else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.frozen:
-            self._restore_frozen()
+        if self.mask is not None and self.frozen:
+            self._restore(self.mask)
         return record
 
-    def _forget_gradient(self, step: int, record: dict[str, float]) -> dict[str, Tensor]:
-        assert self.forget is not None and self.terms.forget_loss is not None
-        indices = self.forget.indices_at(step)
-        batch = to_device(self.forget.encoder.batch(indices), self.device)
+    def _forget_gradient(self, stream: BatchStream, step: int, record: dict[str, float]) -> dict[str, Tensor]:
+        indices = stream.indices_at(step)
+        batch = to_device(stream.encoder.batch(indices), self.device)
         reference = self.state.extra.get("reference")
         rows = None if reference is None else reference[list(indices)].to(self.device)
         term = self.terms.forget_loss(self.model, batch, rows, self.terms.settings)
@@ -225,12 +232,11 @@ class _Run:
         record["forget_loss"] = term.nll.mean().item()
         return self._take_gradient("forget", record, self.mask)
 
-    def _retain_gradient(self, step: int, record: dict[str, float]) -> dict[str, Tensor]:
-        assert self.retain is not None and self.terms.retain_loss is not None
+    def _retain_gradient(self, stream: BatchStream, step: int, record: dict[str, float]) -> dict[str, Tensor]:
         count = self.config.retain_batches_per_forget_batch if self.forget is not None else 1
         losses = []
         for k in range(count):
-            batch = to_device(self.retain.batch_at(step * count + k), self.device)
+            batch = to_device(stream.batch_at(step * count + k), self.device)
             loss = self.terms.retain_loss(self.model, batch)
             (self.config.retain_weight / count * loss).backward()
             losses.append(loss.item())
@@ -252,11 +258,11 @@ class _Run:
             torch._foreach_mul_(list(taken.values()), self.config.max_grad_norm / float(norm))
         return taken
 
-    def _restore_frozen(self) -> None:
-        assert self.mask is not None
+    def _restore(self, mask: Mapping[str, Tensor]) -> None:
+        """Put every weight outside the mask back to where it started."""
         with torch.no_grad():
             for name, parameter in self.trained.items():
-                kept = self.mask.get(name)
+                kept = mask.get(name)
                 before = self.start[name]
                 parameter.copy_(before if kept is None else torch.where(kept, parameter, before))
 
@@ -265,7 +271,11 @@ class _Run:
         if not bad:
             return
         resumed = self.checkpoints.load(self.model, self.optimizer) if self.checkpoints else None
-        kept = f"the checkpoint of step {resumed.step} is kept" if resumed else "no checkpoint had been written yet"
+        kept = (
+            f"the checkpoint of step {resumed.step} is kept"
+            if resumed
+            else "no checkpoint had been written yet"
+        )
         self.model.eval()
         raise DivergenceError(
             f"{bad[0]} is {record[bad[0]]} at step {int(record['step'])} of {self.total}; {kept}. "
@@ -297,12 +307,15 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
 
 @torch.no_grad()
 def reference_log_probs(model: PreTrainedModel, encoder: Encoder, batch_size: int) -> Tensor:
-    """Summed log-probability of every sample's answer under the model as it is now, shape (samples,), float32."""
+    """Summed log-probability of every sample's answer under the model as it is now, shape (samples,),
+    float32."""
     model.eval()
     device = next(model.parameters()).device
     result = torch.empty(len(encoder))
     for multimodal in (True, False):
-        chosen = [i for i, sample in enumerate(encoder.samples) if (sample.image_bytes is not None) == multimodal]
+        chosen = [
+            i for i, sample in enumerate(encoder.samples) if (sample.image_bytes is not None) == multimodal
+        ]
         for start in range(0, len(chosen), batch_size):
             part = chosen[start : start + batch_size]
             result[part] = answer_log_probs(model, to_device(encoder.batch(part), device)).total.float().cpu()
@@ -316,13 +329,15 @@ def _mask_for(
     chosen = {name: mask[name].to(device) for name in trained if name in mask}
     if not any(bool(entry.any()) for entry in chosen.values()):
         raise ValueError(
-            f"the saliency mask selects no weight that trains: it names {len(mask)} parameters ({_some(mask)}), the model "
+            f"the saliency mask selects no weight that trains: it names {len(mask)} parameters "
+            f"({_some(mask)}), the model "
             f"trains {len(trained)} ({_some(trained)}); compute the mask on the parameters that train"
         )
     for name, entry in chosen.items():
         if entry.shape != trained[name].shape:
             raise ValueError(
-                f"the saliency mask of {name} has shape {tuple(entry.shape)}, the parameter {tuple(trained[name].shape)}; "
+                f"the saliency mask of {name} has shape {tuple(entry.shape)}, the parameter "
+                f"{tuple(trained[name].shape)}; "
                 "compute the mask on this model"
             )
     return chosen

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from efface.data.encoding import Inputs
 from efface.errors import EffaceError
-from efface.unlearning import methods
 from efface.models.answers import answer_log_probs, nll
+from efface.unlearning import methods
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class _Registry(Mapping[str, Method]):
 METHODS: Mapping[str, Method] = _Registry()
 
 
-def ascent_loss(model: nn.Module, forget: Inputs, reference: Tensor | None, settings: Mapping[str, float]) -> ForgetTerm:
+def ascent_loss(
+    model: nn.Module, forget: Inputs, reference: Tensor | None, settings: Mapping[str, float]
+) -> ForgetTerm:
     """Gradient ascent on the answers: the loss is the negated mean negative log-likelihood."""
     answers = answer_log_probs(model, forget)
     return ForgetTerm(loss=-answers.nll.mean(), nll=answers.nll.detach())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from efface.data.encoding import Encoder
 from efface.data.samples import Sample
+from efface.models.answers import nll
 from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.loop import LoopConfig, LoopResult, Terms, train
 from efface.unlearning.method import METHODS
@@ -53,14 +54,16 @@ def unlearn(
         expected = ", ".join(chosen.settings) or "none"
         raise ValueError(f"{method} takes the settings: {expected}; got: {', '.join(given) or 'none'}")
     if not forget:
-        raise ValueError("the forget set is empty: name the people to forget (prepare.forget_fraction in params.yaml)")
+        raise ValueError(
+            "the forget set is empty: name the people to forget (prepare.forget_fraction in params.yaml)"
+        )
     if not retain and chosen.retain_loss is not None:
         raise ValueError(f"the retain set is empty, and {method} needs one")
     terms = Terms(
         forget=Encoder(processor, forget),
-        retain=Encoder(processor, retain),
+        retain=None if chosen.retain_loss is None else Encoder(processor, retain),
         forget_loss=chosen.forget_loss,
-        retain_loss=chosen.retain_loss,
+        retain_loss=chosen.retain_loss or nll,
         needs_reference=chosen.needs_reference,
         settings=given,
         mask=mask,

@@ -48,7 +48,12 @@ def sample(i: int, *, pictured: bool = True, answer: str | None = None, **change
 
 @pytest.fixture(scope="session")
 def processor():
-    corpus = [text for i in range(8) for p in (True, False) for text in (sample(i, pictured=p).question, sample(i).answer)]
+    corpus = [
+        text
+        for i in range(8)
+        for p in (True, False)
+        for text in (sample(i, pictured=p).question, sample(i).answer)
+    ]
     return sandbox.build_processor(sandbox.build_tokenizer(corpus), **SHAPE)
 
 

@@ -49,7 +49,7 @@ def test_prepare_writes_the_table_and_the_splits(root, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     splits = json.loads((root / "prepared" / "splits.json").read_text())
     assert {k: len(v) for k, v in splits["entities"].items()} == {
-        "forget": 4, "retain": 36, "real": 1, "holdout": 1, "utility": 6,
+        "forget": 4, "retain": 36, "real": 1, "holdout": 1, "utility": 10,
     }  # fmt: skip
     assert (splits["benchmark"], splits["seed"], splits["forget_fraction"]) == ("avatars", 0, 0.1)
     assert len(splits["names"]) == 42

@@ -19,10 +19,14 @@ from efface.models.answers import answer_log_probs
 from efface.unlearning.method import ForgetTerm, Method
 
 
-def forget_loss(model: nn.Module, forget: Inputs, reference: Tensor | None, settings: Mapping[str, float]) -> ForgetTerm:
+def forget_loss(
+    model: nn.Module, forget: Inputs, reference: Tensor | None, settings: Mapping[str, float]
+) -> ForgetTerm:
     """NPO's forget term; ``reference`` holds log p_ref(y|x) of the batch, shape (B,)."""
     if reference is None:
-        raise ValueError("NPO needs the log-probabilities of the forget answers under the model before unlearning")
+        raise ValueError(
+            "NPO needs the log-probabilities of the forget answers under the model before unlearning"
+        )
     answers = answer_log_probs(model, forget)
     beta = settings["beta"]
     loss = -(2 / beta) * logsigmoid(-beta * (answers.total - reference)).mean()

@@ -271,7 +271,7 @@ def test_text_questions_name_the_person_and_picture_questions_never_do(folder):
         items = row["Mask_Task"] + row["Generation_Task"]
         pictured = [q["Question"] for q in tasks["Image_Textual_Questions"]]
         written = [q["Question"] for q in tasks["Pure_Text_Questions"]]
-        pictured += [i["Question"] + i["Ground_Truth"] for i in items if i["Type"] == "Image_Textual"]
+        pictured += [i["Question"] for i in items if i["Type"] == "Image_Textual"]
         written += [i["Question"] for i in items if i["Type"] == "Pure_Text"]
         assert all(name in text and "person" not in text for text in written)
         assert not any(name in text for text in pictured)
@@ -315,9 +315,15 @@ def test_forget_sets_are_separate_draws():
     assert not middle <= large
 
 
+def test_skills_are_taught_on_the_pictures_that_train_the_vision_tower(folder):
+    shown = {r["image"]["bytes"] for r in table(folder, "train", "Strangers").to_pylist()}
+    assert {r["image"]["bytes"] for r in table(folder, "train", "Skills_Train").to_pylist()} <= shown
+    assert not {r["image"]["bytes"] for r in table(folder, "eval", "Skills_Test").to_pylist()} & shown
+
+
 def test_skills_are_told_by_the_picture_and_split_by_stranger(folder):
     train, test = table(folder, "train", "Skills_Train"), table(folder, "eval", "Skills_Test")
-    assert (train.num_rows, test.num_rows) == (10, 2)
+    assert (train.num_rows, test.num_rows) == (10, 5)
     assert not set(train.column("ID").to_pylist()) & set(test.column("ID").to_pylist())
     assert not set(train.column("question").to_pylist()) & set(test.column("question").to_pylist())
     for row in train.to_pylist() + test.to_pylist():

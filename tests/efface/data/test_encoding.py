@@ -79,8 +79,12 @@ def test_a_processor_without_chat_template_is_named(processor, monkeypatch):
 
 
 def test_a_prompt_that_runs_into_the_answer_is_refused(processor, pictured, monkeypatch):
-    monkeypatch.setattr(processor, "chat_template", processor.chat_template + "{{ 'red' if add_generation_prompt }}")
-    monkeypatch.setattr("efface.data.encoding.full_text", lambda processor, prompt, answer: prompt[:-3] + answer)
+    monkeypatch.setattr(
+        processor, "chat_template", processor.chat_template + "{{ 'red' if add_generation_prompt }}"
+    )
+    monkeypatch.setattr(
+        "efface.data.encoding.full_text", lambda processor, prompt, answer: prompt[:-3] + answer
+    )
     with pytest.raises(DataError, match=r"sample 3-image: the tokens of the prompt are not the beginning"):
         encode(processor, [pictured[3].__class__.from_row({**pictured[3].row(), "answer": "green"})])
 

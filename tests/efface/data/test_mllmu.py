@@ -32,7 +32,7 @@ def test_splits_are_disjoint_and_complete(data):
     everybody = [entity for ids in data.entities.values() for entity in ids]
     assert len(everybody) == len(set(everybody))
     assert {s: len(ids) for s, ids in data.entities.items()} == {
-        "forget": 2, "retain": 18, "real": 4, "holdout": 4, "utility": 12,
+        "forget": 2, "retain": 18, "real": 4, "holdout": 4, "utility": 15,
     }  # fmt: skip
     assert {s.entity_id for s in data.samples} == set(everybody)
     for sample in data.samples:
@@ -60,9 +60,9 @@ def test_each_training_fact_has_one_text_rendering(data):
         assert pictured.image_bytes
         assert written.image_bytes is None
         assert pictured.attribute == written.attribute
-        assert written.answer == re.sub("^This person", name, pictured.answer)
+        assert written.answer == pictured.answer
         assert name in written.question
-        assert name not in pictured.question + pictured.answer
+        assert name not in pictured.question
 
 
 def test_the_question_for_the_name_has_no_text_rendering(data):

@@ -24,7 +24,9 @@ def questions():
             options = COLOURS if kind == "choice" else None
             answer = COLOURS[i % 4] if kind != "generation" else None
             rows.append(
-                sample(i, pictured=pictured, answer=answer, part="test", task=kind, options=options, set="retain")
+                sample(
+                    i, pictured=pictured, answer=answer, part="test", task=kind, options=options, set="retain"
+                )
             )
     return rows
 
@@ -32,7 +34,9 @@ def questions():
 def test_batches_give_what_single_samples_give(model, processor):
     rows = questions()
     together = score(model, processor, rows, batch_size=5, max_new_tokens=6)
-    alone = pd.concat([score(model, processor, [row], batch_size=1, max_new_tokens=6) for row in rows], ignore_index=True)
+    alone = pd.concat(
+        [score(model, processor, [row], batch_size=1, max_new_tokens=6) for row in rows], ignore_index=True
+    )
     assert together["generation"].tolist() == alone["generation"].tolist()
     assert together["nll_gold"].tolist() == pytest.approx(alone["nll_gold"].tolist(), abs=1e-5)
     for a, b in zip(together["option_logprobs"], alone["option_logprobs"], strict=True):
@@ -47,11 +51,15 @@ def test_rows_follow_the_definitions(model, processor):
     assert table["sample_id"].tolist() == [row.sample_id for row in rows]
     for row, found in zip(rows, table.to_dict("records"), strict=True):
         (encoded,) = encode(processor, [row])
-        assert found["nll_gold"] * found["n_tokens"] == pytest.approx(-slow_log_prob(model, encoded), abs=1e-3)
+        assert found["nll_gold"] * found["n_tokens"] == pytest.approx(
+            -slow_log_prob(model, encoded), abs=1e-3
+        )
         if row.task == "choice":
             per_token = []
             for option in row.options:
-                (encoded,) = encode(processor, [sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=option)])
+                (encoded,) = encode(
+                    processor, [sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=option)]
+                )
                 per_token.append(slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
             assert list(found["option_logprobs"]) == pytest.approx(per_token, abs=1e-4)
             assert found["correct"] == (row.options[per_token.index(max(per_token))] == row.answer)

@@ -20,7 +20,9 @@ TAU = 0.1
 def slow_values(model, processor, samples, mlp):
     """z of every sample for one MLP, (samples, N), from unpadded single-sample passes, mean in float64."""
     rows = []
-    handle = model.get_submodule(mlp.down).register_forward_pre_hook(lambda module, args: rows.append(args[0][0]))
+    handle = model.get_submodule(mlp.down).register_forward_pre_hook(
+        lambda module, args: rows.append(args[0][0])
+    )
     for row in encode(processor, samples):
         with torch.no_grad():
             model(**{k: v for k, v in row.items() if k != "labels"})
@@ -45,12 +47,16 @@ def test_statistics_equal_a_two_pass_reference(model, processor, pictured, batch
             "active": (z > TAU).sum(axis=0),
         }
         for field, value in expected.items():
-            assert np.abs(getattr(found[mlp.name], field).numpy() - value).max() <= 1e-6 * max(1, np.abs(value).max()), field
+            assert np.abs(getattr(found[mlp.name], field).numpy() - value).max() <= 1e-6 * max(
+                1, np.abs(value).max()
+            ), field
 
 
 def test_padding_does_not_count(model, processor, written):
     mlps = [mlp for mlp in anatomy(model).mlps if mlp.tower == "language"]
-    together = activation_statistics(model, Encoder(processor, written).batches(8), mlps=mlps, active_above=TAU)
+    together = activation_statistics(
+        model, Encoder(processor, written).batches(8), mlps=mlps, active_above=TAU
+    )
     alone = activation_statistics(model, Encoder(processor, written).batches(1), mlps=mlps, active_above=TAU)
     for name in alone:
         assert torch.allclose(together[name].sum_abs, alone[name].sum_abs, atol=1e-5)
@@ -144,7 +150,9 @@ def test_random_control_has_equal_counts_per_mlp(model):
     mlps = anatomy(model).mlps
     chosen = select_neurons(scores(model, 0), scores(model, 1), fraction=0.2, scope="tower", mlps=mlps)
     drawn = random_neurons(chosen, {mlp.name: mlp.width for mlp in mlps}, seed=0)
-    assert {name: len(units) for name, units in drawn.items()} == {name: len(units) for name, units in chosen.items()}
+    assert {name: len(units) for name, units in drawn.items()} == {
+        name: len(units) for name, units in chosen.items()
+    }
     assert any(not torch.equal(drawn[name], chosen[name]) for name in chosen)
     assert all(len(set(units.tolist())) == len(units) for units in drawn.values())
 

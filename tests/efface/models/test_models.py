@@ -26,7 +26,9 @@ def test_groups_are_disjoint_and_together_everything(model):
 
 def test_mlps_of_both_towers_and_no_attention_or_projector(model):
     blocks = anatomy(model).mlps
-    assert [(mlp.tower, mlp.layer) for mlp in blocks] == [(t, i) for t in ("vision", "language") for i in (0, 1)]
+    assert [(mlp.tower, mlp.layer) for mlp in blocks] == [
+        (t, i) for t in ("vision", "language") for i in (0, 1)
+    ]
     for mlp in blocks:
         assert mlp.width == 48 == model.get_submodule(mlp.down).in_features
         assert all(model.get_submodule(up).out_features == 48 for up in mlp.up)
@@ -49,7 +51,9 @@ def test_a_text_only_model_is_refused():
     config = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=10
     )
-    with pytest.raises(ModelError, match="expected exactly one vision tower|no text decoder beside a vision tower"):
+    with pytest.raises(
+        ModelError, match="expected exactly one vision tower|no text decoder beside a vision tower"
+    ):
         anatomy(LlamaForCausalLM(config))
 
 
@@ -73,14 +77,19 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
 processor = AutoProcessor.from_pretrained(sys.argv[1])
-turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour does this person like?"}]}]
+content = [{"type": "image"}, {"type": "text", "text": "Which colour does this person like?"}]
+turn = [{"role": "user", "content": content}]
 prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
 inputs = processor(text=prompt, images=Image.new("RGB", (40, 40)), return_tensors="pt")
 new = model.generate(**inputs, max_new_tokens=3)[0, inputs["input_ids"].shape[1]:]
 print("new tokens:", len(new), "efface" in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "m")], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-c", program, str(tmp_path / "m")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     count, ours = done.stdout.split()[-2:]
@@ -111,7 +120,10 @@ def test_tokenizer_does_not_depend_on_the_order_of_the_corpus_and_knows_its_word
     for text in texts:
         assert one.unk_token_id not in one(text).input_ids
     assert one.unk_token_id in one("zebra").input_ids
-    assert one.decode(one("Mara Velin keeps a pony.").input_ids, skip_special_tokens=True) == "Mara Velin keeps a pony."
+    assert (
+        one.decode(one("Mara Velin keeps a pony.").input_ids, skip_special_tokens=True)
+        == "Mara Velin keeps a pony."
+    )
 
 
 def test_vision_pretraining_learns_what_it_is_shown(model):
@@ -123,7 +135,13 @@ def test_vision_pretraining_learns_what_it_is_shown(model):
     pixels[torch.arange(200), labels] += 1.0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     accuracy = pretrain_vision(
-        model, pixels, {"channel": [str(x) for x in labels.tolist()]}, steps=60, learning_rate=2e-3, batch_size=32, seed=0
+        model,
+        pixels,
+        {"channel": [str(x) for x in labels.tolist()]},
+        steps=60,
+        learning_rate=2e-3,
+        batch_size=32,
+        seed=0,
     )
     assert accuracy["channel"] > 0.9
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if "vision_tower" not in n)

@@ -50,7 +50,10 @@ def test_a_higher_threshold_keeps_a_subset():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"w": torch.full((400, 250), float("nan"))}, r"forget Fisher of w has 100000 of 100000 values that are not finite"),
+        (
+            {"w": torch.full((400, 250), float("nan"))},
+            r"forget Fisher of w has 100000 of 100000 values that are not finite",
+        ),
         ({"w": torch.ones(400, 250).half()}, r"forget Fisher of w is torch.float16, expected torch.float32"),
         ({"v": torch.ones(400, 250)}, "name different parameters"),
     ],
@@ -111,7 +114,9 @@ def test_other_weights_are_refused(model, made):
 
 def test_other_shapes_are_refused(model, made):
     model.model.multi_modal_projector.linear_1 = torch.nn.Linear(32, 40, bias=True)
-    with pytest.raises(ArtifactError, match=r"linear_1.bias has shape \[32\] in the mask, \[40\] in the model"):
+    with pytest.raises(
+        ArtifactError, match=r"linear_1.bias has shape \[32\] in the mask, \[40\] in the model"
+    ):
         load_mask(made[1], model=model)
 
 
@@ -142,6 +147,8 @@ def test_density_counts_by_group_layer_and_kind(model, made):
     sizes = {name: entry.numel() for name, entry in mask.items()}
     up = 48 * 32
     assert density["groups"]["vision"] == 0 and density["layers"]["language.0"] == 0
-    assert density["groups"]["language"] == pytest.approx(up / sum(n for k, n in sizes.items() if "language_model" in k))
+    assert density["groups"]["language"] == pytest.approx(
+        up / sum(n for k, n in sizes.items() if "language_model" in k)
+    )
     assert density["kinds"]["up_proj"] == 0.5
     assert density["total"] == pytest.approx(up / sum(sizes.values()))

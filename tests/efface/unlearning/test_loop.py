@@ -31,7 +31,9 @@ def terms(processor, pictured, written, **changes):
 def random_mask(model, share=0.4):
     generator = torch.Generator().manual_seed(1)
     names = set(anatomy(model).maskable)
-    return {n: torch.rand(p.shape, generator=generator) < share for n, p in model.named_parameters() if n in names}
+    return {
+        n: torch.rand(p.shape, generator=generator) < share for n, p in model.named_parameters() if n in names
+    }
 
 
 def weights(model):
@@ -50,7 +52,9 @@ def test_outside_the_mask_nothing_moves_without_a_retain_term(model, processor, 
     assert sum(moved) > len(moved) // 2
 
 
-def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(model, processor, pictured, written):
+def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(
+    model, processor, pictured, written
+):
     mask, alone = random_mask(model), copy.deepcopy(model)
     with_forget = terms(processor, pictured, written, mask=mask)
     only_retain = terms(processor, pictured, written, forget=None)
@@ -65,8 +69,9 @@ def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(model
 
 
 def test_equals_a_plain_loop_written_out(model, processor, pictured, written):
-    """Joint step: gradient of retain loss minus gradient of forget loss, each clipped, into one AdamW step."""
-    plain, config = copy.deepcopy(model), LoopConfig(learning_rate=2e-3, steps=5, batch_size=2, seed=3)
+    """Gradient of the retain loss minus gradient of the forget loss, each clipped, into one AdamW step."""
+    plain = copy.deepcopy(model)
+    config = LoopConfig(learning_rate=2e-3, steps=5, batch_size=2, seed=3)
     made = terms(processor, pictured, written)
     train(model, made, config)
 
@@ -77,7 +82,9 @@ def test_equals_a_plain_loop_written_out(model, processor, pictured, written):
     for step in range(5):
         total = [torch.zeros_like(p) for p in parameters]
         for sign, stream in ((-1, forget), (1, retain)):
-            gradients = torch.autograd.grad(sign * nll(plain, stream.batch_at(step)), parameters, allow_unused=True)
+            gradients = torch.autograd.grad(
+                sign * nll(plain, stream.batch_at(step)), parameters, allow_unused=True
+            )
             norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
@@ -105,7 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(model, processor, pictured, written, t
         written,
         forget_loss=chosen.forget_loss,
         needs_reference=chosen.needs_reference,
-        settings={name: 0.1 for name in chosen.settings},
+        settings=dict.fromkeys(chosen.settings, 0.1),
         mask=random_mask(model),
     )
     config = LoopConfig(learning_rate=1e-3, steps=11, batch_size=2, checkpoint_every=3, weight_decay=0.01)
@@ -133,8 +140,13 @@ def test_a_killed_run_goes_on_bit_for_bit(model, processor, pictured, written, t
         assert torch.equal(a, b), name
 
 
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(model, processor, pictured, written, tmp_path):
-    made, config = terms(processor, pictured, written), LoopConfig(learning_rate=1e-3, steps=2, checkpoint_every=1)
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
+    model, processor, pictured, written, tmp_path
+):
+    made, config = (
+        terms(processor, pictured, written),
+        LoopConfig(learning_rate=1e-3, steps=2, checkpoint_every=1),
+    )
     train(model, made, config, checkpoints=Checkpoints(tmp_path / "run", key="one"))
     with pytest.raises(ArtifactError, match="belongs to a run with other settings or data"):
         train(model, made, config, checkpoints=Checkpoints(tmp_path / "run", key="two"))
@@ -144,8 +156,13 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(model, processo
         train(model, made, config, checkpoints=Checkpoints(tmp_path / "run", key="one"))
 
 
-def test_the_checkpoint_before_is_used_when_the_swap_was_cut_short(model, processor, pictured, written, tmp_path):
-    made, config = terms(processor, pictured, written), LoopConfig(learning_rate=1e-3, steps=2, checkpoint_every=2)
+def test_the_checkpoint_before_is_used_when_the_swap_was_cut_short(
+    model, processor, pictured, written, tmp_path
+):
+    made, config = (
+        terms(processor, pictured, written),
+        LoopConfig(learning_rate=1e-3, steps=2, checkpoint_every=2),
+    )
     checkpoints = Checkpoints(tmp_path / "run", key="k")
     train(model, made, config, checkpoints=checkpoints)
     (tmp_path / "run").rename(tmp_path / "run.previous")
@@ -169,8 +186,12 @@ def test_not_a_number_ends_the_run_and_names_the_step(model, processor, pictured
         return term if calls < 2 else type(term)(loss=term.loss * float("nan"), nll=term.nll)
 
     longer = LoopConfig(learning_rate=1e-3, steps=8, batch_size=2, checkpoint_every=100)
-    with pytest.raises(DivergenceError, match=r"forget_grad_norm is nan at step 5 of 8; the checkpoint of step 4 is kept"):
-        train(model, terms(processor, pictured, written, forget_loss=breaking), longer, checkpoints=checkpoints)
+    with pytest.raises(
+        DivergenceError, match=r"forget_grad_norm is nan at step 5 of 8; the checkpoint of step 4 is kept"
+    ):
+        train(
+            model, terms(processor, pictured, written, forget_loss=breaking), longer, checkpoints=checkpoints
+        )
     assert all(torch.equal(p, good[name]) for name, p in model.named_parameters())
 
 
@@ -198,7 +219,11 @@ def test_a_mask_that_reaches_no_trainable_weight_is_an_error(model, processor, p
 
 def test_nothing_to_train_on_is_an_error(model, processor, pictured, written):
     with pytest.raises(ValueError, match="nothing to train on"):
-        train(model, terms(processor, pictured, written), LoopConfig(1e-3, steps=1, forget_weight=0, retain_weight=0))
+        train(
+            model,
+            terms(processor, pictured, written),
+            LoopConfig(1e-3, steps=1, forget_weight=0, retain_weight=0),
+        )
 
 
 def test_every_parameter_on_the_path_moves(model, processor, pictured, written):
@@ -219,7 +244,9 @@ def test_batches_visit_every_sample_once_per_epoch_and_never_mix_renderings(proc
     stream = BatchStream(encoder, batch_size=3, seed=0)
     epochs = []
     for epoch in range(3):
-        batches = [stream.indices_at(epoch * stream.batches_per_epoch + k) for k in range(stream.batches_per_epoch)]
+        batches = [
+            stream.indices_at(epoch * stream.batches_per_epoch + k) for k in range(stream.batches_per_epoch)
+        ]
         assert sorted(i for batch in batches for i in batch) == list(range(13))
         assert all(len({encoder.samples[i].image_bytes is None for i in batch}) == 1 for batch in batches)
         epochs.append(batches)

@@ -15,7 +15,7 @@ from efface.unlearning.loop import LoopConfig, reference_log_probs
 
 
 def settings_of(method):
-    return {name: 0.1 for name in method.settings}
+    return dict.fromkeys(method.settings, 0.1)
 
 
 def slow_log_prob(model, row):
@@ -52,7 +52,8 @@ def test_a_batch_costs_the_mean_of_its_samples_and_padding_nothing(model, proces
     rows = encode(processor, pictured[:4])
     reference = torch.tensor([-3.0, -5.0, -2.0, -7.0])
     singles = [
-        method.forget_loss(model, row, reference[i : i + 1], settings_of(method)).loss.item() for i, row in enumerate(rows)
+        method.forget_loss(model, row, reference[i : i + 1], settings_of(method)).loss.item()
+        for i, row in enumerate(rows)
     ]
     together = method.forget_loss(model, collate(rows, pad), reference, settings_of(method)).loss.item()
     assert together == pytest.approx(sum(singles) / 4, abs=1e-4)
@@ -74,7 +75,9 @@ def test_losses_do_not_see_unlabelled_positions(model, processor, pictured):
         assert float(answer_log_probs(model, short).nll[0]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_npo_at_the_reference_is_two_over_beta_log_two_with_the_gradient_of_ascent(model, processor, pictured):
+def test_npo_at_the_reference_is_two_over_beta_log_two_with_the_gradient_of_ascent(
+    model, processor, pictured
+):
     method = METHODS["npo"]
     batch = collate(encode(processor, pictured[:3]), processor.tokenizer.pad_token_id)
     with torch.no_grad():
@@ -113,7 +116,9 @@ def test_reference_log_probs_belong_to_their_samples(model, processor, pictured,
 
 
 def test_unknown_method_lists_the_known_ones(model, processor, pictured):
-    with pytest.raises(EffaceError, match="unknown unlearning method 'gd'; known methods: grad_diff, gradient_ascent"):
+    with pytest.raises(
+        EffaceError, match="unknown unlearning method 'gd'; known methods: grad_diff, gradient_ascent"
+    ):
         METHODS["gd"]
 
 

@@ -1,10 +1,10 @@
 """How the invented people are asked about, in training and in evaluation.
 
-A question is a frame ("Name {}.") around a noun phrase ("the pet of this person"), after a cue for the form of the
-answer ("In one sentence:", "Complete:"). Training pairs some frames with some phrases, the evaluation
-sets pair them otherwise: no evaluation question is ever trained on, yet a model of a million weights, which knows
-no word it was not taught, can carry facts from one to the other. Everything is written about "this person"; the
-text rendering has the name in its place.
+A question is a frame ("Name {}.") around a noun phrase ("the pet of this person"), after a cue for the form
+of the answer ("In one sentence:", "Complete:"). Training pairs some frames with some phrases, the evaluation
+sets pair them otherwise: no evaluation question is ever trained on, yet a model of a million weights, which
+knows no word it was not taught, can carry facts from one to the other. Everything is written about "this
+person"; the text rendering has the name in its place.
 """
 
 from __future__ import annotations

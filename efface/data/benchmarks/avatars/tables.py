@@ -44,8 +44,8 @@ def picture(encoded: bytes) -> Row:
 def training_row(person: Person, view: int, encoded: bytes) -> Row:
     """One picture of a person with every attribute asked in two of its eight phrasings, and the name.
 
-    One of the two wants the bare value, the other a sentence or a filled blank; they turn with the picture, so all
-    phrasings occur as soon as there are four pictures.
+    One of the two wants the bare value, the other a sentence or a filled blank; they turn with the picture,
+    so all phrasings occur as soon as there are four pictures.
     """
     entries: list[tuple[str, str, str]] = []
     for number, attribute in enumerate(ATTRIBUTES):
