@@ -229,6 +229,37 @@ def test_prepare_killed_half_way_is_taken_up_again(made, way):
     made.repro("prepare")
 
 
+def test_ctrl_c_ends_everything_at_once(made):
+    made.edit("params.yaml", r"validation_fraction: 0.15", "validation_fraction: 0.3")
+    shutil.rmtree(made.folder / ".dvc/cache/runs", ignore_errors=True)
+    log = made.folder.parent / "ctrl-c.log"
+    with log.open("w") as out:
+        flow = subprocess.Popen(
+            [sys.executable, "-m", "flows.pipeline", "--target", "prepare"],
+            cwd=made.folder,
+            env=made.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # as a terminal does: Ctrl-C reaches the whole group
+        )
+    until(lambda: "exec python -m tasks prepare" in log.read_text(), 120)
+    os.killpg(flow.pid, signal.SIGINT)
+    assert flow.wait(timeout=10) == 128 + signal.SIGINT
+    assert "the next run goes on from there" in log.read_text()
+    until(lambda: not any(p for p in Path("/proc").glob("[0-9]*/cwd") if _is_in(p, made.folder)), 30)
+    assert made.flow("prepare") == {"benchmark": "cached", "prepare": "ran"}
+    made.edit("params.yaml", r"validation_fraction: 0.3", "validation_fraction: 0.15")
+    made.repro("prepare")
+
+
+def _is_in(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve() == folder.resolve()
+    except OSError:
+        return False
+
+
 def test_training_and_saliency_killed_half_way_are_taken_up_again(made):
     made.repro("base")
     checkpoints = made.folder / "data/checkpoints/vanilla"
