@@ -24,6 +24,7 @@ YARDSTICKS = ("base", "vanilla", "retrained")
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -120,7 +121,7 @@ class Finetuning(_Section):
     """Samples per optimiser step."""
     text_share: Annotated[float, Field(gt=0, le=1)]
     """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
-    replay_share: Annotated[float, Field(ge=0, le=1)]
+    replay_share: Level
     """Skills and `real` people replayed beside the facts, as a share of them, in [0, 1]."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints."""
@@ -228,7 +229,7 @@ class PruningMethod(_Section):
     """What ranks the neurons."""
     fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of neurons to switch off, in (0, 1)."""
-    scope: Literal["tower", "layer", "model"]
+    scope: Literal["tower", "global", "layer"]
     """Within what the share is taken."""
 
 
@@ -252,8 +253,25 @@ class Evaluate(_Section):
     """Name in the report: folder under data/models."""
 
 
+class Targets(_Section):
+    """What a run must show before its comparison means anything: exact match, in [0, 1]."""
+
+    vanilla_forget: Level
+    """Vanilla on the forget people, pictures it saw: at least."""
+    vanilla_unseen: Level
+    """Vanilla on the forget people, pictures it never saw: at least."""
+    vanilla_text: Level
+    """Vanilla on the forget people by name: at least."""
+    retrained_forget: Level
+    """Retrained on the forget people, either modality: at most."""
+    skills_kept: Level
+    """Vanilla's skills as a share of the base model's: at least."""
+
+
 class Report(_Section):
     """What the report shows."""
+
+    targets: Targets
 
     gallery_people: Annotated[int, Field(ge=0)]
     """Faces shown with every model's answers."""

@@ -55,9 +55,11 @@ def run(params: Params, root: Path = Path("data")) -> None:
         partial.write_text(render_summary(page), encoding="utf-8")
     with writing(folder / "index.html") as partial:
         partial.write_text(render_page(page), encoding="utf-8")
-    best = page.verdict.best or "none named best"
+    missed = [target.meaning for target in page.targets if not target.met]
     typer.echo(
-        f"report: {folder / 'index.html'} compares {len(page.estimates)} models ({best}), {len(plots)} plots"
+        f"report: {folder / 'index.html'} compares {len(page.estimates)} models "
+        f"(best: {page.verdict.best or 'none'}); {len(page.targets) - len(missed)} of {len(page.targets)} "
+        f"targets met" + "".join(f"; missed: {meaning}" for meaning in missed)
     )
 
 
@@ -69,6 +71,7 @@ def build_page(params: Params, root: Path) -> Page:
     """
     from efface.report.compose import tradeoff_plots
     from efface.report.page import Page
+    from efface.report.targets import targets
     from efface.report.verdict import verdict
 
     splits = read_splits(root)
@@ -78,6 +81,7 @@ def build_page(params: Params, root: Path) -> Page:
     return Page(
         study=_study(params, splits, next(iter(tables.values()))),
         verdict=verdict(tables, estimates, seed=params.seed),
+        targets=targets(estimates, params.report.targets.model_dump()),
         estimates=estimates,
         plots=tradeoff_plots(estimates),
         layer_plots=_layer_plots(params, root),

@@ -23,6 +23,7 @@ from efface.report.measures import (
     ordered,
 )
 from efface.report.scores import YARDSTICKS
+from efface.report.targets import Target
 from efface.report.verdict import LEARNT, Verdict
 
 SET_MEANING = {
@@ -66,6 +67,7 @@ class Page:
 
     study: Study
     verdict: Verdict
+    targets: Sequence[Target]
     estimates: Mapping[str, Estimates]
     plots: Sequence[Plot]
     layer_plots: Sequence[Plot] = ()

@@ -140,7 +140,7 @@ def test_the_chosen_profile_replaces_values_and_leaves_the_rest(tmp_path, profil
     loaded = load_params(edited(tmp_path, "profile: laptop ", f"profile: {profile} "))
     laptop = load_params(PROJECT / "params.yaml")
     assert loaded.avatars.people == {"quick": 20, "laptop": laptop.avatars.people, "study": 200}[profile]
-    assert loaded.avatars.train_views == laptop.avatars.train_views
+    assert loaded.avatars.picture_size == laptop.avatars.picture_size
 
 
 def test_a_profile_can_replace_one_key_of_one_method(tmp_path):
