@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from efface.errors import ArtifactError
+from efface.importance.scores import relative_importance
 from efface.importance.statistics import ActivationStatistics
 from efface.saliency.files import KEY, read_metadata
 
@@ -31,7 +32,8 @@ def save_importance(
     Args:
         path: the safetensors file.
         statistics: rendering -> MLP name -> statistics.
-        importance: ``forget``/``retain`` -> MLP name -> importance per neuron.
+        importance: ``forget``/``retain`` -> MLP name -> importance per neuron; their ratio is stored as
+            ``score``.
         metadata: what it was made from, stored as one JSON entry.
     """
     tensors: dict[str, Tensor] = {}
@@ -42,6 +44,8 @@ def save_importance(
     for kind, by_mlp_scores in importance.items():
         for name, value in by_mlp_scores.items():
             tensors[f"{name}/importance.{kind}"] = value.float()
+    for name, value in relative_importance(importance["forget"], importance["retain"]).items():
+        tensors[f"{name}/score"] = value.float()
     record = {"kind": "neuron_importance", **metadata}
     save_file(tensors, path, metadata={KEY: json.dumps(record, sort_keys=True)})
 

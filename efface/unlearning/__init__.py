@@ -1,6 +1,6 @@
 """Unlearning by training: the methods and the one loop they share."""
 
 from efface.unlearning.method import METHODS, Method
-from efface.unlearning.unlearn import unlearn
+from efface.unlearning.unlearn import UnlearningResult, unlearn
 
-__all__ = ["METHODS", "Method", "unlearn"]
+__all__ = ["METHODS", "Method", "UnlearningResult", "unlearn"]

@@ -17,6 +17,9 @@ from efface.unlearning.method import METHODS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+UnlearningResult = LoopResult
+"""How an unlearning run went: unlearning is the loop with a forget term."""
+
 
 def unlearn(
     model: PreTrainedModel,
@@ -29,7 +32,7 @@ def unlearn(
     mask: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, float] | None = None,
     checkpoints: Checkpoints | None = None,
-) -> LoopResult:
+) -> UnlearningResult:
     """Make a model forget, in place, with one of ``METHODS``.
 
     Args:
