@@ -177,6 +177,18 @@ def _errors_in_words() -> Iterator[None]:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2 if type(error).__name__ == "ParamsError" else 1) from None
+    except Exception as error:
+        from tasks.artifacts import disk_is_full
+
+        if os.environ.get("EFFACE_DEBUG") or not disk_is_full(error):
+            raise
+        typer.echo(
+            f"error: nothing more can be written ({error}); make room and run again: what was finished is "
+            f"kept, "
+            "and nothing half-written is in its place",
+            err=True,
+        )
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 from efface.errors import ArtifactError
 
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -96,6 +98,15 @@ def _flush(path: Path) -> None:
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written: disk full, quota or file size limit reached."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors writes from Rust and passes the number on in its text alone.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return number is not None and int(number[1]) in _FULL
 
 
 def digest(path: Path) -> str:

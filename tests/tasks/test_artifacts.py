@@ -125,6 +125,42 @@ def test_a_terminated_stage_leaves_no_partial(tmp_path):
     assert names(tmp_path) == []
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+import tasks.__main__ as program
+from tasks.artifacts import writing
+
+def with_torch(path):
+    import torch
+    from safetensors.torch import save_file
+    save_file({"x": torch.zeros(10000)}, path)
+
+def plain(path):
+    path.write_bytes(bytes(100000))
+
+with program._errors_in_words():
+    with writing(Path(sys.argv[1])) as partial:
+        {"safetensors": with_torch, "plain": plain}[sys.argv[2]](partial)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "safetensors"])
+def test_a_full_disk_is_one_line_and_keeps_the_old_content(tmp_path, kind):
+    target = tmp_path / "model.safetensors"
+    target.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(target), kind], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nothing more can be written (") and "Traceback" not in done.stderr
+    assert "make room and run again" in done.stderr
+    assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
 def test_a_digest_sees_names_contents_and_nothing_else(tmp_path):
     folder = tmp_path / "f"
     (folder / "sub").mkdir(parents=True)
