@@ -18,6 +18,8 @@ QUIET = {
 """Telemetry off, everywhere. Set any of these yourself to have it otherwise."""
 
 CALM = {
+    # Threads that spin while they wait make a step twenty times slower as soon as anything else runs.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes beside `mlflow ui`
     "TOKENIZERS_PARALLELISM": "false",  # warns in every process that forks
     "TRANSFORMERS_VERBOSITY": "error",
