@@ -18,8 +18,8 @@ QUIET = {
 """Telemetry off, everywhere. Set any of these yourself to have it otherwise."""
 
 CALM = {
-    # Threads that spin for long while they wait slow each other down as soon as anything else runs; this short
-    # spin costs nothing on an idle machine, where sleeping at once would cost a third.
+    # Threads that spin for long while they wait slow each other down as soon as anything else runs; this
+    # short spin costs nothing on an idle machine, where sleeping at once would cost half as much again.
     "GOMP_SPINCOUNT": "10000",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes beside `mlflow ui`
     "TOKENIZERS_PARALLELISM": "false",  # warns in every process that forks
