@@ -6,12 +6,17 @@ Its vision tower learns to see faces, then projector and decoder learn skills an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from efface.data.samples import Sample, read_samples
 from tasks.artifacts import recording, writing
 from tasks.params import Params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import ProcessorMixin
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -88,7 +93,7 @@ def _texts(sample: Sample) -> list[str]:
     ]
 
 
-def _strangers(folder: Path, processor):  # type: ignore[no-untyped-def]
+def _strangers(folder: Path, processor: ProcessorMixin) -> tuple[Tensor, dict[str, list[str]]]:
     """Pixels (P, 3, H, W) and labels by attribute of the pictures for vision pre-training."""
     import io
 

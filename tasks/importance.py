@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from efface.data.samples import read_samples
+from efface.data.samples import Sample, read_samples
 from tasks.artifacts import digest, recording, writing
-from tasks.params import Params
+from tasks.params import Importance, Params
+
+if TYPE_CHECKING:
+    from efface.importance import ActivationStatistics
+    from efface.models import MLP, LoadedModel
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -32,7 +37,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             pairs = _pairs(table, split, params)
             statistics |= {
                 f"{split}.{modality}": values
-                for modality, values in _measure(loaded, mlps, pairs, params, split).items()
+                for modality, values in _measure(loaded, mlps, pairs, section, split).items()
             }
         importance = {
             split: neuron_importance(statistics[f"{split}.multimodal"], statistics[f"{split}.text"])
@@ -55,8 +60,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
     typer.echo(f"importance: {path} scores {units} neurons in {len(mlps)} MLP blocks")
 
 
-def _pairs(table: Path, split: str, params: Params):  # type: ignore[no-untyped-def]
-    """Multimodal samples and the text rendering of the same facts, equally many and in the same order."""
+def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample]]:
+    """Multimodal samples, each with the text rendering of the same fact."""
     from efface.data.encoding import draw
 
     text = {s.pair_id: s for s in read_samples(table, split=split, part="train", modality="text")}
@@ -65,25 +70,20 @@ def _pairs(table: Path, split: str, params: Params):  # type: ignore[no-untyped-
     return [paired[i] for i in draw(len(paired), params.importance.samples, params.seed)]
 
 
-def _measure(loaded, mlps, pairs, params: Params, split: str):  # type: ignore[no-untyped-def]
+def _measure(
+    loaded: LoadedModel, mlps: list[MLP], pairs: list[tuple[Sample, Sample]], section: Importance, split: str
+) -> dict[str, dict[str, ActivationStatistics]]:
     """Statistics of both renderings; a mid-grey picture stands in for the picture that text does not have."""
-    from PIL import Image
-
+    from efface.data.encoding import Encoder
     from efface.importance import activation_statistics
 
-    multimodal = [pictured for pictured, _ in pairs]
-    text = [written for _, written in pairs]
-    blank = replace(multimodal[0], image_bytes=_png(Image.new("RGB", (64, 64), (128, 128, 128))))
+    def measure(samples: list[Sample], blocks: list[MLP], label: str) -> dict[str, ActivationStatistics]:
+        batches = Encoder(loaded.processor, samples).batches(section.batch_size, label=label)
+        return activation_statistics(loaded.model, batches, mlps=blocks, active_above=section.active_above)
 
-    def measure(samples, blocks, label):  # type: ignore[no-untyped-def]
-        return activation_statistics(
-            loaded.model,
-            _batches(loaded.processor, samples, params.importance.batch_size, label),
-            mlps=blocks,
-            active_above=params.importance.active_above,
-        )
-
+    multimodal, text = [pictured for pictured, _ in pairs], [written for _, written in pairs]
     vision = [mlp for mlp in mlps if mlp.tower == "vision"]
+    blank = replace(multimodal[0], image_bytes=_grey_picture())
     grey = measure([blank], vision, f"blank picture, {split}")
     return {
         "multimodal": measure(multimodal, mlps, f"pictures, {split}"),
@@ -92,20 +92,11 @@ def _measure(loaded, mlps, pairs, params: Params, split: str):  # type: ignore[n
     }
 
 
-def _batches(processor, samples, size: int, label: str):  # type: ignore[no-untyped-def]
-    from tqdm import tqdm
-
-    from efface.data.encoding import Encoder
-
-    with tqdm(total=len(samples), desc=label, unit="sample", mininterval=0.5) as bar:
-        for batch in Encoder(processor, samples).batches(size):
-            yield batch
-            bar.update(len(batch["input_ids"]))
-
-
-def _png(picture) -> bytes:  # type: ignore[no-untyped-def]
+def _grey_picture() -> bytes:
     import io
 
+    from PIL import Image
+
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(buffer, format="PNG")
     return buffer.getvalue()

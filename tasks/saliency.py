@@ -13,6 +13,7 @@ from tasks.params import Params
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure both Fisher diagonals on the vanilla model and write `masks/saliency.safetensors`."""
+    from efface.data.encoding import Encoder, draw
     from efface.models import anatomy, load_model, weights_digest
     from efface.saliency import fisher_diagonal, mask_density, saliency_mask, save_mask
 
@@ -32,12 +33,11 @@ def run(params: Params, root: Path = Path("data")) -> None:
             *read_samples(table, split="forget", part="train", modality="text"),
             *read_samples(table, split="retain", part="train"),
         ]
-        fishers = [
-            fisher_diagonal(
-                loaded.model, _batches(loaded.processor, samples, params, label), parameters=names
-            )
-            for label, samples in (("Fisher, forget", target), ("Fisher, preserve", preserve))
-        ]
+        fishers = []
+        for label, samples in (("Fisher, forget", target), ("Fisher, preserve", preserve)):
+            drawn = draw(len(samples), section.fisher_samples, params.seed)
+            batches = Encoder(loaded.processor, samples).batches(section.batch_size, drawn, label=label)
+            fishers.append(fisher_diagonal(loaded.model, batches, parameters=names))
         mask = saliency_mask(*fishers, threshold=section.threshold)
         density = mask_density(mask, parts)
         metadata = {
@@ -52,19 +52,5 @@ def run(params: Params, root: Path = Path("data")) -> None:
             save_mask(mask, partial, metadata=metadata)
         record.summary = {"density": density}
     groups = density["groups"]
-    shares = ", ".join(f"{group} {share:.1%}" for group, share in groups.items())  # type: ignore[attr-defined]
+    shares = ", ".join(f"{group} {share:.1%}" for group, share in groups.items())
     typer.echo(f"saliency: {path} selects {density['total']:.1%} of the weights ({shares})")
-
-
-def _batches(processor, samples, params: Params, label: str):  # type: ignore[no-untyped-def]
-    """Batches of the drawn samples under a progress bar."""
-    from tqdm import tqdm
-
-    from efface.data.encoding import Encoder, draw
-
-    section = params.saliency
-    indices = draw(len(samples), section.fisher_samples, params.seed)
-    with tqdm(total=len(indices), desc=label, unit="sample", mininterval=0.5) as bar:
-        for batch in Encoder(processor, samples).batches(section.batch_size, indices):
-            yield batch
-            bar.update(len(batch["input_ids"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +11,9 @@ from efface.data.samples import read_samples
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Params, Unlearn, UnlearningMethod
+
+if TYPE_CHECKING:
+    from efface.unlearning.loop import LoopConfig
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -56,7 +60,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     typer.echo(f"unlearn: {folder} made by {name} in {result.steps} steps ({ending}); last losses: {losses}")
 
 
-def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int):  # type: ignore[no-untyped-def]
+def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:
     from efface.unlearning.loop import LoopConfig
 
     return LoopConfig(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from efface.data.samples import Sample
 from efface.errors import DataError
@@ -68,13 +69,23 @@ class Encoder:
         """Model inputs of the given samples with ``labels`` (B, T), right-padded."""
         return collate([*self._encoded(indices)], self.processor.tokenizer.pad_token_id)
 
-    def batches(self, size: int, indices: Sequence[int] | None = None) -> Iterator[Inputs]:
-        """Batches of at most ``size`` samples in the given order, multimodal and text-only kept apart."""
+    def batches(
+        self, size: int, indices: Sequence[int] | None = None, *, label: str | None = None
+    ) -> Iterator[Inputs]:
+        """Batches of at most ``size`` samples, multimodal and text-only kept apart, each in the order given.
+
+        With a ``label`` they pass under a progress bar of that name.
+        """
         indices = range(len(self.samples)) if indices is None else indices
-        for multimodal in (True, False):
-            chosen = [i for i in indices if (self.samples[i].image_bytes is not None) == multimodal]
-            for start in range(0, len(chosen), size):
-                yield self.batch(chosen[start : start + size])
+        with tqdm(
+            total=len(indices), desc=label, unit="sample", mininterval=0.5, disable=label is None
+        ) as progress:
+            for multimodal in (True, False):
+                chosen = [i for i in indices if (self.samples[i].image_bytes is not None) == multimodal]
+                for start in range(0, len(chosen), size):
+                    part = chosen[start : start + size]
+                    yield self.batch(part)
+                    progress.update(len(part))
 
     def _encoded(self, indices: Sequence[int]) -> list[Inputs]:
         missing = [i for i in dict.fromkeys(indices) if i not in self._cache]
