@@ -9,7 +9,7 @@ import typer
 from efface.data.samples import Sample, read_samples
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
-from tasks.params import Finetuning
+from tasks.params.models import Finetuning
 
 
 def finetune_stage(

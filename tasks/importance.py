@@ -10,7 +10,8 @@ import typer
 
 from efface.data.samples import Sample, read_samples
 from tasks.artifacts import digest, recording, writing
-from tasks.params import Importance, Params
+from tasks.params import Params
+from tasks.params.attribution import Importance
 
 if TYPE_CHECKING:
     from efface.importance import ActivationStatistics

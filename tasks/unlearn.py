@@ -10,7 +10,8 @@ import typer
 from efface.data.samples import read_samples
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
-from tasks.params import Params, Unlearn, UnlearningMethod
+from tasks.params import Params
+from tasks.params.unlearning import Unlearn, UnlearningMethod
 
 if TYPE_CHECKING:
     from efface.unlearning.loop import LoopConfig

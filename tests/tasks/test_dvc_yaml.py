@@ -15,9 +15,10 @@ GLUE = {
     "tasks/__main__.py": "starts a stage; makes nothing",
     "tasks/environment.py": "telemetry and warnings",
     "tasks/processes.py": "how processes end",
-    "tasks/params.py": "reads values that DVC tracks one by one",
-    "tasks/params_file.py": "the same",
-    "tasks/params_errors.py": "words of error messages",
+    **{
+        file.relative_to(PROJECT).as_posix(): "reads values that DVC tracks one by one"
+        for file in (PROJECT / "tasks" / "params").glob("*.py")
+    },
     "tasks/artifacts.py": "moves files into place; its digests and JSON are fixed by tests",
     "tasks/tracking.py": "sends copies of finished results elsewhere",
     "tasks/outbox.py": "the same",

@@ -1,4 +1,4 @@
-"""Read params.yaml and its profiles, before the classes of tasks/params.py check the values."""
+"""Read params.yaml and its profiles, before the classes of tasks/params check the values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.params_errors import ParamsError
+from tasks.params.errors import ParamsError
 
 PROFILES = ("quick", "laptop", "study")
 

@@ -1,0 +1,89 @@
+"""params.yaml as frozen classes, one per section, checked before anything runs.
+
+Every key is spelled out in the file: the classes hold no defaults. A mistake becomes one line that names the
+key as it stands in the file, the value found, and what is allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from tasks.params.attribution import Importance, Saliency
+from tasks.params.data import Avatars, Prepare
+from tasks.params.errors import ParamsError, explain
+from tasks.params.evaluation import Evaluate, Report
+from tasks.params.file import PROFILES, merged, profiles_of, read
+from tasks.params.models import Base, Finetuning
+from tasks.params.pruning import Prune
+from tasks.params.section import Section
+from tasks.params.unlearning import Unlearn
+
+__all__ = ["PROFILES", "SECTIONS", "YARDSTICKS", "Params", "ParamsError", "load_params"]
+
+YARDSTICKS = ("base", "vanilla", "retrained")
+
+
+class Params(Section):
+    """All of params.yaml with the chosen profile applied."""
+
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of training and drawing."""
+    avatars: Avatars
+    prepare: Prepare
+    base: Base
+    vanilla: Finetuning
+    retrained: Finetuning
+    saliency: Saliency
+    importance: Importance
+    unlearn: Unlearn
+    prune: Prune
+    evaluate: Evaluate
+    report: Report
+
+    @model_validator(mode="after")
+    def _every_model_is_evaluated(self) -> Params:
+        folders = {name: name for name in YARDSTICKS}
+        folders |= {name: f"unlearned/{name}" for name in (*self.unlearn.methods, *self.prune.methods)}
+        for name, folder in folders.items():
+            if self.evaluate.models.get(name) != folder:
+                raise ValueError(
+                    f"evaluate.models must hold every model; add this entry to it: {name}: {folder}"
+                )
+        for name, folder in self.evaluate.models.items():
+            if folder not in folders.values():
+                raise ValueError(
+                    f"evaluate.models.{name} is {folder!r}: no stage makes that model; "
+                    f"expected one of: {', '.join(folders.values())}"
+                )
+        return self
+
+
+SECTIONS = tuple(name for name in Params.model_fields if name != "seed")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read the file, check all of it (every profile), and return it with the chosen profile applied.
+
+    Raises:
+        ParamsError: one line per mistake, naming key, value and what is allowed.
+    """
+    data = read(Path(path), SECTIONS)
+    profiles = profiles_of(data, path, SECTIONS)
+    sections = {key: value for key, value in data.items() if key != "profiles"}
+    avatars = sections.get("avatars")
+    chosen = avatars.get("profile") if isinstance(avatars, dict) else None
+    mistakes: list[str] = []
+    loaded: Params | None = None
+    for name in sorted(profiles, key=lambda name: name != chosen):  # the chosen one's mistakes come first
+        try:
+            params = Params.model_validate(merged(sections, profiles[name]))
+        except ValidationError as error:
+            mistakes += explain(error, Params.model_json_schema(), name, profiles[name])
+        else:
+            loaded = params if name == chosen else loaded
+    if mistakes or loaded is None:
+        raise ParamsError(path, mistakes)
+    return loaded

@@ -1,0 +1,65 @@
+"""The sections about the models that nothing has been unlearned from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tasks.params.section import Count, Level, Rate, Section
+
+
+class Base(Section):
+    """The small vision-language model and its training from nothing."""
+
+    image_size: Annotated[int, Field(ge=16, le=512)]
+    """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
+    patch_size: Annotated[int, Field(ge=2, le=64)]
+    """Side of one patch, pixels."""
+    width: Annotated[int, Field(ge=8)]
+    """Hidden units of both towers; a multiple of twice `heads`."""
+    mlp_width: Annotated[int, Field(ge=8)]
+    """Neurons of each MLP."""
+    vision_layers: Annotated[int, Field(ge=2)]
+    """Blocks of the vision tower; the last but one is read, so at least 2."""
+    language_layers: Count
+    """Blocks of the decoder."""
+    heads: Count
+    """Attention heads of both towers."""
+    vision_steps: Count
+    """Optimiser steps of attribute pre-training."""
+    vision_learning_rate: Rate
+    """Peak learning rate of attribute pre-training, in (0, 1]."""
+    steps: Count
+    """Optimiser steps of vision-language training."""
+    learning_rate: Rate
+    """Peak learning rate of vision-language training, in (0, 1]."""
+    batch_size: Count
+    """Samples per optimiser step."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Base:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size is {self.image_size}: expected a multiple of patch_size ({self.patch_size})"
+            )
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width is {self.width}: expected a multiple of twice heads ({2 * self.heads})")
+        return self
+
+
+class Finetuning(Section):
+    """Fine-tuning of the base model: on everybody (vanilla) or on the retain people only (retrained)."""
+
+    steps: Count
+    """Optimiser steps."""
+    learning_rate: Rate
+    """Peak learning rate of the one-cycle schedule, in (0, 1]."""
+    batch_size: Count
+    """Samples per optimiser step."""
+    text_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
+    replay_share: Level
+    """Skills and `real` people replayed beside the facts, as a share of them, in [0, 1]."""
+    checkpoint_every: Count
+    """Optimiser steps between checkpoints."""
