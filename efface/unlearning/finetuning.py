@@ -13,10 +13,6 @@ from efface.unlearning.loop import LoopConfig, LoopResult, Terms, train
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-_ALIKE = 4
-"""Batches cut by length together. On the sandbox the decoder then reads 1.07 times the tokens there are, and
-1.25 times with random batches."""
-
 
 def finetune(
     model: PreTrainedModel,
@@ -49,7 +45,6 @@ def finetune(
         learning_rate=learning_rate,
         steps=steps,
         batch_size=batch_size,
-        alike=_ALIKE,
         warmup_fraction=0.1,
         seed=seed,
         checkpoint_every=checkpoint_every,

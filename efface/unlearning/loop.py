@@ -43,7 +43,6 @@ class LoopConfig:
         steps: number of optimizer steps; None counts ``epochs``.
         epochs: passes over the forget set (over the retain set when there is no forget set).
         batch_size: samples per batch.
-        alike: retain batches that are drawn together and cut by length, against padding; 1 ignores length.
         forget_weight: factor of the forget term.
         retain_weight: factor of the retain term; at 0 the retain set is not touched.
         retain_batches_per_forget_batch: retain batches that meet one forget batch.
@@ -61,7 +60,6 @@ class LoopConfig:
     steps: int | None = None
     epochs: int | None = None
     batch_size: int = 8
-    alike: int = 1
     forget_weight: float = 1.0
     retain_weight: float = 1.0
     retain_batches_per_forget_batch: int = 1
@@ -180,9 +178,7 @@ class _Run:
         if terms.forget is not None and config.forget_weight:
             forget = BatchStream(terms.forget, batch_size=config.batch_size, seed=config.seed)
         if terms.retain is not None and config.retain_weight and config.retain_batches_per_forget_batch:
-            retain = BatchStream(
-                terms.retain, batch_size=config.batch_size, seed=config.seed + 1, alike=config.alike
-            )
+            retain = BatchStream(terms.retain, batch_size=config.batch_size, seed=config.seed + 1)
         return forget, retain
 
     def _total_steps(self) -> int:

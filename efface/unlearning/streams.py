@@ -21,20 +21,17 @@ class BatchStream:
         encoder: the samples.
         batch_size: samples per batch; the last batch of each modality in an epoch may be smaller.
         seed: seed of the orders.
-        alike: number of batches that are drawn together and then cut by length, so that samples of like
-            length meet and little is padded; 1 pays no attention to length.
 
     Raises:
         ValueError: if there is no sample.
     """
 
-    def __init__(self, encoder: Encoder, *, batch_size: int, seed: int, alike: int = 1):
+    def __init__(self, encoder: Encoder, *, batch_size: int, seed: int):
         if len(encoder) == 0:
             raise ValueError("cannot draw batches from an empty set of samples")
         self.encoder = encoder
         self.batch_size = batch_size
         self.seed = seed
-        self.alike = alike
         pictured = [i for i, sample in enumerate(encoder.samples) if sample.image_bytes is not None]
         plain = [i for i, sample in enumerate(encoder.samples) if sample.image_bytes is None]
         self._kinds = [kind for kind in (pictured, plain) if kind]
@@ -62,18 +59,6 @@ class BatchStream:
         batches = []
         for kind in self._kinds:
             shuffled = order.sample(kind, len(kind))
-            if self.alike > 1:
-                chunks = _cut(shuffled, self.alike * self.batch_size)
-                shuffled = [i for chunk in chunks for i in sorted(chunk, key=self._length)]
-            batches += _cut(shuffled, self.batch_size)
+            batches += [shuffled[i : i + self.batch_size] for i in range(0, len(shuffled), self.batch_size)]
         order.shuffle(batches)
         return batches
-
-    def _length(self, index: int) -> int:
-        """Characters, which need no tokenizer and grow with the tokens."""
-        sample = self.encoder.samples[index]
-        return len(sample.question) + len(sample.answer)
-
-
-def _cut(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
