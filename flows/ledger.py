@@ -104,6 +104,15 @@ class Ledger:
                 todo += self.stages[name].needs
         return found
 
+    def runs_alone(self, stage: str) -> bool:
+        """Whether every other stage comes before or after it, so that none can ever run beside it.
+
+        The graph alone decides, not what happens to be current: a stage always gets the same share of the
+        processor, and with it the same bits.
+        """
+        after = {name for name in self.stages if stage in self.upstream(name)}
+        return after | self.upstream(stage) == set(self.stages)
+
     def outputs(self, stage: str) -> dict[str, str]:
         """Path to hash of what the stage made, as DVC recorded it."""
         return {out["path"]: out.get("md5", "") for out in self._entry(stage).get("outs", [])}

@@ -72,7 +72,8 @@ def run_stage(stage: str, upstream: list[Record]) -> Record | State[Record]:
     if work.ledger.is_current(stage):  # though Prefect has not seen it so before: made by `dvc repro`, say
         return Completed(name="Cached", data=_record(stage, work.ledger))
     row, log = work.rows[stage], get_run_logger()
-    with work.slots, device(wanted=work.ledger.stages[stage].gpu, workers=work.workers) as granted:
+    beside = 1 if work.ledger.runs_alone(stage) else work.workers
+    with work.slots, device(wanted=work.ledger.stages[stage].gpu, workers=beside) as granted:
         started, row.outcome = time.monotonic(), "failed"
         try:
             row.outcome = reproduce(stage, granted, log.info, flow_run_id=str(flow_run.get_id() or ""))

@@ -48,6 +48,24 @@ def test_a_stage_that_made_the_same_again_does_not(folder):
     assert [name for name in FACTS if ledger.is_current(name)] == ["a", "b", "c"]
 
 
+def test_a_stage_runs_alone_if_every_other_comes_before_or_after_it(folder):
+    assert all(Ledger(FACTS, set()).runs_alone(name) for name in FACTS)
+    forked = FACTS | {"d": StageFacts(frozenset({"a"}), gpu=True)}
+    ledger = Ledger(forked, {"d"})
+    assert [name for name in forked if ledger.runs_alone(name)] == ["a"]
+
+
+def test_in_this_project_the_stages_everything_rests_on_run_alone(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    ledger = Ledger.open()
+    assert {name for name in ledger.stages if ledger.runs_alone(name)} == {
+        "benchmark",
+        "prepare",
+        "base",
+        "report",
+    }
+
+
 def test_the_fingerprint_changes_with_anything_dvc_recorded(folder):
     ledger = Ledger(FACTS, set())
     before = ledger.fingerprint("a")
