@@ -51,6 +51,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
             language_layers=section.language_layers,
             heads=section.heads,
         )
+        if section.attention is not None:
+            model.set_attn_implementation(section.attention)
         pixels, labels = _strangers(strangers, processor)
         accuracy = pretrain_vision(
             model,

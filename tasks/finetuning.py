@@ -27,7 +27,7 @@ def finetune_stage(
     inputs = {"prepared": table, "base": base}
     with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
         checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
-        loaded = load_model(base)
+        loaded = load_model(base, attention=section.attention)
         facts = [
             *read_samples(table, split=splits, part="train", modality="multimodal"),
             *_share(

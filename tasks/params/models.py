@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,9 @@ class Base(Section):
     """Optimiser steps of vision-language training."""
     learning_rate: Rate
     """Peak learning rate of vision-language training, in (0, 1]."""
+    attention: Literal["sdpa", "eager"] | None
+    """Attention kernel while training; null leaves the choice to transformers. For sequences of a few dozen
+    tokens on a processor, eager is the faster one."""
     batch_size: Count
     """Samples per optimiser step."""
 
@@ -57,6 +60,9 @@ class Finetuning(Section):
     """Peak learning rate of the one-cycle schedule, in (0, 1]."""
     batch_size: Count
     """Samples per optimiser step."""
+    attention: Literal["sdpa", "eager"] | None
+    """Attention kernel while training; null leaves the choice to transformers. For sequences of a few dozen
+    tokens on a processor, eager is the faster one."""
     text_share: Annotated[float, Field(gt=0, le=1)]
     """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
     replay_share: Level
