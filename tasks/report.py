@@ -11,6 +11,7 @@ import typer
 
 from efface.errors import ArtifactError
 from tasks.artifacts import read_json, write_json, writing
+from tasks.cards import write_cards
 from tasks.params import Params
 from tasks.results import (
     RESTORE,
@@ -54,6 +55,9 @@ def run(params: Params, root: Path = Path("data")) -> None:
     write_json(folder / "metrics.json", plain_values(page.estimates))
     if page.scorecard is not None:
         write_json(folder / "scores.json", plain_scorecard(page.scorecard))
+        write_cards(
+            folder / "cards", params.evaluate.models, read_records(root), read_splits(root), page.scorecard
+        )
     with writing(folder / "summary.md") as partial:
         partial.write_text(render_summary(page), encoding="utf-8")
     with writing(folder / "index.html") as partial:

@@ -117,7 +117,7 @@ def check_finite(scores: pd.DataFrame) -> None:
     for column in ("nll_gold", "option_logprobs", "nll_wrong", "token_logprobs"):
         if column not in scores.columns:
             continue
-        whole = [[] if value is None else np.atleast_1d(value) for value in scores[column]]
+        whole: list[Any] = [[] if value is None else np.atleast_1d(value) for value in scores[column]]
         if not whole or np.all(np.isfinite(np.concatenate(whole).astype(float))):
             continue
         bad = [

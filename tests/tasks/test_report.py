@@ -1,5 +1,6 @@
 """The page holds every number given, needs nothing else, and refuses results that do not belong together."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -136,6 +137,17 @@ def test_plots_and_summary_are_written(study):
     assert card["models"]["vanilla"]["auc"] is None  # no holdout people here: not available, not 0
     assert len({row.count("|") for row in rows[: 1 + len(FEW)]}) == 1
     assert len({row.count("|") for row in rows[1 + len(FEW) :]}) == 1
+
+
+def test_every_unlearned_model_has_a_card_with_its_scores_and_no_id_in_the_clear(study):
+    cards = {path.stem: path.read_text() for path in (study / "report" / "cards").iterdir()}
+    assert set(cards) == {"mmunlearner", "manu"}
+    text = cards["mmunlearner"]
+    assert "| vanilla | full | 0.0 |" in text and "| mmunlearner | visual |" in text
+    assert "learning_rate | `0.0002`" in text and "## Limits" in text and "git_commit" in text
+    forget = json.loads((study / "prepared" / "splits.json").read_text())["entities"]["forget"]
+    assert not any(identity in text for identity in forget)
+    assert f"`{hashlib.sha256(forget[0].encode()).hexdigest()[:16]}`" in text
 
 
 def test_the_same_results_give_the_same_bytes(study, copy):
