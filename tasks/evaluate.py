@@ -40,7 +40,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     with recording(
         "evaluate", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
     ) as record:
-        samples = _drawn(read_samples(table, set=SETS), section.max_people, params.seed)
+        samples = drawn(read_samples(table, set=SETS), section.max_people, params.seed)
         parts = _parts(root, name, settings, params.seed, inputs)
         loaded = load_model(folder)
         started = time.perf_counter()
@@ -97,7 +97,7 @@ def _parts(
     return Parts(folder / key[:16], key=key)
 
 
-def _drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
+def drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
     """The rows of at most so many people per set, the same for every model; skills, one stranger a row, stay
     whole."""
     if people is None:
