@@ -141,6 +141,9 @@ def test_cell_means_draw_people_not_rows():
     by_person = here.groupby("entity_id")["rouge_l"].mean()
     assert means == pytest.approx(sum(s * by_person[p] for s, p in zip(shares, people, strict=True)))
     assert np.all(np.isclose(np.stack(shares) * 4 % 1, 0) | np.isclose(np.stack(shares) * 4 % 1, 1))
+    both = rows.assign(rouge_l=(rows["entity_id"] == "forget/0").astype(float))
+    together = cell_means(both, [cell, ("test", "text", "rouge_l")], resamples=50)
+    assert np.array_equal(*together.values())  # the same people, drawn together
     one = rows[rows["entity_id"] == "forget/0"]
     assert cell_means(one, [cell])[cell].shape == (1,)
     assert cell_means(rows, [("holdout", "text", "rouge_l")]) == {}

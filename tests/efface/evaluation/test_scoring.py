@@ -186,11 +186,11 @@ def test_finished_batches_are_not_scored_again(model, processor, tmp_path, monke
     assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=parts), whole, 0)
     assert len(asked) == 2
     other = Parts(tmp_path / "parts", key="another model")
-    score(model, processor, rows[:1], batch_size=4, max_new_tokens=6, parts=other)
-    assert len(asked) == 3
+    score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=other)
+    assert len(asked) == 6
     changed = [sample(0, pictured=False, answer="white")]
     score(model, processor, changed, batch_size=4, max_new_tokens=6, parts=parts)
-    assert len(asked) == 4
+    assert len(asked) == 7
     parts.remove()
     assert not parts.folder.exists()
 
