@@ -109,6 +109,12 @@ def evaluate(model: Name) -> None:
 
 
 @app.command()
+def attack(name: Name, model: Name) -> None:
+    """Try to bring back what a model was made to forget."""
+    _run("attack", name, model=model)
+
+
+@app.command()
 def report() -> None:
     """Write data/report from all scores."""
     _run("report")
@@ -136,6 +142,8 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         loaded = load_params()
         if name is not None:
             _must_be_listed(stage, name, loaded)
+        if "model" in options:
+            _must_be_listed("evaluate", options["model"], loaded)
         signal.signal(signal.SIGTERM, _leave)
         _end_with_dvc()
         module = importlib.import_module(f"tasks.{stage}")
@@ -147,6 +155,7 @@ def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
         "unlearn": loaded.unlearn.methods,
         "prune": loaded.prune.methods,
         "evaluate": loaded.evaluate.models,
+        "attack": type(loaded.attack).model_fields,
     }
     if name not in listed[stage]:
         raise EffaceError(

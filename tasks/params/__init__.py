@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.params.attribution import Importance, Saliency
 from tasks.params.data import Avatars, Prepare
 from tasks.params.errors import ParamsError, explain
-from tasks.params.evaluation import Evaluate, Report
+from tasks.params.evaluation import Attack, Evaluate, Report
 from tasks.params.file import PROFILES, merged, profiles_of, read
 from tasks.params.models import Base, Finetuning
 from tasks.params.pruning import Prune
@@ -41,6 +41,7 @@ class Params(Section):
     unlearn: Unlearn
     prune: Prune
     evaluate: Evaluate
+    attack: Attack
     report: Report
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.params.section import Count, Level, Section
+from tasks.params.section import Count, Level, Rate, Section
 
 
 class Evaluate(Section):
@@ -18,8 +18,59 @@ class Evaluate(Section):
     """Longest answer, tokens."""
     max_people: Count | None
     """People asked about per set, drawn by the seed; null: everybody."""
+    share_prefix: bool
+    """Read picture and question once for all answers scored after them, where the family allows it."""
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str]
     """Name in the report: folder under data/models."""
+
+
+class Relearn(Section):
+    """Fine-tuning on facts about some forgotten people; tested on the others."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Of the forgotten people to relearn from."""
+    budgets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """Optimizer steps at which the model is scored, increasing; 0: before any."""
+    learning_rate: Rate
+    batch_size: Count
+
+
+class Quantize(Section):
+    """Rounding the weights of linear layers."""
+
+    bits: Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(min_length=1)]
+    """Bits per weight, one attack each, 2 to 8."""
+
+
+class ModuleReload(Section):
+    """Putting parts of the vanilla model back, one at a time."""
+
+    parts: Annotated[list[Literal["vision", "projector", "language"]], Field(min_length=1)]
+    """One attack each."""
+
+
+class CrossModal(Section):
+    """Giving the name away beside the picture."""
+
+    kinds: Annotated[list[Literal["name_in_question", "name_in_picture"]], Field(min_length=1)]
+    """Where the name is written, one attack each."""
+
+
+class ImageShift(Section):
+    """Changed pictures."""
+
+    kinds: Annotated[list[Literal["crop", "noise", "grey", "rotate"]], Field(min_length=1)]
+    """One attack each."""
+
+
+class Attack(Section):
+    """Ways to bring back what was forgotten: python -m tasks attack NAME MODEL."""
+
+    relearn: Relearn
+    quantize: Quantize
+    module_reload: ModuleReload
+    cross_modal: CrossModal
+    image_shift: ImageShift
 
 
 class Targets(Section):

@@ -199,9 +199,9 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         if "import_module(" in path.read_text(encoding="utf-8")
         or "__import__(" in path.read_text(encoding="utf-8")
     }
-    assert dynamic <= {"tasks/__main__.py", "tasks/prepare.py", "efface/unlearning/method.py"}, (
-        "add it to PLUGINS and to dvc.yaml"
-    )
+    # efface.evaluation passes on `score` for users; stages import it from its own module.
+    known = {"tasks/__main__.py", "tasks/prepare.py", "efface/unlearning/method.py"}
+    assert dynamic <= known | {"efface/evaluation/__init__.py"}, "add it to PLUGINS and to dvc.yaml"
 
 
 def test_glue_exists_and_each_has_a_reason():

@@ -1,5 +1,6 @@
 """The page holds every number given, needs nothing else, and refuses results that do not belong together."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -95,7 +96,7 @@ def test_page_needs_no_network_and_no_script(study, page):
 def test_sections_link_to_headings(study, page):
     text = (study / "report" / "index.html").read_text(encoding="utf-8")
     targets = [reference[1:] for reference in page.references if reference.startswith("#")]
-    assert len(targets) == 7
+    assert len(targets) == 8
     assert all(f'id="{target}"' in text for target in targets)
     assert len(re.findall(r'\bid="([^"]+)"', text)) == len(set(re.findall(r'\bid="([^"]+)"', text)))
 
@@ -129,8 +130,24 @@ def test_plots_and_summary_are_written(study):
     assert list(tradeoff["model"]) == list(FEW)
     summary = (study / "report" / "summary.md").read_text()
     rows = [line for line in summary.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(FEW)
-    assert len({row.count("|") for row in rows}) == 1
+    assert len(rows) == 2 * (1 + len(FEW))  # exact match, then the score with its parts
+    card = json.loads((study / "report" / "scores.json").read_text())
+    assert set(card["models"]) == set(FEW)
+    assert card["models"]["vanilla"]["score"]["full"]["value"] == 0
+    assert card["models"]["vanilla"]["auc"] is None  # no holdout people here: not available, not 0
+    assert len({row.count("|") for row in rows[: 1 + len(FEW)]}) == 1
+    assert len({row.count("|") for row in rows[1 + len(FEW) :]}) == 1
+
+
+def test_every_unlearned_model_has_a_card_with_its_scores_and_no_id_in_the_clear(study):
+    cards = {path.stem: path.read_text() for path in (study / "report" / "cards").iterdir()}
+    assert set(cards) == {"mmunlearner", "manu"}
+    text = cards["mmunlearner"]
+    assert "| vanilla | full | 0.0 |" in text and "| mmunlearner | visual |" in text
+    assert "learning_rate | `0.0002`" in text and "## Limits" in text and "git_commit" in text
+    forget = json.loads((study / "prepared" / "splits.json").read_text())["entities"]["forget"]
+    assert not any(identity in text for identity in forget)
+    assert f"`{hashlib.sha256(forget[0].encode()).hexdigest()[:16]}`" in text
 
 
 def test_the_same_results_give_the_same_bytes(study, copy):

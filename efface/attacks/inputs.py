@@ -1,0 +1,105 @@
+"""Attacks on the input: the name is given away beside the picture, or the picture changes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from efface.data.samples import Sample, named
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CROSS_MODAL = ("name_in_question", "name_in_picture")
+SHIFTS = ("crop", "noise", "grey", "rotate")
+
+
+def cross_modal(samples: Sequence[Sample], names: Mapping[str, str], *, kind: str) -> list[Sample]:
+    """The questions with a picture, once more with the name of the person given away.
+
+    Args:
+        samples: those without a picture, or about people without a name here, are left out.
+        names: entity id to name.
+        kind: ``name_in_question`` writes it into the question, ``name_in_picture`` onto the picture.
+
+    Raises:
+        ValueError: if the kind is unknown.
+
+    Reference:
+        Text on pictures: Gong et al., "FigStep", arXiv:2311.05608, here with the name alone.
+    """
+    if kind not in CROSS_MODAL:
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(CROSS_MODAL)}")
+    found = []
+    for sample in samples:
+        name = names.get(sample.entity_id)
+        if sample.image is None or name is None or sample.attribute == "name":
+            continue
+        if kind == "name_in_question":
+            found.append(replace(sample, question=named(sample.question, name)))
+        else:
+            found.append(replace(sample, image_bytes=_encoded(_with_text(sample.image, name))))
+    return found
+
+
+def image_shift(samples: Sequence[Sample], *, kind: str, seed: int = 0) -> list[Sample]:
+    """The questions with a picture, on changed pictures.
+
+    Args:
+        samples: those without a picture are left out.
+        kind: ``crop`` (the middle four fifths), ``noise`` (standard deviation 16 of 255), ``grey``,
+            ``rotate`` (15 degrees).
+        seed: seed of the noise; each sample has its own.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    change: Mapping[str, Callable[[Image, str], Image]] = {
+        "crop": lambda image, _: _cropped(image),
+        "noise": _noisy,
+        "grey": lambda image, _: image.convert("L").convert("RGB"),
+        "rotate": lambda image, _: image.rotate(15, fillcolor=(127, 127, 127)),
+    }
+    if kind not in change:
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(SHIFTS)}")
+    return [
+        replace(sample, image_bytes=_encoded(change[kind](sample.image, f"{seed}/{sample.sample_id}")))
+        for sample in samples
+        if sample.image is not None
+    ]
+
+
+def _cropped(image: Image) -> Image:
+    width, height = image.size
+    box = (width // 10, height // 10, width - width // 10, height - height // 10)
+    return image.crop(box).resize((width, height))
+
+
+def _noisy(image: Image, seed: str) -> Image:
+    import numpy as np
+    from PIL import Image as images
+
+    rng = np.random.default_rng(list(seed.encode()))
+    pixels = np.asarray(image, dtype=float)
+    return images.fromarray((pixels + rng.normal(0, 16, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def _with_text(image: Image, text: str) -> Image:
+    """A copy with the text in black on a white strip at the lower edge."""
+    from PIL import ImageDraw
+
+    copy = image.copy()
+    draw = ImageDraw.Draw(copy)
+    width, height = copy.size
+    strip = max(12, height // 8)
+    draw.rectangle((0, height - strip, width, height), fill=(255, 255, 255))
+    draw.text((2, height - strip), text, fill=(0, 0, 0))
+    return copy
+
+
+def _encoded(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,84 @@
+"""Relearning: a few facts about some of the forgotten people, and do the others come back as well?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from efface.data.samples import Sample
+from efface.errors import DataError
+from efface.unlearning.finetuning import finetune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
+    """People to relearn from, and people held out; both at least one.
+
+    Args:
+        people: the people to forget.
+        share: of them to relearn from, in (0, 1).
+        seed: seed of the draw.
+
+    Raises:
+        DataError: if there are fewer than two people, or the share is out of range.
+    """
+    known = sorted(set(people))
+    if len(known) < 2 or not 0 < share < 1:
+        raise DataError(
+            f"relearning needs two or more people and a share in (0, 1), got {len(known)} and {share}: "
+            "the attack is "
+            "tested on people it did not see"
+        )
+    count = min(max(1, round(share * len(known))), len(known) - 1)
+    taught = sorted(random.Random(f"{seed}/relearn").sample(known, count))
+    return taught, [person for person in known if person not in taught]
+
+
+def relearn(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    *,
+    budgets: Sequence[int],
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> Iterator[int]:
+    """Fine-tune in place on facts about some forgotten people, stopping at each budget.
+
+    Args:
+        model: is changed.
+        processor: its processor.
+        samples: training facts about the people to relearn from.
+        budgets: optimizer steps so far, increasing, from 0.
+        learning_rate: peak rate of each stretch between two budgets.
+        batch_size: samples per step.
+        seed: seed of the batches.
+
+    Yields:
+        Each budget, once the model has had so many steps.
+
+    Raises:
+        ValueError: if the budgets do not increase.
+    """
+    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
+        raise ValueError(f"budgets are {list(budgets)}: expected increasing numbers of steps from 0")
+    done = 0
+    for budget in budgets:
+        if budget > done:
+            finetune(
+                model,
+                processor,
+                samples,
+                steps=budget - done,
+                learning_rate=learning_rate,
+                batch_size=batch_size,
+                seed=seed + done,
+                label=f"relearning to step {budget}",
+            )
+            model.eval()
+        done = budget
+        yield budget

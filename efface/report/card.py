@@ -1,0 +1,77 @@
+"""Model cards: what was forgotten, how, how well, and what that does not show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from efface.evaluation.goals import Score
+
+LIMITS = (
+    "Not shown to be gone, only not shown to be there: facts may come back after further training or "
+    "under attacks "
+    "that were not tried.",
+    "The ids are hashed so that the card does not list people in the clear. Whoever has a list of ids can "
+    "hash it.",
+    "Numbers hold for the benchmark, questions and pictures named here.",
+)
+
+
+def hashed(people: Iterable[str]) -> list[str]:
+    """First 16 hex digits of the SHA-256 of each distinct id, sorted, so that they tell no order."""
+    return sorted(hashlib.sha256(person.encode()).hexdigest()[:16] for person in set(people))
+
+
+def model_card(
+    name: str,
+    *,
+    method: str,
+    people: Iterable[str],
+    parameters: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Score]] | None = None,
+) -> str:
+    """The card of an unlearned model, in Markdown with the metadata block of the Hugging Face Hub.
+
+    Args:
+        name: of the model.
+        method: that made it.
+        people: ids of the people it was to forget; they appear hashed.
+        parameters: of the method.
+        provenance: what it was made from: commit, digests, seed, versions.
+        scores: model to goal to score, this model's and the yardsticks'; None where nothing was scored yet.
+    """
+    ids = hashed(people)
+    blocks = [
+        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n- machine-unlearning\n---",
+        f"# {name}",
+        f"A multimodal model made to forget {len(ids)} people by `{method}`.",
+        "## Forgotten\n\n" + ("\n".join(f"- `{identity}`" for identity in ids) or "Nobody is on record."),
+        "## Parameters\n\n" + _table(parameters),
+        "## Scores\n\n" + (_scores(scores) if scores else "Not scored when this card was written."),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
+        "## Provenance\n\n" + _table(provenance),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _scores(scores: Mapping[str, Mapping[str, Score]]) -> str:
+    lines = [
+        "| model | goal | score | 95% | forget | text | retain | utility |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, goals in scores.items():
+        for goal, score in goals.items():
+            interval = "" if score.low is None else f"{score.low:.1f} to {score.high:.1f}"
+            parts = " | ".join(f"{x:.2f}" for x in (score.forget, score.text, score.retain, score.utility))
+            lines.append(f"| {model} | {goal} | {score.value:.1f} | {interval} | {parts} |")
+    return "\n".join(lines)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    if not values:
+        return "Not on record."
+    shown = {key: json.dumps(value, sort_keys=True) for key, value in sorted(values.items())}
+    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())
