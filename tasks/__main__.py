@@ -85,6 +85,12 @@ def saliency() -> None:
 
 
 @app.command()
+def control(mask: Name) -> None:
+    """Make a control mask of the saliency mask's size."""
+    _run("control", mask)
+
+
+@app.command()
 def importance() -> None:
     """Score every MLP neuron."""
     _run("importance")
@@ -144,13 +150,15 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
 
 def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
     listed = {
+        "control": loaded.saliency.controls,
         "unlearn": loaded.unlearn.methods,
         "prune": loaded.prune.methods,
         "evaluate": loaded.evaluate.models,
     }
     if name not in listed[stage]:
         raise EffaceError(
-            f"{stage} {name}: params.yaml lists no such name; expected one of: {', '.join(listed[stage])}"
+            f"{stage} {name}: params.yaml lists no such name; expected one of: "
+            f"{', '.join(listed[stage]) or 'none'}"
         )
 
 

@@ -25,8 +25,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
     section = params.unlearn.methods[name]
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
-    saliency, folder = root / "masks" / "saliency.safetensors", root / "models" / "unlearned" / name
-    inputs = {"prepared": table, "vanilla": vanilla} | ({"mask": saliency} if section.mask else {})
+    folder = root / "models" / "unlearned" / name
+    masked = None if section.mask == "none" else root / "masks" / f"{section.mask}.safetensors"
+    inputs = {"prepared": table, "vanilla": vanilla} | ({"mask": masked} if masked else {})
     settings = {**section.model_dump(mode="json"), "batch_size": params.unlearn.batch_size}
     settings |= {f"stop.{key}": value for key, value in params.unlearn.stop.model_dump().items()}
     with recording(
@@ -36,7 +37,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name
         )
         loaded = load_model(vanilla)
-        mask = load_mask(saliency, model=loaded.model)[0] if section.mask else None
+        mask = load_mask(masked, model=loaded.model)[0] if masked else None
         result = unlearn(
             loaded.model,
             loaded.processor,

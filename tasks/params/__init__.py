@@ -44,6 +44,16 @@ class Params(Section):
     report: Report
 
     @model_validator(mode="after")
+    def _every_mask_is_made(self) -> Params:
+        for name, method in self.unlearn.methods.items():
+            if method.mask not in ("saliency", "none", *self.saliency.controls):
+                raise ValueError(
+                    f"unlearn.methods.{name}.mask is {method.mask}: no stage makes that mask; "
+                    f"add {method.mask} to saliency.controls"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _every_model_is_evaluated(self) -> Params:
         folders = {name: name for name in YARDSTICKS}
         folders |= {name: f"unlearned/{name}" for name in (*self.unlearn.methods, *self.prune.methods)}

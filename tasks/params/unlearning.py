@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 import efface
 from tasks.params.section import Count, Rate, Section, Share, Weight
@@ -16,21 +16,11 @@ UNLEARNING_METHODS = tuple(
 """A method is a file; finding the names this way loads no torch."""
 
 
-def _mask_flag(value: object) -> object:
-    if value not in ("saliency", "none"):
-        raise ValueError("expected saliency or none")
-    return value == "saliency"
-
-
 class UnlearningMethod(Section):
     """One way of unlearning by training."""
 
-    mask: Annotated[
-        bool,
-        BeforeValidator(_mask_flag),
-        Field(json_schema_extra={"type": "string", "enum": ["saliency", "none"]}),
-    ]
-    """saliency: only weights in the saliency mask may change (True in Python); none: all may."""
+    mask: Literal["saliency", "random", "magnitude", "none"]
+    """Which weights the forget term may change: those of that file in data/masks; none: all."""
     epochs: Count
     """Passes over the forget set."""
     learning_rate: Rate

@@ -55,7 +55,21 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "'audio'",
             "vision, projector",
         ),
-        ("mask: none", "mask: true", "unlearn.methods.grad_diff.mask", "True", "saliency, none"),
+        (
+            "mask: none",
+            "mask: true",
+            "unlearn.methods.grad_diff.mask",
+            "True",
+            "saliency, random, magnitude, none",
+        ),
+        (
+            "mask: none",
+            "mask: random",
+            "unlearn.methods.grad_diff.mask",
+            "random",
+            "add random to saliency.controls",
+        ),
+        ("controls: []", "controls: [random, random]", "saliency.controls", "random", "each control once"),
         (
             "    grad_diff:\n",
             "    grad_dif:\n",
@@ -161,12 +175,6 @@ def test_parameters_cannot_be_changed_after_loading():
     params = load_params(PROJECT / "params.yaml")
     with pytest.raises(ValidationError, match="frozen"):
         params.avatars.people = 3
-
-
-def test_the_mask_of_a_method_is_a_flag_in_python():
-    methods = load_params(PROJECT / "params.yaml").unlearn.methods
-    assert methods["mmunlearner"].mask is True
-    assert methods["grad_diff"].mask is False
 
 
 def test_every_field_says_what_it_means():
