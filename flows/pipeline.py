@@ -56,7 +56,7 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         for name, method in params.unlearn.methods.items():
             models[f"unlearned/{name}"] = run(f"unlearn@{name}", table, vanilla, masks.get(method.mask))
         for name in params.prune.methods:
-            models[f"unlearned/{name}"] = run(f"prune@{name}", vanilla, neurons)
+            models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]

@@ -6,9 +6,10 @@ vision tower). Only sums over samples are kept, never the activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,24 @@ from torch import Tensor, nn
 from efface.data.encoding import Inputs, to_device
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, vision_tower
+from efface.processes import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units that are measured and ranked together: the neurons of an MLP, or the outputs of a layer.
+
+    Attributes:
+        name: name of the module.
+        tower: ``vision`` or ``language``.
+        layer: index of the layer, from 0.
+        width: number of units.
+    """
+
+    name: str
+    tower: str
+    layer: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -51,15 +70,23 @@ class ActivationStatistics:
         )
 
 
+def neuron_units(mlps: Iterable[MLP]) -> list[Units]:
+    """The neurons of each MLP block."""
+    return [Units(mlp.name, mlp.tower, mlp.layer, mlp.width) for mlp in mlps]
+
+
 @torch.no_grad()
 def activation_statistics(
     model: nn.Module, batches: Iterable[Inputs], *, mlps: Sequence[MLP], active_above: float
 ) -> dict[str, ActivationStatistics]:
     """Statistics of every neuron of the given MLPs over the samples of all batches.
 
+    When ``torch.distributed`` is initialised they are those of all processes' batches together.
+
     Args:
         model: a multimodal LLM; measured in evaluation mode and left as it was found.
-        batches: padded model inputs with ``attention_mask``.
+        batches: padded model inputs with ``attention_mask``. Of several processes each passes its share
+            (``efface.processes.share``), which may be empty.
         mlps: MLP blocks to watch, from ``efface.models.anatomy``.
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
@@ -76,18 +103,22 @@ def activation_statistics(
     """
     device = next(model.parameters()).device
     skip = 1 if has_class_token(vision_tower(model)) else 0
-    sums: dict[str, list[Tensor]] = {}
+    sums = {
+        mlp.name: [torch.zeros(mlp.width, dtype=torch.float64, device=device) for _ in range(3)]
+        for mlp in mlps
+    }
+    reached = dict.fromkeys(sums, 0)
     seen = 0
-    with _captured(model, mlps) as values:
+    with captured(model, {mlp.down: "input" for mlp in mlps}) as values:
         for batch in batches:
             batch = to_device(batch, device)
             model(**{key: value for key, value in batch.items() if key != "labels"})
             size = len(batch["input_ids"])
             seen += size
             for mlp in mlps:
-                if mlp.name not in values:
+                if mlp.down not in values:
                     continue
-                z = _sample_means(mlp, values.pop(mlp.name), batch["attention_mask"], skip)
+                z = _sample_means(mlp, values.pop(mlp.down), batch["attention_mask"], skip)
                 if len(z) != size:
                     raise ModelError(
                         f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
@@ -96,11 +127,29 @@ def activation_statistics(
                     )
                 magnitude = z.abs()
                 parts = [magnitude.sum(0), z.square().sum(0), (magnitude > active_above).sum(0).double()]
-                total = sums.setdefault(mlp.name, [torch.zeros_like(p) for p in parts])
-                torch._foreach_add_(total, parts)
-    if seen == 0:
+                torch._foreach_add_(sums[mlp.name], parts)
+                reached[mlp.name] += size
+    seen = add_up(seen, reached, sums, device)
+    return {
+        name: ActivationStatistics(seen, *(part.cpu() for part in parts))
+        for name, parts in sums.items()
+        if reached[name]
+    }
+
+
+def add_up(seen: int, reached: dict[str, int], sums: dict[str, list[Tensor]], device: torch.device) -> int:
+    """Turn this process's counts and sums, in place, into those of all processes; returns all samples seen.
+
+    Raises:
+        ValueError: if no process saw a sample.
+    """
+    tally = torch.tensor([seen, *reached.values()], device=device)
+    sum_over_processes([tally, *(part for parts in sums.values() for part in parts)])
+    everything, *counts = tally.tolist()
+    reached.update(zip(reached, counts, strict=True))
+    if everything == 0:
         raise ValueError("cannot measure activations of no samples: `batches` is empty")
-    return {name: ActivationStatistics(seen, *(part.cpu() for part in parts)) for name, parts in sums.items()}
+    return int(everything)
 
 
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
@@ -113,20 +162,32 @@ def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -
 
 
 @contextmanager
-def _captured(model: nn.Module, mlps: Sequence[MLP]) -> Iterator[dict[str, Tensor]]:
-    """Collect what enters each down projection, in evaluation mode; hooks and mode are put back on
+def captured(
+    model: nn.Module, modules: Mapping[str, Literal["input", "output"]]
+) -> Iterator[dict[str, Tensor]]:
+    """Collect what enters or leaves each named module, in evaluation mode; hooks and mode are put back on
     leaving."""
     values: dict[str, Tensor] = {}
     handles = []
     training = model.training
     try:
         model.eval()
-        for mlp in mlps:
+        for name, side in modules.items():
+            module = model.get_submodule(name)
+            if side == "input":
 
-            def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = mlp.name) -> None:
-                values[name] = args[0].detach()
+                def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                    values[name] = args[0].detach()
 
-            handles.append(model.get_submodule(mlp.down).register_forward_pre_hook(keep))
+                handles.append(module.register_forward_pre_hook(keep))
+            else:
+
+                def take(
+                    module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name
+                ) -> None:
+                    values[name] = output.detach()
+
+                handles.append(module.register_forward_hook(take))
         yield values
     finally:
         for handle in handles:

@@ -55,6 +55,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _every_model_is_evaluated(self) -> Params:
+        twice = sorted(self.unlearn.methods.keys() & self.prune.methods.keys())
+        if twice:
+            raise ValueError(
+                f"prune.methods.{twice[0]} is also a method of unlearn: both would make "
+                f"models/unlearned/{twice[0]}; choose another name"
+            )
         folders = {name: name for name in YARDSTICKS}
         folders |= {name: f"unlearned/{name}" for name in (*self.unlearn.methods, *self.prune.methods)}
         for name, folder in folders.items():

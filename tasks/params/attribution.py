@@ -35,13 +35,14 @@ class Saliency(Section):
 class Importance(Section):
     """How much each MLP neuron works for the forget set and for the retain set."""
 
-    variant: Literal["paper"]
-    """How statistics become a score."""
+    variant: Literal["paper", "official_code"]
+    """MANU's score as the paper defines it, or as the code released with it computes it."""
     active_above: Weight
     """A neuron counts as active when |activation| exceeds this."""
     samples: Count | None
     """Samples drawn from each set; null: all."""
-    vision_text_reference: Literal["blank_image"]
-    """What the vision tower sees for a text-only question."""
+    vision_text_reference: Literal["blank_image", "variance_only"]
+    """What the vision tower is given for a text-only question: a grey picture, or nothing, so that its
+    neurons are scored by their variance over pictures alone (official_code needs neither)."""
     batch_size: Count
     """Samples per forward pass; no influence on the result."""
