@@ -39,7 +39,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             partly = [parameter for parameter, entry in mask.items() if not entry.all()]
             chosen = magnitude_mask(mask, _forget_gradient(loaded, partly, table, params))
         del metadata["shapes"]
-        metadata |= {"control": name, "density": mask_density(chosen, anatomy(loaded.model))}
+        masked = {key: entry for key, entry in chosen.items() if key not in set(metadata["unmasked"])}
+        metadata |= {"control": name, "density": mask_density(masked, anatomy(loaded.model))}
         with writing(path) as partial:
             save_mask(chosen, partial, metadata=metadata)
         record.summary = {"density": metadata["density"]}

@@ -54,6 +54,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             "data_digest": digest(table),
             "seed": params.seed,
             "density": density,
+            "unmasked": plan.unmasked,
         }
         with writing(path) as partial:
             save_mask(mask | unmasked, partial, metadata=metadata)

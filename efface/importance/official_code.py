@@ -16,6 +16,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from efface.data.encoding import Inputs, to_device
 from efface.importance.scores import FUNCTIONS, Tables
-from efface.importance.statistics import Units, add_up, captured
+from efface.importance.statistics import Units, add_up, watched
 from efface.models.anatomy import MLP
 
 EPS = 1e-5
@@ -37,7 +38,7 @@ class TokenStatistics:
     """Sums over tokens for the N output rows of one linear layer, float64, shape (N,).
 
     Attributes:
-        count: number of tokens, shape ().
+        count: number of tokens, the same for all rows.
         sum: sum of a.
         sum_abs: sum of abs(a).
         sum_square: sum of a squared.
@@ -98,28 +99,29 @@ def output_statistics(
         ValueError: if there is no batch.
     """
     device = next(model.parameters()).device
-    sums = {unit.name: _nothing(unit.width, device) for unit in units}
+    sums = {unit.name: torch.zeros(5, unit.width, dtype=torch.float64, device=device) for unit in units}
     reached = dict.fromkeys(sums, 0)
     seen = 0
-    with captured(model, {unit.name: "output" for unit in units}) as values:
-        for batch in batches:
-            batch = to_device(batch, device)
+    batch: Inputs = {}
+
+    def see(unit: Units, values: Tensor) -> None:
+        a = values.flatten(0, -2) if unit.tower == "vision" else values[batch["attention_mask"].bool()]
+        a = a.double()
+        size, total = a.abs(), sums[unit.name]
+        total[0] += len(a)
+        total[1] += a.sum(0)
+        total[2] += size.sum(0)
+        total[3] += a.square().sum(0)
+        total[4] += (size > active_above).sum(0)
+        reached[unit.name] += len(a)
+
+    with watched(model, {unit.name: functools.partial(see, unit) for unit in units}, side="output"):
+        for given in batches:
+            batch = to_device(given, device)
             model(**{key: value for key, value in batch.items() if key != "labels"})
             seen += len(batch["input_ids"])
-            for unit in units:
-                if unit.name not in values:
-                    continue
-                a = values.pop(unit.name).double()
-                a = a.flatten(0, -2) if unit.tower == "vision" else a[batch["attention_mask"].bool()]
-                size = a.abs()
-                parts = [
-                    torch.tensor(len(a), dtype=torch.float64, device=device),
-                    *(a.sum(0), size.sum(0), a.square().sum(0), (size > active_above).sum(0).double()),
-                ]
-                torch._foreach_add_(sums[unit.name], parts)
-                reached[unit.name] += len(a)
-    add_up(seen, reached, sums, device)
-    return {name: TokenStatistics(*(p.cpu() for p in parts)) for name, parts in sums.items() if reached[name]}
+    add_up(seen, reached, list(sums.values()))
+    return {name: TokenStatistics(*parts.cpu()) for name, parts in sums.items() if reached[name]}
 
 
 def official_tables(forget: Mapping[str, TokenStatistics], retain: Mapping[str, TokenStatistics]) -> Tables:
@@ -153,8 +155,3 @@ def official_tables(forget: Mapping[str, TokenStatistics], retain: Mapping[str, 
 def relative_excess(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """How much larger a statistic is on the forget set: the ratio less one."""
     return {name: value / (retain[name] + EPS) - 1 for name, value in forget.items()}
-
-
-def _nothing(width: int, device: torch.device) -> list[Tensor]:
-    shapes: list[tuple[int, ...]] = [(), (width,), (width,), (width,), (width,)]
-    return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]

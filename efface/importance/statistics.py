@@ -1,12 +1,13 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
 A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
-vision tower). Only sums over samples are kept, never the activations.
+vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -103,48 +104,48 @@ def activation_statistics(
     """
     device = next(model.parameters()).device
     skip = 1 if has_class_token(vision_tower(model)) else 0
-    sums = {
-        mlp.name: [torch.zeros(mlp.width, dtype=torch.float64, device=device) for _ in range(3)]
-        for mlp in mlps
-    }
-    reached = dict.fromkeys(sums, 0)
+    columns = _columns(mlps)
+    sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
+    reached = dict.fromkeys(columns, 0)
     seen = 0
-    with captured(model, {mlp.down: "input" for mlp in mlps}) as values:
-        for batch in batches:
-            batch = to_device(batch, device)
+    batch: Inputs = {}
+    z = sums[:0]
+
+    def see(mlp: MLP, values: Tensor) -> None:
+        means = _sample_means(mlp, values, batch["attention_mask"], skip)
+        if len(means) != len(z):
+            raise ModelError(
+                f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
+                f"told apart by sample; "
+                "use batches with one picture per sample"
+            )
+        z[:, columns[mlp.name]] = means
+        reached[mlp.name] += len(z)
+
+    with watched(model, {mlp.down: functools.partial(see, mlp) for mlp in mlps}, side="input"):
+        for given in batches:
+            batch = to_device(given, device)
+            # The neurons of all MLPs side by side; those that this batch does not reach stay 0 and add 0.
+            z = torch.zeros(len(batch["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
             model(**{key: value for key, value in batch.items() if key != "labels"})
-            size = len(batch["input_ids"])
-            seen += size
-            for mlp in mlps:
-                if mlp.down not in values:
-                    continue
-                z = _sample_means(mlp, values.pop(mlp.down), batch["attention_mask"], skip)
-                if len(z) != size:
-                    raise ModelError(
-                        f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
-                        f"told apart by sample; "
-                        "use batches with one picture per sample"
-                    )
-                magnitude = z.abs()
-                parts = [magnitude.sum(0), z.square().sum(0), (magnitude > active_above).sum(0).double()]
-                torch._foreach_add_(sums[mlp.name], parts)
-                reached[mlp.name] += size
-    seen = add_up(seen, reached, sums, device)
-    return {
-        name: ActivationStatistics(seen, *(part.cpu() for part in parts))
-        for name, parts in sums.items()
-        if reached[name]
-    }
+            seen += len(z)
+            magnitude = z.abs()
+            sums[0] += magnitude.sum(0)
+            sums[1] += z.square().sum(0)
+            sums[2] += (magnitude > active_above).sum(0)
+    seen = add_up(seen, reached, [sums])
+    found = {name: sums[:, span].cpu() for name, span in columns.items() if reached[name]}
+    return {name: ActivationStatistics(seen, *parts.clone()) for name, parts in found.items()}
 
 
-def add_up(seen: int, reached: dict[str, int], sums: dict[str, list[Tensor]], device: torch.device) -> int:
+def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
     """Turn this process's counts and sums, in place, into those of all processes; returns all samples seen.
 
     Raises:
         ValueError: if no process saw a sample.
     """
-    tally = torch.tensor([seen, *reached.values()], device=device)
-    sum_over_processes([tally, *(part for parts in sums.values() for part in parts)])
+    tally = torch.tensor([seen, *reached.values()], device=sums[0].device)
+    sum_over_processes([tally, *sums])
     everything, *counts = tally.tolist()
     reached.update(zip(reached, counts, strict=True))
     if everything == 0:
@@ -152,43 +153,50 @@ def add_up(seen: int, reached: dict[str, int], sums: dict[str, list[Tensor]], de
     return int(everything)
 
 
+def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
+    """Where each MLP's neurons are when those of all MLPs stand side by side."""
+    columns, start = {}, 0
+    for mlp in mlps:
+        columns[mlp.name] = slice(start, start + mlp.width)
+        start += mlp.width
+    return columns
+
+
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
     """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the
     decoder."""
     if mlp.tower == "vision":
         return values[:, skip:].double().mean(dim=1)
-    weights = attention_mask.to(torch.float64).unsqueeze(-1)
-    return (values.double() * weights).sum(dim=1) / weights.sum(dim=1)
+    weights = attention_mask.to(torch.float64).unsqueeze(1)
+    return torch.bmm(weights, values.double()).squeeze(1) / weights.sum(dim=2)
 
 
 @contextmanager
-def captured(
-    model: nn.Module, modules: Mapping[str, Literal["input", "output"]]
-) -> Iterator[dict[str, Tensor]]:
-    """Collect what enters or leaves each named module, in evaluation mode; hooks and mode are put back on
-    leaving."""
-    values: dict[str, Tensor] = {}
+def watched(
+    model: nn.Module, modules: Mapping[str, Callable[[Tensor], None]], *, side: Literal["input", "output"]
+) -> Iterator[None]:
+    """Hand what enters or leaves each named module to its function, in evaluation mode; hooks and mode are
+    put back on leaving."""
     handles = []
     training = model.training
+
+    def entering(see: Callable[[Tensor], None], module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        see(args[0])
+
+    def leaving(
+        see: Callable[[Tensor], None], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        see(output)
+
     try:
         model.eval()
-        for name, side in modules.items():
+        for name, see in modules.items():
             module = model.get_submodule(name)
             if side == "input":
-
-                def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                    values[name] = args[0].detach()
-
-                handles.append(module.register_forward_pre_hook(keep))
+                handles.append(module.register_forward_pre_hook(functools.partial(entering, see)))
             else:
-
-                def take(
-                    module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name
-                ) -> None:
-                    values[name] = output.detach()
-
-                handles.append(module.register_forward_hook(take))
-        yield values
+                handles.append(module.register_forward_hook(functools.partial(leaving, see)))
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -44,13 +44,13 @@ def test_official_code_leaves_the_rest_unmasked(root, model):  # noqa: F811
 
 @pytest.mark.parametrize("variant", ["paper", "official_code"])
 def test_controls_have_equal_counts_per_tensor(root, model, variant):  # noqa: F811
-    params, mask, _ = run(root, model, variant=variant, controls=["random", "magnitude"])
+    params, mask, made = run(root, model, variant=variant, controls=["random", "magnitude"])
     for name in params.saliency.controls:
         control.run(params, name, root)
         found, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=model)
         assert {k: int(v.sum()) for k, v in found.items()} == {k: int(v.sum()) for k, v in mask.items()}
         assert any(not torch.equal(found[k], mask[k]) for k in mask)
-        assert metadata["control"] == name
+        assert metadata["control"] == name and metadata["density"] == made["density"]
     record = json.loads((root / "runs" / "control@random.json").read_text())
     assert record["inputs"].keys() == {"prepared", "vanilla", "mask"}
 

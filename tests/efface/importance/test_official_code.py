@@ -79,7 +79,7 @@ def statistics(a):
     a = torch.as_tensor(a, dtype=torch.float64)
     size = a.abs()
     parts = (a.sum(0), size.sum(0), a.square().sum(0), (size > TAU).sum(0).double())
-    return TokenStatistics(torch.tensor(float(len(a))), *parts)
+    return TokenStatistics(torch.full(a.shape[1:], float(len(a))), *parts)
 
 
 def test_score_by_hand():
