@@ -51,12 +51,12 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         mask = run("saliency", table, vanilla)
         neurons = run("importance", table, vanilla)
         models = {"base": base, "vanilla": vanilla, "retrained": retrained}
-        for name, method in params.unlearn.methods.items():
-            models[f"unlearned/{name}"] = run(
-                f"unlearn@{name}", table, vanilla, mask if method.mask else None
-            )
         for name in params.prune.methods:
             models[f"unlearned/{name}"] = run(f"prune@{name}", vanilla, neurons)
+        for name, method in params.unlearn.methods.items():  # each starts from a model made before it
+            models[f"unlearned/{name}"] = run(
+                f"unlearn@{name}", table, models[method.start], mask if method.mask else None
+            )
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]
