@@ -374,12 +374,12 @@ class _Run:
 def _recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     """Gradient checkpointing, if wanted, for as long as the block lasts."""
     if wanted:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         if wanted:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
 
 
 def schedule(step: int, total: int, warmup_fraction: float) -> float:

@@ -1,6 +1,6 @@
 """One process or several, through Accelerate: each computes on a share, and all keep the same weights.
 
-``accelerate launch`` starts the processes. With one process nothing here does anything. The gradients are
+``accelerate launch`` or ``torchrun`` starts the processes. With one process nothing here does anything. The gradients are
 added up by the loop itself, once per term: a step may run the model several times before it goes backward,
 and masks and norms need the two terms' gradients apart.
 """
@@ -16,8 +16,9 @@ class Processes:
 
     def __init__(self) -> None:
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState()
+        self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         self.count: int = self._state.num_processes
         self.rank: int = self._state.process_index
 

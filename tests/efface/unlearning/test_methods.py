@@ -110,12 +110,10 @@ def test_a_batch_costs_the_mean_of_its_samples(
     )
 
 
-@pytest.mark.parametrize(("name", "side"), LOSSES)
+@pytest.mark.parametrize(("name", "side"), [pair for pair in LOSSES if pair[0] != "rmu"])
 def test_prompt_labels_are_not_looked_at(model, processor, pictured, name, side):
     """The loss is a function of logits before labelled positions: their gradient is zero elsewhere."""
     method = METHODS[name]
-    if name == "rmu":
-        pytest.skip("reads hidden states; its positions have their own test")
     batch = batch_of(processor, method, side, pictured[:2], moved(model))
     seen = {}
 
@@ -279,11 +277,11 @@ def test_rmu_names_the_layers_there_are(model, processor, pictured):
         METHODS["rmu"].forget_loss(model, batch, {"layer": 9, "scale": 1.0})
 
 
-@pytest.mark.parametrize(("name", "side"), LOSSES)
+@pytest.mark.parametrize(
+    ("name", "side"), [(n, s) for n, s in LOSSES if getattr(METHODS[n], f"{s}_reference") is not None]
+)
 def test_a_loss_that_compares_with_before_says_so(model, processor, pictured, name, side):
     method = METHODS[name]
-    if getattr(method, f"{side}_reference") is None:
-        pytest.skip("reads no reference")
     batch = batch_of(processor, method, side, pictured[:1], model)
     other = batch.other and Batch(batch.other.inputs)
     with pytest.raises(ValueError, match="compares with the model before unlearning"):
@@ -312,9 +310,9 @@ def test_gradients_reach_only_what_trains(model, processor, pictured, written, n
 @pytest.mark.parametrize("name", [name for name in TRAINED if name != "rmu"])
 def test_each_method_raises_the_forget_loss(model, processor, pictured, written, name):
     before = nll(model, Encoder(processor, pictured[:2]).batch([0, 1])).item()
-    # These approach a distribution of their own, from which the untrained model is not far.
-    slow = name in ("idk_dpo", "undial")
-    config = LoopConfig(learning_rate=3e-3, epochs=20 if slow else 10, batch_size=2)
+    # The retain people give the same answers: those with a floor rise above it without a retain term only.
+    floor = name in ("simnpo", "undial")
+    config = LoopConfig(learning_rate=3e-3, epochs=10, batch_size=2, retain_weight=0.0 if floor else 1.0)
     unlearn(
         model,
         processor,
