@@ -1,8 +1,8 @@
 """One process or several, through Accelerate: each computes on a share, and all keep the same weights.
 
-``accelerate launch`` or ``torchrun`` starts the processes. With one process nothing here does anything. The gradients are
-added up by the loop itself, once per term: a step may run the model several times before it goes backward,
-and masks and norms need the two terms' gradients apart.
+``accelerate launch`` or ``torchrun`` starts the processes; with one process nothing here does anything. The
+gradients are added up by the loop itself, once per term: a step may run the model several times before it
+goes backward, and masks and norms need the two terms' gradients apart.
 """
 
 from __future__ import annotations
