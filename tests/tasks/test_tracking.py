@@ -107,8 +107,6 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     assert children["mmunlearner"].data.params["unlearn.learning_rate"] == "0.0002"
     assert children["manu"].data.params["prune.fraction"] == "0.1"
     assert children["mmunlearner"].data.tags["efface.status"] == "finished"
-    ascent = children["gradient_ascent"].data.tags["efface.status"]
-    assert ascent == "stopped by forget_loss 51.20 > 50.0 at step 40"
     assert "efface.status" not in children["manu"].data.tags
     contexts = {d.dataset.name: d.tags[0].value for d in children["mmunlearner"].inputs.dataset_inputs}
     assert contexts == {
