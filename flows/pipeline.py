@@ -53,10 +53,12 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
             masks[name] = run(f"control@{name}", table, vanilla, masks["saliency"])
         neurons = run("importance", table, vanilla)
         models = {"base": base, "vanilla": vanilla, "retrained": retrained}
-        for name, method in params.unlearn.methods.items():
-            models[f"unlearned/{name}"] = run(f"unlearn@{name}", table, vanilla, masks.get(method.mask))
         for name in params.prune.methods:
             models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
+        for name, method in params.unlearn.methods.items():  # each starts from a model made before it
+            models[f"unlearned/{name}"] = run(
+                f"unlearn@{name}", table, models[method.start], masks.get(method.mask)
+            )
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]

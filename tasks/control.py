@@ -10,6 +10,7 @@ import typer
 from efface.data.samples import read_samples
 from tasks.artifacts import recording, writing
 from tasks.params import Params
+from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Write the control mask of that name to `masks/<name>.safetensors`."""
-    from efface.models import anatomy, load_model
     from efface.saliency import load_mask, mask_density, save_mask
     from efface.saliency.controls import magnitude_mask, random_mask
 
@@ -31,7 +31,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     with recording(
         "control", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"mask": path}
     ) as record:
-        loaded = load_model(vanilla)
+        loaded, parts, _ = load_for_training(vanilla, params.unlearn.lora, seed=params.seed)
         mask, metadata = load_mask(saliency, model=loaded.model)
         if name == "random":
             chosen = random_mask(mask, seed=params.seed)
@@ -40,7 +40,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             chosen = magnitude_mask(mask, _forget_gradient(loaded, partly, table, params))
         del metadata["shapes"]
         masked = {key: entry for key, entry in chosen.items() if key not in set(metadata["unmasked"])}
-        metadata |= {"control": name, "density": mask_density(masked, anatomy(loaded.model))}
+        metadata |= {"control": name, "density": mask_density(masked, parts)}
         with writing(path) as partial:
             save_mask(chosen, partial, metadata=metadata)
         record.summary = {"density": metadata["density"]}

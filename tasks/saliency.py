@@ -13,6 +13,7 @@ from efface.errors import DataError, EffaceError
 from tasks.artifacts import digest, recording, writing
 from tasks.params import Params
 from tasks.params.attribution import Saliency
+from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure both Fisher diagonals on the vanilla model and write `masks/saliency.safetensors`."""
-    from efface.models import anatomy, load_model, weights_digest
+    from efface.models import weights_digest
     from efface.saliency import mask_density, save_mask
     from efface.saliency.variants import recipe
 
@@ -35,9 +36,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
     with recording(
         "saliency", settings, root=root, seed=params.seed, inputs=inputs, outputs={"mask": path}
     ) as record:
-        loaded = load_model(vanilla)
-        parts = anatomy(loaded.model)
-        trained = dict(loaded.model.named_parameters())
+        loaded, parts, _ = load_for_training(vanilla, params.unlearn.lora, seed=params.seed)
+        trained = {key: p for key, p in loaded.model.named_parameters() if p.requires_grad}
         plan = recipe(section.variant, trained, parts, groups=section.groups)
         mask = _measured_mask(loaded, plan, _facts(table), section, params.seed)
         density = mask_density(mask, parts)

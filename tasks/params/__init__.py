@@ -76,6 +76,11 @@ class Params(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _every_start_is_made(self) -> Params:
+        self.unlearn.starts_from(self.prune.methods)
+        return self
+
 
 SECTIONS = tuple(name for name in Params.model_fields if name != "seed")
 

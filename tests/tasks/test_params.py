@@ -103,14 +103,40 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
         ),
         ("{people: 20,", "{people: 1,", "profiles.quick.avatars.people", "1", "an integer at least 7"),
         ("image_size: 48", "image_size: 50", "base.image_size", "50", "a multiple of patch_size (12)"),
-        ("      beta: 0.1\n", "", "unlearn.methods.npo.beta", "missing", "a number above 0"),
+        ("{beta: 0.1}", "{}", "unlearn.methods.npo.settings.beta", "missing", "a number above 0"),
+        ("{beta: 0.1}", "{beta: 0}", "unlearn.methods.npo.settings.beta", "0", "a number above 0"),
+        ("{beta: 0.1}", "{beta: true}", "unlearn.methods.npo.settings.beta", "True", "a number above 0"),
         (
-            "      mask: none\n",
-            "      mask: none\n      beta: 2.0\n",
-            "unlearn.methods.grad_diff.beta",
+            "settings: {}",
+            "settings: {beta: 2.0}",
+            "unlearn.methods.grad_diff.settings.beta",
             "2.0",
-            "only npo",
+            "this method's settings: none",
         ),
+        (
+            "{variant: paper}",
+            "{variant: code}",
+            "unlearn.methods.mmunlearner.settings.variant",
+            "'code'",
+            "one of: paper, official_code",
+        ),
+        ("      epochs: 3\n", "", "unlearn.methods.mmunlearner.epochs", "missing", "an integer at least 1"),
+        (
+            "      epochs: 3\n",
+            "      epochs: null\n",
+            "unlearn.methods.mmunlearner.epochs",
+            "null",
+            "an integer at least 1",
+        ),
+        (
+            "start: vanilla  ",
+            "start: unlearned/npo",
+            "unlearn.methods.mmunlearner.start",
+            "'unlearned/npo'",
+            "vanilla, unlearned/manu, unlearned/random_pruning",
+        ),
+        ("precision: fp32", "precision: fp8", "unlearn.precision", "'fp8'", "fp32, bf16, fp16"),
+        ("lora: null", "lora: {rank: 0}", "unlearn.lora.rank", "0", "at least 1"),
         ("npo: unlearned/npo", "npo: unlearned/x", "evaluate.models", "npo: unlearned/npo", "add this entry"),
         ("    manu: unlearned/manu\n", "", "evaluate.models", "manu: unlearned/manu", "add this entry"),
         (
@@ -185,7 +211,7 @@ def test_a_profile_can_replace_one_key_of_one_method(tmp_path):
     path.write_text(path.read_text().replace("profile: laptop ", "profile: quick "))
     methods, before = load_params(path).unlearn.methods, load_params(PROJECT / "params.yaml").unlearn.methods
     assert methods["npo"].epochs == 9
-    assert methods["npo"].beta == before["npo"].beta
+    assert methods["npo"].settings == before["npo"].settings == {"beta": 0.1}
     assert methods["grad_diff"] == before["grad_diff"]
 
 

@@ -12,6 +12,8 @@ from efface.errors import ArtifactError, DataError, EffaceError
 from efface.models import anatomy
 from efface.saliency import load_mask
 from tasks import control, saliency
+from tasks.params.unlearning import Lora
+from tasks.trained import load_for_training
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tiny_root import make_root, params_with
 
@@ -83,3 +85,30 @@ def test_a_threshold_that_selects_nothing_is_an_error(root, model):  # noqa: F81
     ):
         run(root, model, threshold=1e30)
     assert not (root / "masks" / "saliency.safetensors").exists()
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_with_lora_the_mask_is_about_the_factors(root, variant):
+    shape = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "components": ["language"], "keep_adapter": False}
+    params = params_with("saliency", variant=variant, controls=["random"])
+    params = params.model_copy(
+        update={"unlearn": params.unlearn.model_copy(update={"lora": Lora.model_validate(shape)})}
+    )
+    saliency.run(params, root)
+    control.run(params, "random", root)
+    vanilla, lora = root / "models" / "vanilla", params.unlearn.lora
+    loaded, _, _ = load_for_training(vanilla, lora, seed=params.seed)
+    for name in ("saliency", "random"):
+        mask, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=loaded.model)
+        trained = {key for key, p in loaded.model.named_parameters() if p.requires_grad}
+        assert mask.keys() == trained and all("lora_" in key for key in mask)
+        assert metadata["density"]["groups"].keys() == {"language"}
+        # The factors begin as a zero update (B = 0), so the first gradient of A is zero.
+        kept_a = any(bool(entry.any()) for key, entry in mask.items() if "lora_A" in key)
+        assert kept_a is (variant == "official_code")
+        assert any(bool(entry.any()) for key, entry in mask.items() if "lora_B" in key)
+    with pytest.raises(ArtifactError, match="made from other weights"):
+        other, _, _ = load_for_training(
+            root / "models" / "vanilla", params.unlearn.lora, seed=params.seed + 1
+        )
+        load_mask(root / "masks" / "saliency.safetensors", model=other.model)
