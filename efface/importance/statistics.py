@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, split, to_device
 from efface.errors import ModelError
-from efface.models.anatomy import MLP, has_class_token, vision_tower
+from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
+from efface.models.blocks import watch_neurons
 
 
 @dataclass(frozen=True)
@@ -80,35 +81,49 @@ def activation_statistics(
     seen = 0
     with _captured(model, mlps) as values:
         for batch in batches:
-            batch = to_device(batch, device)
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-            size = len(batch["input_ids"])
-            seen += size
-            for mlp in mlps:
-                if mlp.name not in values:
-                    continue
-                z = _sample_means(mlp, values.pop(mlp.name), batch["attention_mask"], skip)
-                if len(z) != size:
-                    raise ModelError(
-                        f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
-                        f"told apart by sample; "
-                        "use batches with one picture per sample"
-                    )
-                magnitude = z.abs()
-                parts = [magnitude.sum(0), z.square().sum(0), (magnitude > active_above).sum(0).double()]
-                total = sums.setdefault(mlp.name, [torch.zeros_like(p) for p in parts])
-                torch._foreach_add_(total, parts)
+            for part in _told_apart(to_device(batch, device), model):
+                model(**{key: value for key, value in part.items() if key != "labels"})
+                size = len(part["input_ids"])
+                seen += size
+                for mlp in mlps:
+                    if mlp.name not in values:
+                        continue
+                    z = _sample_means(mlp, values.pop(mlp.name), part["attention_mask"], skip)
+                    if len(z) != size:
+                        raise ModelError(
+                            f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
+                            "told apart by sample; use batches of one sample"
+                        )
+                    magnitude = z.abs()
+                    parts = [magnitude.sum(0), z.square().sum(0), (magnitude > active_above).sum(0).double()]
+                    total = sums.setdefault(mlp.name, [torch.zeros_like(p) for p in parts])
+                    torch._foreach_add_(total, parts)
     if seen == 0:
         raise ValueError("cannot measure activations of no samples: `batches` is empty")
     return {name: ActivationStatistics(seen, *(part.cpu() for part in parts)) for name, parts in sums.items()}
 
 
+def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
+    """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
+    come in tiles or as one long row of patches."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or (pixels.dim() == 4 and len(pixels) == len(batch["input_ids"])):
+        return [batch]
+    return split(batch, image_token_id(model))
+
+
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
-    """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the
-    decoder."""
+    """Mean over tokens, (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder.
+
+    Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
+    (tiles, patches, N) or (patches, N).
+    """
     if mlp.tower == "vision":
-        return values[:, skip:].double().mean(dim=1)
+        values = values[:, skip:] if values.dim() == 3 else values
+        values = values.flatten(0, -2).unsqueeze(0) if len(attention_mask) == 1 else values
+        return values.double().mean(dim=1)
     weights = attention_mask.to(torch.float64).unsqueeze(-1)
+    values = values.view(*attention_mask.shape, -1)
     return (values.double() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -123,10 +138,10 @@ def _captured(model: nn.Module, mlps: Sequence[MLP]) -> Iterator[dict[str, Tenso
         model.eval()
         for mlp in mlps:
 
-            def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = mlp.name) -> None:
-                values[name] = args[0].detach()
+            def keep(activations: Tensor, name: str = mlp.name) -> None:
+                values[name] = activations.detach()
 
-            handles.append(model.get_submodule(mlp.down).register_forward_pre_hook(keep))
+            handles.append(watch_neurons(model, mlp, keep))
         yield values
     finally:
         for handle in handles:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.anatomy import anatomy
+from efface.models.blocks import neuron_weights
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,8 @@ def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
             raise ValueError(
                 f"{name} has neurons 0 to {mlp.width - 1}, got {int(units.min())} to {int(units.max())}"
             )
-        _linear(model, mlp.down).weight[:, units] = 0
-        for up in mlp.up:
-            layer = _linear(model, up)
-            layer.weight[units] = 0
-            if layer.bias is not None:
-                layer.bias[units] = 0
+        weights = neuron_weights(model, mlp)
+        weights.outgoing[:, units] = 0
+        for view in (*weights.incoming, *weights.biases):
+            view[units] = 0
     return PruningSummary(pruned=pruned, widths=widths)
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"{name} is a {type(layer).__name__}, expected a linear layer")
-    return layer
