@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.builders.family import attach_tokens
 from benchmarks.builders.llava import SMALL_TEXT, SMALL_VISION
 from benchmarks.builders.tokens import build_tokenizer
@@ -70,6 +72,8 @@ def gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
         eoi_token_index=tokenizer.eoi_token_id,
     )
     model = Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():  # zero at first: an untrained model would not see the picture
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.05)
     attach_tokens(model, processor)
     return model, processor
 

@@ -65,8 +65,8 @@ def activation_statistics(
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP that no input reached, such as the vision tower's in text-only batches,
-        is left out.
+        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, is
+        left out; a decoder's that none reached counts as silent.
 
     Raises:
         ValueError: if there is no batch.
@@ -100,6 +100,9 @@ def activation_statistics(
                     torch._foreach_add_(total, parts)
     if seen == 0:
         raise ValueError("cannot measure activations of no samples: `batches` is empty")
+    for mlp in mlps:
+        if mlp.tower == "language":  # a decoder layer that text leaves out (cross-attention) adds nothing
+            sums.setdefault(mlp.name, [torch.zeros(mlp.width, dtype=torch.float64) for _ in range(3)])
     return {name: ActivationStatistics(seen, *(part.cpu() for part in parts)) for name, parts in sums.items()}
 
 

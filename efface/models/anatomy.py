@@ -17,6 +17,8 @@ from efface.errors import ModelError
 from efface.models.blocks import expert_shape, mlp_shape
 
 GROUPS = ("vision", "projector", "language")
+# Weights of linear maps that a family keeps as bare parameters; structure cannot tell them from tables.
+_BARE_LINEAR = ("mm_input_projection_weight",)  # Gemma 3's projector
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _group_roots(model: nn.Module) -> dict[str, str]:
     """Module name -> group: the vision tower, the decoder, and projectors inside the tower. The rest is
     decided by ``_owner``."""
     get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else None
+    can_generate: Callable[[], bool] = getattr(model, "can_generate", lambda: True)
+    decoder = get_decoder() if get_decoder is not None and can_generate() else None
     names = {id(module): name for name, module in model.named_modules()}
     if decoder is None or id(decoder) not in names or decoder is model:
         raise ModelError(
@@ -214,4 +217,7 @@ def _maskable(model: nn.Module) -> list[str]:
         linear = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
         if module is not head and (linear or expert_shape(module, hidden) is not None):
             names += [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+        else:
+            own = (part for part, _ in module.named_parameters(recurse=False))
+            names += [f"{name}.{part}" for part in own if part in _BARE_LINEAR]
     return names

@@ -132,19 +132,17 @@ def _expert_activations(module: nn.Module, mlp: MLP, hidden_states: Tensor, rout
         hidden_states: what enters the module, (tokens, H).
         routed: experts each token goes to, (tokens, k).
     """
-    chosen = (routed == mlp.expert).any(dim=-1)
+    chosen = routed.eq(mlp.expert or 0).any(dim=-1)
     weights = _of_expert(module, mlp, hidden_states.shape[-1])
-    maps = [
-        nn.functional.linear(hidden_states[chosen], weight, bias)
-        for weight, bias in zip(
-            weights.incoming, weights.biases or [None] * len(weights.incoming), strict=True
-        )
-    ]
+    biases = weights.biases or (None,) * len(weights.incoming)
+    into = zip(weights.incoming, biases, strict=True)
+    maps = [nn.functional.linear(hidden_states[chosen], weight, bias) for weight, bias in into]
     gate = getattr(module, "_apply_gate", None)
     if gate is not None and len(maps) == 2 and getattr(module, "is_concatenated", True):
         made = gate(torch.cat(maps, dim=-1))
     else:
-        made = module.act_fn(maps[0]) * (maps[1] if len(maps) == 2 else 1)
+        activate: Callable[[Tensor], Tensor] = getattr(module, "act_fn")  # noqa: B009  # typed as a tensor
+        made = activate(maps[0]) * (maps[1] if len(maps) == 2 else 1)
     values = hidden_states.new_zeros(len(hidden_states), mlp.width)
     values[chosen] = made
     return values
@@ -152,8 +150,8 @@ def _expert_activations(module: nn.Module, mlp: MLP, hidden_states: Tensor, rout
 
 def _expert_weights(model: nn.Module, mlp: MLP) -> NeuronWeights:
     module = model.get_submodule(mlp.down.rpartition(".")[0])
-    get_embeddings = model.get_input_embeddings  # type: ignore[operator]
-    return _of_expert(module, mlp, int(get_embeddings().weight.shape[-1]))  # type: ignore[operator]
+    get_embeddings: Callable[[], nn.Embedding] = getattr(model, "get_input_embeddings")  # noqa: B009
+    return _of_expert(module, mlp, get_embeddings().weight.shape[-1])
 
 
 def _of_expert(module: nn.Module, mlp: MLP, hidden: int) -> NeuronWeights:
