@@ -89,17 +89,16 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    given = {"dtype": dtype, "attention": attention, **options}
     where = resolve(source)
-    where = replace(where, **{key: value for key, value in given.items() if value not in (None, "auto")})
+    given = {"dtype": None if dtype == "auto" else dtype, "attention": attention, **options}
+    where = replace(where, **{key: value for key, value in given.items() if value is not None})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    adapter = _adapter_of(where)
-    base = where if adapter is None else replace(where, id=adapter, revision=None)
+    base = base_of(where)
     model = _weights(base, device)
-    if adapter is not None:
+    if base is not where:
         model = _merged(model, where)
     has_own = (Path(where.id) / "processor_config.json").is_file()
-    processor = prepare_processor(where if adapter is None or has_own else base)
+    processor = prepare_processor(where if has_own else base)
     check_processor(model, processor)
     return LoadedModel(model=model.eval(), processor=processor, source=where.id)
 
@@ -118,6 +117,8 @@ def resolve(source: str | Path | Source) -> Source:
         unknown = set(record) - {field.name for field in fields(Source)}
         if unknown:
             raise ModelError(f"{folder / POINTER} has an unknown key {min(unknown)!r}; make it again")
+        if record.get("chat_template"):
+            record["chat_template"] = str(folder / record["chat_template"])
         return Source(**record)
     whole = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
     if isinstance(source, Path) and not whole:
@@ -129,7 +130,11 @@ def resolve(source: str | Path | Source) -> Source:
 
 
 def write_pointer(source: Source, folder: Path) -> None:
-    """Write a model folder that holds no weights but says where they are."""
+    """Write a model folder that holds no weights but says where they are, and a copy of the chat template."""
+    if source.chat_template is not None:
+        template = Path(source.chat_template)
+        (folder / template.name).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        source = replace(source, chat_template=template.name)
     record = {key: value for key, value in asdict(source).items() if value is not None}
     (folder / POINTER).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -182,7 +187,7 @@ def _weights(source: Source, device: str | torch.device) -> PreTrainedModel:
         options |= _quantized(source.quantization, device)
     try:
         config = AutoConfig.from_pretrained(source.id, **common)
-        _must_see_pictures(source, config)
+        must_see_pictures(source, config)
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source.id, **options)
     except ModelError:
         raise
@@ -193,7 +198,8 @@ def _weights(source: Source, device: str | torch.device) -> PreTrainedModel:
     return model
 
 
-def _must_see_pictures(source: Source, config: Any) -> None:
+def must_see_pictures(source: Source, config: Any) -> None:
+    """Refuse the configuration of anything but a multimodal LLM."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
@@ -237,15 +243,19 @@ def _quantized(kind: str, device: str | torch.device) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
-def _adapter_of(source: Source) -> str | None:
-    """Id or folder of the model that the folder's LoRA adapter belongs to; None if it holds no adapter."""
+def base_of(source: Source) -> Source:
+    """The model that a folder's LoRA adapter belongs to; the source itself if it holds no adapter.
+
+    Raises:
+        ModelError: if the adapter names no base model.
+    """
     path = Path(source.id) / "adapter_config.json"
     if not path.is_file():
-        return None
-    base = json.loads(path.read_text()).get("base_model_name_or_path")
-    if not base:
+        return source
+    record = json.loads(path.read_text())
+    if not record.get("base_model_name_or_path"):
         raise ModelError(f"{path} names no base model; set base_model_name_or_path in it")
-    return str(base)
+    return replace(source, id=str(record["base_model_name_or_path"]), revision=record.get("revision"))
 
 
 def _merged(model: PreTrainedModel, source: Source) -> PreTrainedModel:
