@@ -121,7 +121,7 @@ def main(
     config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
 
     options = {"method": "mmunlearner", "mask": mask, "config": config, **sets}
-    timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options))
+    timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options))  # noqa: F821
     del mask, options
     vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
 
