@@ -33,18 +33,19 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class NeuronWeights:
-    """Views of the weights of one block's N neurons: writing to them changes the model.
+class _Incoming:
+    """What makes the N neurons of one expert.
 
     Attributes:
-        outgoing: what each neuron adds to the hidden state, shape (H, N).
-        incoming: what makes the neurons, one (N, H) view per map.
-        biases: biases of these maps, one (N,) view per map that has one.
+        weights: one (N, H) view per map.
+        biases: one (N,) view per map that has a bias.
     """
 
-    outgoing: Tensor
-    incoming: list[Tensor]
+    weights: list[Tensor]
     biases: list[Tensor]
+
+
+Index = tuple[int | slice | Tensor, ...]
 
 
 def mlp_shape(module: nn.Module) -> Shape | None:
@@ -86,23 +87,28 @@ def expert_shape(module: nn.Module, hidden: int) -> Shape | None:
     return Shape(tuple(name for name in own if name != "down_proj"), "down_proj", width, int(down.shape[0]))
 
 
-def neuron_weights(model: nn.Module, mlp: MLP) -> NeuronWeights:
-    """Views of the weights of a block's neurons.
+def neuron_entries(model: nn.Module, mlp: MLP, units: Tensor) -> list[tuple[Tensor, Index]]:
+    """Where the weights of some of a block's neurons are: their outgoing column, incoming rows, and biases.
+
+    Args:
+        model: the model.
+        mlp: one of its blocks.
+        units: neuron indices.
+
+    Returns:
+        Parameters with the index of the entries, such that ``parameter[index]`` are the neurons' own.
 
     Raises:
         ModelError: if the block's maps are not plain linear layers, such as quantised or adapted ones.
     """
     if mlp.expert is not None:
-        return _expert_weights(model, mlp)
-    down = _linear(model, mlp.down)
-    incoming, biases = [], []
+        return _expert_entries(model, mlp, units)
+    entries: list[tuple[Tensor, Index]] = [(_linear(model, mlp.down).weight, (slice(None), units))]
     for name in mlp.up:
         layer = _linear(model, name)
-        for start in range(0, layer.out_features, mlp.width):
-            incoming.append(layer.weight[start : start + mlp.width])
-            if layer.bias is not None:
-                biases.append(layer.bias[start : start + mlp.width])
-    return NeuronWeights(outgoing=down.weight, incoming=incoming, biases=biases)
+        rows = _rows(units, layer.out_features, mlp.width, concatenated=True)
+        entries += [(p, (rows,)) for p in (layer.weight, layer.bias) if p is not None]
+    return entries
 
 
 def watch_neurons(
@@ -133,9 +139,8 @@ def _expert_activations(module: nn.Module, mlp: MLP, hidden_states: Tensor, rout
         routed: experts each token goes to, (tokens, k).
     """
     chosen = routed.eq(mlp.expert or 0).any(dim=-1)
-    weights = _of_expert(module, mlp, hidden_states.shape[-1])
-    biases = weights.biases or (None,) * len(weights.incoming)
-    into = zip(weights.incoming, biases, strict=True)
+    incoming = _of_expert(module, mlp, hidden_states.shape[-1])
+    into = zip(incoming.weights, incoming.biases or (None,) * len(incoming.weights), strict=True)
     maps = [nn.functional.linear(hidden_states[chosen], weight, bias) for weight, bias in into]
     gate = getattr(module, "_apply_gate", None)
     if gate is not None and len(maps) == 2 and getattr(module, "is_concatenated", True):
@@ -148,17 +153,35 @@ def _expert_activations(module: nn.Module, mlp: MLP, hidden_states: Tensor, rout
     return values
 
 
-def _expert_weights(model: nn.Module, mlp: MLP) -> NeuronWeights:
+def _expert_entries(model: nn.Module, mlp: MLP, units: Tensor) -> list[tuple[Tensor, Index]]:
     module = model.get_submodule(mlp.down.rpartition(".")[0])
     get_embeddings: Callable[[], nn.Embedding] = getattr(model, "get_input_embeddings")  # noqa: B009
-    return _of_expert(module, mlp, get_embeddings().weight.shape[-1])
+    down, expert = module.get_parameter("down_proj"), mlp.expert or 0
+    transposed = _transposed(module, down, get_embeddings().weight.shape[-1])
+    own = dict(module.named_parameters(recurse=False))
+    entries: list[tuple[Tensor, Index]] = [
+        (down, (expert, units) if transposed else (expert, slice(None), units))
+    ]
+    for name in (path.rpartition(".")[2] for path in mlp.up):
+        outputs = own[name].shape[2 if transposed else 1]
+        rows = _rows(units, outputs, mlp.width, concatenated=getattr(module, "is_concatenated", True))
+        entries.append((own[name], (expert, slice(None), rows) if transposed else (expert, rows)))
+        if f"{name}_bias" in own:
+            entries.append((own[f"{name}_bias"], (expert, rows)))
+    return entries
 
 
-def _of_expert(module: nn.Module, mlp: MLP, hidden: int) -> NeuronWeights:
+def _rows(units: Tensor, outputs: int, width: int, *, concatenated: bool) -> Tensor:
+    """Rows of a map that make the units: one each, or two where gate and up are one map."""
+    if outputs == width:
+        return units
+    return torch.cat([units, units + width] if concatenated else [2 * units, 2 * units + 1])
+
+
+def _of_expert(module: nn.Module, mlp: MLP, hidden: int) -> _Incoming:
     """Layouts: (E, out, in) or transposed; gate and up apart, one after the other, or interleaved."""
     stacked = module.get_parameter("down_proj")
     transposed = _transposed(module, stacked, hidden)
-    down = stacked[mlp.expert]
     incoming, biases = [], []
     for name in (path.rpartition(".")[2] for path in mlp.up):
         weight = module.get_parameter(name)[mlp.expert]
@@ -168,7 +191,7 @@ def _of_expert(module: nn.Module, mlp: MLP, hidden: int) -> NeuronWeights:
             incoming.append(weight[part])
             if bias is not None:
                 biases.append(bias[mlp.expert][part])
-    return NeuronWeights(outgoing=down.T if transposed else down, incoming=incoming, biases=biases)
+    return _Incoming(weights=incoming, biases=biases)
 
 
 def _parts(rows: int, width: int, concatenated: bool) -> list[slice]:

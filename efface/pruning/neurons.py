@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.anatomy import anatomy
-from efface.models.blocks import neuron_weights
+from efface.models.blocks import neuron_entries
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
             raise ValueError(
                 f"{name} has neurons 0 to {mlp.width - 1}, got {int(units.min())} to {int(units.max())}"
             )
-        weights = neuron_weights(model, mlp)
-        weights.outgoing[:, units] = 0
-        for view in (*weights.incoming, *weights.biases):
-            view[units] = 0
+        for parameter, index in neuron_entries(model, mlp, units):
+            parameter[index] = 0
     return PruningSummary(pruned=pruned, widths=widths)
