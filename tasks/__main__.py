@@ -121,6 +121,14 @@ def report() -> None:
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A Hub id, a folder, or a model under data/models.")],
+) -> None:
+    """Show what a model is made of and the memory it takes; no weights are loaded."""
+    _run("inspect", model)
+
+
+@app.command()
 def track(
     quiet_if_unreachable: Annotated[
         bool,
@@ -155,7 +163,7 @@ def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
         "prune": loaded.prune.methods,
         "evaluate": loaded.evaluate.models,
     }
-    if name not in listed[stage]:
+    if stage in listed and name not in listed[stage]:
         raise EffaceError(
             f"{stage} {name}: params.yaml lists no such name; expected one of: "
             f"{', '.join(listed[stage]) or 'none'}"

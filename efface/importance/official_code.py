@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, to_device
 from efface.importance.scores import FUNCTIONS, Tables
-from efface.importance.statistics import Units, add_up, watched
+from efface.importance.statistics import Units, add_up, measuring_mode
 from efface.models.anatomy import MLP
 
 EPS = 1e-5
@@ -66,6 +66,8 @@ class TokenStatistics:
 def output_units(model: nn.Module, mlps: Iterable[MLP]) -> list[Units]:
     """The linear layers of the MLP blocks in the last three layers of each tower, one entry each."""
     mlps = list(mlps)
+    # Experts whose weights are stacked have no linear layers of their own.
+    mlps = [mlp for mlp in mlps if mlp.expert is None]
     last = {
         tower: sorted({m.layer for m in mlps if m.tower == tower})[-LAYERS:]
         for tower in ("vision", "language")
@@ -104,7 +106,7 @@ def output_statistics(
     seen = 0
     batch: Inputs = {}
 
-    def see(unit: Units, values: Tensor) -> None:
+    def leaving(unit: Units, module: nn.Module, args: tuple[Tensor, ...], values: Tensor) -> None:
         a = values.flatten(0, -2) if unit.tower == "vision" else values[batch["attention_mask"].bool()]
         a = a.double()
         size, total = a.abs(), sums[unit.name]
@@ -115,7 +117,11 @@ def output_statistics(
         total[4] += (size > active_above).sum(0)
         reached[unit.name] += len(a)
 
-    with watched(model, {unit.name: functools.partial(see, unit) for unit in units}, side="output"):
+    with measuring_mode(model) as handles:
+        handles += [
+            model.get_submodule(unit.name).register_forward_hook(functools.partial(leaving, unit))
+            for unit in units
+        ]
         for given in batches:
             batch = to_device(given, device)
             model(**{key: value for key, value in batch.items() if key != "labels"})

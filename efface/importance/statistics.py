@@ -7,17 +7,17 @@ vision tower). Only sums over samples are kept; activations are averaged as they
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, split, to_device
 from efface.errors import ModelError
-from efface.models.anatomy import MLP, has_class_token, vision_tower
+from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
+from efface.models.blocks import watch_neurons
 from efface.processes import sum_over_processes
 
 
@@ -92,8 +92,8 @@ def activation_statistics(
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP that no input reached, such as the vision tower's in text-only batches,
-        is left out.
+        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, is
+        left out; a decoder's that none reached counts as silent.
 
     Raises:
         ValueError: if there is no batch.
@@ -108,34 +108,35 @@ def activation_statistics(
     sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
     reached = dict.fromkeys(columns, 0)
     seen = 0
-    batch: Inputs = {}
+    part: Inputs = {}
     z = sums[:0]
 
     def see(mlp: MLP, values: Tensor) -> None:
-        means = _sample_means(mlp, values, batch["attention_mask"], skip)
+        means = _sample_means(mlp, values.detach(), part["attention_mask"], skip)
         if len(means) != len(z):
             raise ModelError(
                 f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
-                f"told apart by sample; "
-                "use batches with one picture per sample"
+                "told apart by sample; use batches of one sample"
             )
         z[:, columns[mlp.name]] = means
         reached[mlp.name] += len(z)
 
-    with watched(model, {mlp.down: functools.partial(see, mlp) for mlp in mlps}, side="input"):
-        for given in batches:
-            batch = to_device(given, device)
-            # The neurons of all MLPs side by side; those that this batch does not reach stay 0 and add 0.
-            z = torch.zeros(len(batch["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-            seen += len(z)
-            magnitude = z.abs()
-            sums[0] += magnitude.sum(0)
-            sums[1] += z.square().sum(0)
-            sums[2] += (magnitude > active_above).sum(0)
+    with measuring_mode(model) as handles:
+        handles += [watch_neurons(model, mlp, functools.partial(see, mlp)) for mlp in mlps]
+        for batch in batches:
+            for part in _told_apart(to_device(batch, device), model):
+                # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
+                z = torch.zeros(len(part["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
+                model(**{key: value for key, value in part.items() if key != "labels"})
+                seen += len(z)
+                magnitude = z.abs()
+                sums[0] += magnitude.sum(0)
+                sums[1] += z.square().sum(0)
+                sums[2] += (magnitude > active_above).sum(0)
     seen = add_up(seen, reached, [sums])
-    found = {name: sums[:, span].cpu() for name, span in columns.items() if reached[name]}
-    return {name: ActivationStatistics(seen, *parts.clone()) for name, parts in found.items()}
+    # A decoder layer that text leaves out (cross-attention) adds nothing to any answer: it counts as silent.
+    kept = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
+    return {name: ActivationStatistics(seen, *sums[:, columns[name]].cpu().clone()) for name in kept}
 
 
 def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
@@ -162,41 +163,38 @@ def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
     return columns
 
 
+def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
+    """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
+    come in tiles or as one long row of patches."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or (pixels.dim() == 4 and len(pixels) == len(batch["input_ids"])):
+        return [batch]
+    return split(batch, image_token_id(model))
+
+
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
-    """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the
-    decoder."""
+    """Mean over tokens, (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder.
+
+    Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
+    (tiles, patches, N) or (patches, N).
+    """
     if mlp.tower == "vision":
-        return values[:, skip:].double().mean(dim=1)
+        values = values[:, skip:] if values.dim() == 3 else values
+        values = values.flatten(0, -2).unsqueeze(0) if len(attention_mask) == 1 else values
+        return values.double().mean(dim=1)
     weights = attention_mask.to(torch.float64).unsqueeze(1)
+    values = values.view(*attention_mask.shape, -1)
     return torch.bmm(weights, values.double()).squeeze(1) / weights.sum(dim=2)
 
 
 @contextmanager
-def watched(
-    model: nn.Module, modules: Mapping[str, Callable[[Tensor], None]], *, side: Literal["input", "output"]
-) -> Iterator[None]:
-    """Hand what enters or leaves each named module to its function, in evaluation mode; hooks and mode are
-    put back on leaving."""
-    handles = []
+def measuring_mode(model: nn.Module) -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
+    """Evaluation mode, and a list for the handles of hooks; both are put back on leaving."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
     training = model.training
-
-    def entering(see: Callable[[Tensor], None], module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        see(args[0])
-
-    def leaving(
-        see: Callable[[Tensor], None], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
-    ) -> None:
-        see(output)
-
     try:
         model.eval()
-        for name, see in modules.items():
-            module = model.get_submodule(name)
-            if side == "input":
-                handles.append(module.register_forward_pre_hook(functools.partial(entering, see)))
-            else:
-                handles.append(module.register_forward_hook(functools.partial(leaving, see)))
-        yield
+        yield handles
     finally:
         for handle in handles:
             handle.remove()

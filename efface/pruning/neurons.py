@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.anatomy import MLP, anatomy
+from efface.models.blocks import Index, neuron_entries
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,8 @@ class PruningSummary:
         return sum(count for layers in self.pruned.values() for count in layers.values())
 
 
-@dataclass(frozen=True)
-class Region:
-    """Rows or columns of one parameter.
-
-    Attributes:
-        parameter: the parameter itself.
-        dim: the axis the indices count along.
-        indices: which, int64.
-    """
-
-    parameter: Tensor
-    dim: int
-    indices: Tensor
+Region = tuple[Tensor, Index]
+"""A parameter and the index of some of its entries."""
 
 
 def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSummary:
@@ -72,7 +63,7 @@ def zero_outputs(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
     Raises:
         ValueError: if a layer or an index does not exist.
     """
-    blocks = anatomy(model).mlps
+    blocks = [mlp for mlp in anatomy(model).mlps if mlp.expert is None]
     set_to_zero(output_regions(model, selection))
     return _summary(
         (mlp.tower, mlp.layer, _linear(model, name).out_features, selection.get(name, ()))
@@ -84,20 +75,19 @@ def zero_outputs(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
 def neuron_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
     """What ``zero_neurons`` zeroes; the same arguments and errors."""
     blocks = {mlp.name: mlp for mlp in anatomy(model).mlps}
-    regions = []
+    regions: list[Region] = []
     for name, units in selection.items():
         mlp = _known(blocks, name)
         _check(name, units, mlp.width)
-        regions.append(Region(_linear(model, mlp.down).weight, 1, units))
-        for up in mlp.up:
-            regions += _rows(_linear(model, up), units)
+        regions += neuron_entries(model, mlp, units)
     return regions
 
 
 def output_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
     """What ``zero_outputs`` zeroes; the same arguments and errors."""
-    layers = {name: mlp for mlp in anatomy(model).mlps for name in (*mlp.up, mlp.down)}
-    regions = []
+    blocks = [mlp for mlp in anatomy(model).mlps if mlp.expert is None]
+    layers = {name: mlp for mlp in blocks for name in (*mlp.up, mlp.down)}
+    regions: list[Region] = []
     for name, units in selection.items():
         _known(layers, name)
         layer = _linear(model, name)
@@ -109,8 +99,8 @@ def output_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Re
 @torch.no_grad()
 def set_to_zero(regions: Iterable[Region]) -> None:
     """Set the regions to zero, in place."""
-    for region in regions:
-        region.parameter.index_fill_(region.dim, region.indices.to(region.parameter.device), 0)
+    for parameter, index in regions:
+        parameter[index] = 0
 
 
 @contextmanager
@@ -120,13 +110,12 @@ def held(regions: Sequence[Region]) -> Iterator[None]:
     A zero stays exactly zero: without a gradient AdamW's moments stay zero, and weight decay only scales.
     """
 
-    def without(region: Region) -> torch.utils.hooks.RemovableHandle:
-        def drop(gradient: Tensor) -> Tensor:
-            return gradient.index_fill(region.dim, region.indices.to(gradient.device), 0)
+    def drop(index: Index, gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        kept[index] = 0
+        return kept
 
-        return region.parameter.register_hook(drop)
-
-    handles = [without(region) for region in regions]
+    handles = [parameter.register_hook(functools.partial(drop, index)) for parameter, index in regions]
     try:
         yield
     finally:
@@ -135,7 +124,7 @@ def held(regions: Sequence[Region]) -> Iterator[None]:
 
 
 def _rows(layer: nn.Linear, units: Tensor) -> list[Region]:
-    return [Region(parameter, 0, units) for parameter in (layer.weight, layer.bias) if parameter is not None]
+    return [(parameter, (units,)) for parameter in (layer.weight, layer.bias) if parameter is not None]
 
 
 def _known(blocks: Mapping[str, MLP], name: str) -> MLP:

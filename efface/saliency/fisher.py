@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, split, to_device
+from efface.models.anatomy import image_token_id
 from efface.models.answers import answer_log_probs
 from efface.processes import sum_over_processes
 
@@ -69,7 +70,7 @@ def fisher_diagonal(
                 count += 1
                 continue
             if layers is None or not _add_squares_of_layers(model, batch, layers, total):
-                for sample in _singles(batch, size):
+                for sample in split(batch, image_token_id(model)):
                     _add_square(model, sample, chosen, total)
             count += size
     return averaged(total, count)
@@ -155,18 +156,6 @@ def _gradient(loss: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor
     gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     pairs = zip(chosen, gradients, strict=True)
     return {name: gradient.float() for name, gradient in pairs if gradient is not None}
-
-
-def _singles(batch: Inputs, size: int) -> Iterator[Inputs]:
-    alone = [key for key, value in batch.items() if value.shape[0] != size]
-    if alone and size > 1:
-        raise ValueError(
-            f"the tensor {alone[0]!r} of the batch has {batch[alone[0]].shape[0]} rows for {size} samples, "
-            f"so the batch cannot "
-            "be split; give this model batches of one sample"
-        )
-    for i in range(size):
-        yield {key: value if alone else value[i : i + 1] for key, value in batch.items()}
 
 
 _Layer = nn.Linear | nn.Conv2d

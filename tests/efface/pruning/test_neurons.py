@@ -112,8 +112,7 @@ def trained(model, batch):
 
 
 def all_zero(regions):
-    values = [region.parameter.index_select(region.dim, region.indices) for region in regions]
-    return all(not value.any() for value in values)
+    return all(not parameter[index].any() for parameter, index in regions)
 
 
 def test_held_regions_stay_exactly_zero_through_training(model, processor, pictured):
