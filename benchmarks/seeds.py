@@ -45,8 +45,8 @@ def run_seed(params: Params, root: Path) -> None:
         (stage, None)
         for stage in ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "importance")
     ]
-    stages += [("unlearn", name) for name in params.unlearn.methods]
     stages += [("prune", name) for name in params.prune.methods]
+    stages += [("unlearn", name) for name in params.unlearn.methods]
     stages += [("evaluate", name) for name in params.evaluate.models]
     for stage, name in stages:
         done = {"benchmark": root / "benchmarks" / params.prepare.benchmark, "prepare": root / "prepared"}

@@ -48,19 +48,21 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         base = run("base", people, table)
         vanilla = run("vanilla", table, base)
         retrained = run("retrained", table, base)
-        mask = run("saliency", table, vanilla)
+        masks = {"saliency": run("saliency", table, vanilla)}
+        for name in params.saliency.controls:
+            masks[name] = run(f"control@{name}", table, vanilla, masks["saliency"])
         neurons = run("importance", table, vanilla)
         models = {"base": base, "vanilla": vanilla, "retrained": retrained}
-        for name, method in params.unlearn.methods.items():
-            models[f"unlearned/{name}"] = run(
-                f"unlearn@{name}", table, vanilla, mask if method.mask else None
-            )
         for name in params.prune.methods:
-            models[f"unlearned/{name}"] = run(f"prune@{name}", vanilla, neurons)
+            models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
+        for name, method in params.unlearn.methods.items():  # each starts from a model made before it
+            models[f"unlearned/{name}"] = run(
+                f"unlearn@{name}", table, models[method.start], masks.get(method.mask)
+            )
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]
-        run("report", table, mask, neurons, *models.values(), *scores)
+        run("report", table, *masks.values(), neurons, *models.values(), *scores)
     return run.verdict
 
 

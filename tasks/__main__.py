@@ -85,6 +85,12 @@ def saliency() -> None:
 
 
 @app.command()
+def control(mask: Name) -> None:
+    """Make a control mask of the saliency mask's size."""
+    _run("control", mask)
+
+
+@app.command()
 def importance() -> None:
     """Score every MLP neuron."""
     _run("importance")
@@ -121,6 +127,14 @@ def report() -> None:
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A Hub id, a folder, or a model under data/models.")],
+) -> None:
+    """Show what a model is made of and the memory it takes; no weights are loaded."""
+    _run("inspect", model)
+
+
+@app.command()
 def track(
     quiet_if_unreachable: Annotated[
         bool,
@@ -152,14 +166,16 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
 
 def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
     listed = {
+        "control": loaded.saliency.controls,
         "unlearn": loaded.unlearn.methods,
         "prune": loaded.prune.methods,
         "evaluate": loaded.evaluate.models,
         "attack": type(loaded.attack).model_fields,
     }
-    if name not in listed[stage]:
+    if stage in listed and name not in listed[stage]:
         raise EffaceError(
-            f"{stage} {name}: params.yaml lists no such name; expected one of: {', '.join(listed[stage])}"
+            f"{stage} {name}: params.yaml lists no such name; expected one of: "
+            f"{', '.join(listed[stage]) or 'none'}"
         )
 
 

@@ -1,6 +1,7 @@
-"""Stage base: the sandbox model before it meets the people to forget.
+"""Stage base: the model before it meets the people to forget.
 
-Its vision tower learns to see faces, then projector and decoder learn skills and the `real` people.
+A model that exists (`base.source`) is checked and pointed to. The sandbox's is made here: its vision tower
+learns to see faces, then projector and decoder learn skills and the `real` people.
 """
 
 from __future__ import annotations
@@ -20,7 +21,54 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
-    """Train and write `models/base`."""
+    """Train, or point to a model that exists, and write `models/base`."""
+    if params.base.source == "sandbox":
+        _train(params, root)
+    else:
+        _point(params, root)
+
+
+def _point(params: Params, root: Path) -> None:
+    """Check without loading weights that the model can be worked with, and write `models/base/model.json`."""
+    from dataclasses import replace
+
+    from efface.models import anatomy
+    from efface.models.fitting import check_processor, prepare_processor
+    from efface.models.loading import Source, write_pointer
+    from efface.models.outline import outline
+
+    section, folder = params.base, root / "models" / "base"
+    source = Source(
+        section.source,
+        revision=section.revision,
+        dtype=section.dtype,
+        chat_template=section.chat_template,
+        pad_token=section.pad_token,
+        trust_remote_code=section.trust_remote_code,
+    )
+    with recording(
+        "base", section, root=root, seed=params.seed, inputs={}, outputs={"base": folder}
+    ) as record:
+        model = outline(source)
+        parts = anatomy(model)
+        check_processor(model, prepare_processor(source))
+        source = replace(source, revision=getattr(model.config, "_commit_hash", None) or source.revision)
+        with writing(folder) as partial:
+            partial.mkdir(parents=True, exist_ok=True)
+            write_pointer(source, partial)
+        record.summary = {
+            "id": source.id,
+            "revision": source.revision,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+    typer.echo(
+        f"base: {folder} points to {source.id} ({source.revision or 'local'}), a {type(model).__name__} with "
+        f"{len(parts.mlps)} MLP blocks"
+    )
+
+
+def _train(params: Params, root: Path) -> None:
+    """Train the sandbox's model."""
     import torch
 
     from efface.models import sandbox, save_model

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 def checkpoints_for(
-    stage: str, *, root: Path, settings: Any, seed: int, inputs: Mapping[str, Path], name: str | None = None
+    stage: str,
+    *,
+    root: Path,
+    settings: Any,
+    seed: int,
+    inputs: Mapping[str, Path],
+    name: str | None = None,
+    main: bool = True,
 ) -> Checkpoints:
     """Checkpoints of this very run; those of runs with other settings or inputs are deleted.
 
@@ -27,6 +34,7 @@ def checkpoints_for(
         seed: the run's seed.
         inputs: files and folders the run reads.
         name: method of a stage that runs once per method.
+        main: whether this process is the one of those training together that deletes and speaks.
     """
     from efface.unlearning.checkpoint import Checkpoints
     from tasks.artifacts import digest
@@ -35,13 +43,13 @@ def checkpoints_for(
     basis = {"settings": values, "seed": seed, "inputs": {key: digest(path) for key, path in inputs.items()}}
     key = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
     folder = root / "checkpoints" / (f"{stage}@{name}" if name else stage)
-    for other in folder.iterdir() if folder.is_dir() else ():
+    for other in folder.iterdir() if main and folder.is_dir() else ():
         if not other.name.startswith(key[:16]):
             typer.echo(
                 f"{stage}: deleting the checkpoint {other}, made with other settings or inputs", err=True
             )
             shutil.rmtree(other)
     checkpoints = Checkpoints(folder / key[:16], key=key)
-    if (folder / key[:16] / "state.json").is_file():
+    if main and (folder / key[:16] / "state.json").is_file():
         typer.echo(f"{stage}: resuming from the checkpoint in {folder / key[:16]}", err=True)
     return checkpoints

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from efface.data.samples import Sample, read_samples
+from efface.errors import DataError
 from tasks.artifacts import digest, recording, writing
 from tasks.params import Params
 from tasks.params.attribution import Importance
 
 if TYPE_CHECKING:
     from efface.importance import ActivationStatistics
+    from efface.importance.scores import Tables
+    from efface.importance.statistics import Units
     from efface.models import MLP, LoadedModel
+
+Pairs = dict[str, list[tuple[Sample, Sample]]]
+"""Per split, facts with a picture and the same facts in words."""
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure activations on the vanilla model and write `masks/importance.safetensors`."""
-    from efface.importance import neuron_importance
     from efface.importance.files import save_importance
     from efface.models import anatomy, load_model, weights_digest
 
@@ -33,32 +38,22 @@ def run(params: Params, root: Path = Path("data")) -> None:
     ) as record:
         loaded = load_model(vanilla)
         mlps = anatomy(loaded.model).mlps
-        statistics = {}
-        for split in ("forget", "retain"):
-            pairs = _pairs(table, split, params)
-            statistics |= {
-                f"{split}.{modality}": values
-                for modality, values in _measure(loaded, mlps, pairs, section, split).items()
-            }
-        importance = {
-            split: neuron_importance(statistics[f"{split}.multimodal"], statistics[f"{split}.text"])
-            for split in ("forget", "retain")
-        }
+        pairs = {split: _pairs(table, split, params) for split in ("forget", "retain")}
+        score = _paper if section.variant == "paper" else _official_code
+        tables, units = score(loaded, mlps, pairs, section)
         metadata = {
             "variant": section.variant,
             "active_above": section.active_above,
             "vision_text_reference": section.vision_text_reference,
-            "mlps": [asdict(mlp) for mlp in mlps],
             "model_digest": weights_digest(loaded.model),
             "data_digest": digest(table),
             "seed": params.seed,
         }
         with writing(path) as partial:
-            save_importance(partial, statistics=statistics, importance=importance, metadata=metadata)
-        counts = {name: next(iter(values.values())).count for name, values in statistics.items()}
-        record.summary = {"samples": counts}
-    units = sum(mlp.width for mlp in mlps)
-    typer.echo(f"importance: {path} scores {units} neurons in {len(mlps)} MLP blocks")
+            save_importance(partial, tables, units=units, metadata=metadata)
+        record.summary = {"samples": {split: len(drawn) for split, drawn in pairs.items()}}
+    count = sum(unit.width for unit in units)
+    typer.echo(f"importance: {path} scores {count} units in {len(units)} modules")
 
 
 def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample]]:
@@ -68,7 +63,29 @@ def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample
     text = {s.pair_id: s for s in read_samples(table, split=split, part="train", modality="text")}
     pictured = read_samples(table, split=split, part="train", modality="multimodal")
     paired = [(sample, text[sample.pair_id]) for sample in pictured if sample.pair_id in text]
+    if not paired:
+        raise DataError(
+            f"the {split} set has no training fact with a picture and in words; see prepare.forget_fraction"
+        )
     return [paired[i] for i in draw(len(paired), params.importance.samples, params.seed)]
+
+
+def _paper(
+    loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
+) -> tuple[Tables, list[Units]]:
+    """Both renderings of both sets compared, neuron by neuron."""
+    from efface.importance.scores import paper_tables
+    from efface.importance.statistics import neuron_units
+
+    statistics = {}
+    for split, drawn in pairs.items():
+        statistics |= {
+            f"{split}.{modality}": values
+            for modality, values in _measure(loaded, mlps, drawn, section, split).items()
+        }
+    blank = section.vision_text_reference == "blank_image"
+    lacking = [] if blank else [mlp.name for mlp in mlps if mlp.tower == "vision"]
+    return paper_tables(statistics, variance_only=lacking), neuron_units(mlps)
 
 
 def _measure(
@@ -84,13 +101,35 @@ def _measure(
 
     multimodal, text = [pictured for pictured, _ in pairs], [written for _, written in pairs]
     vision = [mlp for mlp in mlps if mlp.tower == "vision"]
-    blank = replace(multimodal[0], image_bytes=_grey_picture())
-    grey = measure([blank], vision, f"blank picture, {split}")
-    return {
-        "multimodal": measure(multimodal, mlps, f"pictures, {split}"),
-        "text": {name: value.repeated(len(text)) for name, value in grey.items()}
-        | measure(text, [mlp for mlp in mlps if mlp.tower != "vision"], f"text, {split}"),
-    }
+    pictured = measure(multimodal, mlps, f"pictures, {split}")
+    written = measure(text, [mlp for mlp in mlps if mlp.tower != "vision"], f"text, {split}")
+    if section.vision_text_reference == "blank_image":
+        blank = replace(multimodal[0], image_bytes=_grey_picture())
+        grey = measure([blank], vision, f"blank picture, {split}")
+        written = {name: value.repeated(len(text)) for name, value in grey.items()} | written
+    return {"multimodal": pictured, "text": written}
+
+
+def _official_code(
+    loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
+) -> tuple[Tables, list[Units]]:
+    """The vision tower on pictures, the decoder on words, output row by output row."""
+    from efface.data.encoding import Encoder
+    from efface.importance.official_code import official_tables, output_statistics, output_units
+
+    units = output_units(loaded.model, mlps)
+    statistics = {}
+    for split, drawn in pairs.items():
+        statistics[split] = {}
+        for tower, rendering in (("vision", 0), ("language", 1)):
+            batches = Encoder(loaded.processor, [pair[rendering] for pair in drawn]).batches(
+                section.batch_size, label=f"{tower} tower, {split}"
+            )
+            measured = [unit for unit in units if unit.tower == tower]
+            statistics[split] |= output_statistics(
+                loaded.model, batches, units=measured, active_above=section.active_above
+            )
+    return official_tables(statistics["forget"], statistics["retain"]), units
 
 
 def _grey_picture() -> bytes:

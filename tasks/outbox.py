@@ -147,7 +147,11 @@ def _child(
         params=_params(made) | _params(scored),
         metrics=_score_metrics(summary) | _cost(made) | _pruned(made),
         history=_history(made),
-        tags={**tags, "device": str((made or scored or _NONE).content.get("device", "not recorded"))},
+        tags={
+            **tags,
+            **_ending(made),
+            "device": str((made or scored or _NONE).content.get("device", "not recorded")),
+        },
         files=[(source, "runs" if source.parent.name == "runs" else "scores") for source in sources],
         datasets=_datasets(model, benchmark, root, data),
         model=ModelFolder(f"efface-{benchmark}-{model}", root / "models" / folder, str(summary.get("digest")))
@@ -243,6 +247,12 @@ def _cost(record: Record | None) -> dict[str, float]:
 def _pruned(record: Record | None) -> dict[str, float]:
     towers = {} if record is None else record.content.get("summary", {}).get("pruned", {})
     return {f"pruned/{tower}": float(sum(layers.values())) for tower, layers in towers.items()}
+
+
+def _ending(record: Record | None) -> dict[str, str]:
+    """How training ended: whole, by a stop rule, or by divergence."""
+    status = None if record is None else record.content.get("summary", {}).get("status")
+    return {} if status is None else {"efface.status": str(status)}
 
 
 def _history(record: Record | None) -> list[tuple[int, dict[str, float]]]:

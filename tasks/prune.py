@@ -1,41 +1,48 @@
-"""Stage prune: make the vanilla model forget by switching neurons off; nothing is trained."""
+"""Stage prune: make the vanilla model forget by switching units off; only a recovery trains, if asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tasks.artifacts import recording, write_json, writing
 from tasks.params import Params
+from tasks.params.pruning import PruningMethod, Recovery
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from efface.models import LoadedModel
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Prune with the method of that name and write `models/unlearned/<name>`."""
-    from efface.importance.files import load_importance
-    from efface.importance.scores import random_neurons, select_neurons
-    from efface.models import anatomy, load_model, save_model
-    from efface.pruning import zero_neurons
+    from efface.importance.files import load_tables
+    from efface.models import load_model, save_model
+    from efface.pruning.neurons import held, neuron_regions, output_regions, zero_neurons, zero_outputs
     from efface.saliency.files import require_model
 
     section = params.prune.methods[name]
-    vanilla, path = root / "models" / "vanilla", root / "masks" / "importance.safetensors"
-    folder = root / "models" / "unlearned" / name
-    inputs = {"vanilla": vanilla, "importance": path}
+    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
+    path, folder = root / "masks" / "importance.safetensors", root / "models" / "unlearned" / name
+    inputs = {"vanilla": vanilla, "importance": path} | ({"prepared": table} if section.recovery else {})
     with recording(
         "prune", section, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
     ) as record:
-        importance, metadata = load_importance(path)
+        tables, units, metadata = load_tables(path)
         loaded = load_model(vanilla)
         require_model(path, metadata, loaded.model)
-        mlps = anatomy(loaded.model).mlps
-        selection = select_neurons(**importance, fraction=section.fraction, scope=section.scope, mlps=mlps)
-        if section.selection == "random":
-            selection = random_neurons(selection, {mlp.name: mlp.width for mlp in mlps}, seed=params.seed)
-        summary = zero_neurons(loaded.model, selection)
+        selection = _select(section, tables, units, metadata["variant"], params.seed)
+        rows = metadata["variant"] == "official_code"
+        summary = (zero_outputs if rows else zero_neurons)(loaded.model, selection)
+        if section.recovery:
+            with held((output_regions if rows else neuron_regions)(loaded.model, selection)):
+                record.history = _recover(loaded, table, section.recovery, params.seed)
         record.summary = {
             **section.model_dump(mode="json"),
-            "units": {mlp: units.tolist() for mlp, units in selection.items()},
+            "units": {module: chosen.tolist() for module, chosen in selection.items()},
             "pruned": {
                 tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.pruned.items()
             },
@@ -49,4 +56,36 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     counts = ", ".join(
         f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
     )
-    typer.echo(f"prune: {folder} made by {name}; {summary.total} neurons off ({counts})")
+    typer.echo(f"prune: {folder} made by {name}; {summary.total} units off ({counts})")
+
+
+def _select(
+    section: PruningMethod, tables: Any, units: list[Any], variant: str, seed: int
+) -> dict[str, Tensor]:
+    from efface.importance.selection import random_neurons, ranking, select_highest
+
+    drawn = section.selection == "random"  # as many per module as the method's own ranking would take
+    scores = ranking(tables, "importance" if drawn else section.selection, variant=variant)
+    layers = None if section.layers == "all" else section.layers
+    selection = select_highest(
+        scores, fraction=section.fraction, scope=section.scope, units=units, layers=layers
+    )
+    return random_neurons(selection, {u.name: u.width for u in units}, seed=seed) if drawn else selection
+
+
+def _recover(loaded: LoadedModel, table: Path, recovery: Recovery, seed: int) -> list[Any]:
+    """Train on the retain people's facts; what was pruned is held at zero by the caller."""
+    from efface.data.samples import read_samples
+    from efface.unlearning.finetuning import finetune
+
+    result = finetune(
+        loaded.model,
+        loaded.processor,
+        read_samples(table, split="retain", part="train"),
+        steps=recovery.steps,
+        learning_rate=recovery.learning_rate,
+        batch_size=recovery.batch_size,
+        seed=seed,
+        label="recovery",
+    )
+    return result.history

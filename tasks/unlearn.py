@@ -1,73 +1,128 @@
-"""Stage unlearn: make the vanilla model forget by training, with one method."""
+"""Stage unlearn: make a model forget with one method, normally the vanilla model and by training."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from efface.data.samples import read_samples
-from tasks.artifacts import recording, writing
+from tasks.artifacts import RunRecord, recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Params
 from tasks.params.unlearning import Unlearn, UnlearningMethod
+from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
-    from efface.unlearning.loop import LoopConfig
+    from efface.lora import Adapter
+    from efface.models import LoadedModel
+    from efface.unlearning import UnlearningResult
+    from efface.unlearning.checkpoint import Checkpoints
+    from efface.unlearning.config import LoopConfig
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
-    """Unlearn with the method of that name and write `models/unlearned/<name>`."""
-    from efface.models import load_model, save_model
+    """Unlearn with the method of that name and write `models/unlearned/<name>`.
+
+    Under `accelerate launch` every process computes its share and the first one writes.
+    """
+    from efface.unlearning.config import DivergenceError
+    from efface.unlearning.processes import Processes
+
+    section, folder = params.unlearn.methods[name], root / "models" / "unlearned" / name
+    inputs = {"prepared": root / "prepared" / "samples.parquet", "start": root / "models" / section.start}
+    inputs |= {} if section.mask == "none" else {"mask": root / "masks" / f"{section.mask}.safetensors"}
+    settings, main = _settings(section, params.unlearn), Processes().main
+    made: dict[str, Path] = {}
+    record_of = recording(
+        "unlearn", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs=made
+    )
+    failure: DivergenceError | None = None
+    with record_of if main else nullcontext(RunRecord()) as record:
+        checkpoints = checkpoints_for(
+            "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name, main=main
+        )
+        try:
+            loaded, adapter, result = _train(params, name, inputs, checkpoints)
+        except DivergenceError as error:
+            failure = error
+            record.history = [*error.history]
+            record.summary = {"status": f"diverged: {error}", "steps": len(error.history)}
+        else:
+            if main:
+                _write(loaded, adapter, params.unlearn, folder)
+                made[name] = folder
+                checkpoints.remove()
+            status = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
+            record.history = [*result.history]
+            record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": status}
+    if failure is not None:
+        raise failure
+    if main:
+        _tell(folder, name, result)
+
+
+def _settings(section: UnlearningMethod, shared: Unlearn) -> dict[str, Any]:
+    """Everything the run depends on, flat enough to read."""
+    settings = section.model_dump(mode="json", exclude_unset=True)
+    settings |= shared.model_dump(mode="json", exclude={"methods", "stop", "checkpoint_every"})
+    return settings | {f"stop.{key}": value for key, value in shared.stop.model_dump().items()}
+
+
+def _train(
+    params: Params, name: str, inputs: dict[str, Path], checkpoints: Checkpoints
+) -> tuple[LoadedModel, Adapter | None, UnlearningResult]:
+    """Load the model the method starts from and unlearn with it."""
     from efface.saliency import load_mask
     from efface.unlearning import unlearn
 
     section = params.unlearn.methods[name]
-    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
-    saliency, folder = root / "masks" / "saliency.safetensors", root / "models" / "unlearned" / name
-    inputs = {"prepared": table, "vanilla": vanilla} | ({"mask": saliency} if section.mask else {})
-    settings = {**section.model_dump(mode="json"), "batch_size": params.unlearn.batch_size}
-    settings |= {f"stop.{key}": value for key, value in params.unlearn.stop.model_dump().items()}
-    with recording(
-        "unlearn", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
-    ) as record:
-        checkpoints = checkpoints_for(
-            "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name
-        )
-        loaded = load_model(vanilla)
-        mask = load_mask(saliency, model=loaded.model)[0] if section.mask else None
-        result = unlearn(
-            loaded.model,
-            loaded.processor,
-            method=name,
-            forget=read_samples(table, split="forget", part="train", modality="multimodal"),
-            retain=read_samples(table, split="retain", part="train"),
-            config=_loop_config(section, params.unlearn, params.seed),
-            mask=mask,
-            settings={} if section.beta is None else {"beta": section.beta},
-            checkpoints=checkpoints,
-        )
-        with writing(folder) as partial:
-            save_model(loaded.model, loaded.processor, partial)
-        checkpoints.remove()
-        record.history = result.history
-        record.summary = {"steps": result.steps, "stopped_by": result.stopped_by}
-    last = result.history[-1]
-    losses = ", ".join(
-        f"{k.removesuffix('_loss')} {last[k]:.2f}" for k in ("forget_loss", "retain_loss") if k in last
+    lora = None if section.epochs is None else params.unlearn.lora
+    loaded, _, adapter = load_for_training(inputs["start"], lora, seed=params.seed)
+    mask = None
+    if "mask" in inputs:
+        # The mask is made from the vanilla model; where another one trains, names and shapes must do.
+        mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
+    result = unlearn(
+        loaded.model,
+        loaded.processor,
+        method=name,
+        forget=read_samples(inputs["prepared"], split="forget", part="train", modality="multimodal"),
+        retain=read_samples(inputs["prepared"], split="retain", part="train"),
+        config=_loop_config(section, params.unlearn, params.seed),
+        mask=mask,
+        settings=section.settings,
+        adapter=adapter,
+        checkpoints=checkpoints,
     )
-    ending = f"stopped by {result.stopped_by}" if result.stopped_by else "ran its length"
-    typer.echo(f"unlearn: {folder} made by {name} in {result.steps} steps ({ending}); last losses: {losses}")
+    return loaded, adapter, result
+
+
+def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, folder: Path) -> None:
+    from efface.models import save_model
+
+    with writing(folder) as partial:
+        if adapter is not None:
+            if shared.lora is not None and shared.lora.keep_adapter:
+                adapter.save(partial / "adapter")
+            adapter.merge()
+        save_model(loaded.model, loaded.processor, partial)
 
 
 def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:
-    from efface.unlearning.loop import LoopConfig
+    from efface.unlearning.config import LoopConfig
 
+    if section.learning_rate is None:  # nothing trains
+        return LoopConfig(learning_rate=0.0, steps=0, seed=seed)
     return LoopConfig(
         learning_rate=section.learning_rate,
         epochs=section.epochs,
         batch_size=shared.batch_size,
+        accumulation_steps=shared.accumulation_steps,
+        precision=shared.precision,
+        gradient_checkpointing=shared.gradient_checkpointing,
         forget_weight=section.forget_weight,
         retain_weight=section.retain_weight,
         retain_batches_per_forget_batch=section.retain_batches_per_forget_batch,
@@ -79,3 +134,15 @@ def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopC
         stop_forget_loss=shared.stop.forget_loss,
         stop_retain_rise=shared.stop.retain_rise,
     )
+
+
+def _tell(folder: Path, name: str, result: UnlearningResult) -> None:
+    if not result.history:
+        typer.echo(f"unlearn: {folder} made by {name}, without training")
+        return
+    last = result.history[-1]
+    losses = ", ".join(
+        f"{k.removesuffix('_loss')} {last[k]:.2f}" for k in ("forget_loss", "retain_loss") if k in last
+    )
+    ending = f"stopped by {result.stopped_by}" if result.stopped_by else "ran its length"
+    typer.echo(f"unlearn: {folder} made by {name} in {result.steps} steps ({ending}); last losses: {losses}")

@@ -68,9 +68,10 @@ def make_study(root: Path, *, people: int = 40, forget: int = 6, seed: int = 0, 
             history=_curve(120, None, rng),
         )
     for model in [model for model in TRAINED if model in skill]:
-        stop = "forget_loss 51.20 > 50.0" if model == "gradient_ascent" else None
+        stop = "forget_loss 51.20 > 50.0 at step 40" if model == "gradient_ascent" else None
         history = _curve(40, 60.0 if stop else 8.0, rng)
-        summary = {"steps": len(history), "stopped_by": stop}
+        status = f"stopped by {stop}" if stop else "finished"
+        summary = {"steps": len(history), "stopped_by": stop, "status": status}
         params = {
             "learning_rate": 2e-4,
             "epochs": 4,

@@ -13,28 +13,51 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from efface.data.batches import IGNORED, Inputs, collate, split, to_device
+from efface.data.processing import process, takes_suffix
 from efface.data.samples import Sample
 from efface.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-Inputs = dict[str, Tensor]
-IGNORED = -100
+__all__ = [
+    "IGNORED",
+    "Encoder",
+    "Inputs",
+    "collate",
+    "draw",
+    "encode",
+    "encode_prompts",
+    "full_text",
+    "prompt_of",
+    "split",
+    "to_device",
+]
+
 _CHUNK = 64
 
 
-def prompt_of(processor: ProcessorMixin, question: str, *, image: bool) -> str:
-    """One user turn as the model's chat template writes it, ready for the answer."""
-    content: list[dict[str, str]] = [{"type": "image"}] if image else []
+def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) -> str:
+    """One user turn as the model's chat template writes it, ready for the answer.
+
+    Args:
+        processor: the model's processor.
+        question: what is asked.
+        image: number of pictures before the question.
+
+    Raises:
+        DataError: if the processor has no chat template.
+    """
+    content: list[dict[str, str]] = [{"type": "image"}] * int(image)
     content.append({"type": "text", "text": question})
     if processor.chat_template is None:
         raise DataError(
-            f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; "
-            "use an instruction-tuned checkpoint, or set `chat_template` in its processor"
+            f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; use "
+            "an instruction-tuned checkpoint, or name a file with a Jinja template as `base.chat_template` "
+            "in params.yaml (load_model's `chat_template`)"
         )
     turns: list[Any] = [{"role": "user", "content": content}]
     return processor.apply_chat_template(turns, add_generation_prompt=True)
@@ -66,7 +89,10 @@ class Encoder:
         return len(self.samples)
 
     def batch(self, indices: Sequence[int]) -> Inputs:
-        """Model inputs of the given samples with ``labels`` (B, T), right-padded."""
+        """Model inputs of the given samples with ``labels`` (B, T), right-padded.
+
+        Text-only and multimodal samples may be mixed wherever the family's inputs can say which is which.
+        """
         return collate([*self._encoded(indices)], self.processor.tokenizer.pad_token_id)
 
     def batches(
@@ -118,42 +144,17 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]
 def encode_prompts(
     processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Any]
 ) -> list[Inputs]:
-    """Processor output of prompts alone, for generation; ``images`` holds a picture or None per question."""
+    """Processor output of prompts alone, for generation; ``images`` holds a picture, a list of pictures or
+    None per question."""
+    pictures = [[] if image is None else [*image] if isinstance(image, list) else [image] for image in images]
     rows: list[Inputs | None] = [None] * len(questions)
     for multimodal in (True, False):
-        group = [i for i, image in enumerate(images) if (image is not None) == multimodal]
-        texts = [prompt_of(processor, questions[i], image=multimodal) for i in group]
-        pictures = [images[i] for i in group] if multimodal else None
-        for index, row in zip(group, _process(processor, texts, pictures), strict=True):
-            rows[index] = row
+        group = [i for i, shown in enumerate(pictures) if bool(shown) == multimodal]
+        texts = [prompt_of(processor, questions[i], image=len(pictures[i])) for i in group]
+        shown = [pictures[i] for i in group] if multimodal else None
+        for index, row in zip(group, process(processor, texts, shown), strict=True):
+            rows[index] = {key: value for key, value in row.items() if key != "labels"}
     return [row for row in rows if row is not None]
-
-
-def collate(rows: Sequence[Inputs], pad: int, *, side: str = "right") -> Inputs:
-    """Pad rows to one length and join them along the batch axis.
-
-    Tensors that run along the tokens (same length as ``input_ids``) are padded: ids with ``pad``,
-    labels with -100, masks and types with 0. All others (pixels, grids, ratios) are joined as they are.
-
-    Args:
-        rows: what ``encode`` or ``encode_prompts`` returned, all with or all without a picture.
-        pad: padding id.
-        side: ``right`` for training, ``left`` for generation.
-    """
-    length = max(row["input_ids"].shape[1] for row in rows)
-    fill = {"input_ids": pad, "labels": IGNORED}
-    batch: Inputs = {}
-    for key in rows[0]:
-        parts = []
-        for row in rows:
-            tensor = row[key]
-            if tensor.shape[:2] == row["input_ids"].shape and tensor.dim() == 2:
-                gap = length - tensor.shape[1]
-                sides = (0, gap) if side == "right" else (gap, 0)
-                tensor = torch.nn.functional.pad(tensor, sides, value=fill.get(key, 0))
-            parts.append(tensor)
-        batch[key] = torch.cat(parts)
-    return batch
 
 
 def draw(count: int, size: int | None, seed: int) -> list[int]:
@@ -163,18 +164,15 @@ def draw(count: int, size: int | None, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(count), size))
 
 
-def to_device(batch: Inputs, device: torch.device) -> Inputs:
-    """The batch on another device."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
 def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
     multimodal = samples[0].image_bytes is not None
     prompts = [prompt_of(processor, sample.question, image=multimodal) for sample in samples]
+    pictures = [[sample.image] for sample in samples] if multimodal else None
+    if takes_suffix(processor):
+        return process(processor, prompts, pictures, [sample.answer for sample in samples])
     texts = [full_text(processor, prompt, s.answer) for prompt, s in zip(prompts, samples, strict=True)]
-    pictures = [sample.image for sample in samples] if multimodal else None
-    rows = _process(processor, texts, pictures)
-    for row, prompt, sample in zip(rows, _process(processor, prompts, pictures), samples, strict=True):
+    rows = process(processor, texts, pictures)
+    for row, prompt, sample in zip(rows, process(processor, prompts, pictures), samples, strict=True):
         start = prompt["input_ids"].shape[1]
         if (
             not torch.equal(row["input_ids"][:, :start], prompt["input_ids"])
@@ -182,51 +180,14 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
         ):
             raise DataError(
                 f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens "
-                f"of prompt and "
-                f"answer (answer {sample.answer!r}), so the answer cannot be told apart; give the "
-                f"tokenizer's chat "
-                "template a generation prompt that ends in white space or a special token"
+                f"of prompt and answer (answer {sample.answer!r}), so the answer cannot be told apart; give "
+                "the tokenizer's chat template a generation prompt that ends in white space or a special "
+                "token"
             )
         labels = row["input_ids"].clone()
         labels[:, :start] = IGNORED
         row["labels"] = labels
     return rows
-
-
-def _process(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any] | None) -> list[Inputs]:
-    """One unpadded row per text: in one call where every returned tensor has a row per text, else one by
-    one."""
-    if not texts:
-        return []
-    batch = _call(processor, list(texts), images)
-    if any(value.shape[0] != len(texts) for value in batch.values()):
-        singles = [None] * len(texts) if images is None else [[image] for image in images]
-        return [_call(processor, [text], image) for text, image in zip(texts, singles, strict=True)]
-    rows = []
-    shape = batch["input_ids"].shape
-    for i in range(len(texts)):
-        keep = batch["attention_mask"][i].bool()
-        rows.append(
-            {
-                key: value[i : i + 1][:, keep]
-                if value.shape[:2] == shape and value.dim() == 2
-                else value[i : i + 1]
-                for key, value in batch.items()
-            }
-        )
-    return rows
-
-
-def _call(processor: ProcessorMixin, texts: list[str], images: Sequence[Any] | None) -> Inputs:
-    options: dict[str, Any] = {
-        "text": texts,
-        "padding": True,
-        "return_tensors": "pt",
-        "padding_side": "right",
-    }
-    if images is not None:
-        options["images"] = [[image] for image in images] if len(images) > 1 else list(images)
-    return dict(processor(**options))
 
 
 def _bytes(row: Inputs) -> int:

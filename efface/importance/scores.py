@@ -1,33 +1,41 @@
-"""MANU: modality-aware neuron importance, and the choice of neurons to prune."""
+"""MANU: modality-aware neuron importance, from the statistics of two renderings of the same facts.
+
+I = I_abs + I_freq + I_var + I_rms          per neuron, on one set
+S = I(forget) / (I(retain) + eps)           what ranks neurons for pruning
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import functools
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from efface.importance.statistics import ActivationStatistics
-from efface.models.anatomy import MLP
 
 EPS = 1e-8
-Scope = Literal["tower", "global", "layer"]
+FUNCTIONS = ("abs", "freq", "var", "rms")
+
+Statistics = Mapping[str, ActivationStatistics]
+Tables = dict[str, dict[str, Tensor]]
+"""Table name -> MLP name -> one value per neuron."""
 
 
-def neuron_importance(
-    multimodal: Mapping[str, ActivationStatistics], text: Mapping[str, ActivationStatistics]
-) -> dict[str, Tensor]:
-    """Importance of every neuron on one set: the sum of four comparisons of its two renderings.
-
-        I = I_abs + I_freq + I_var + I_rms
+def importance_terms(
+    multimodal: Statistics, text: Statistics, *, variance_only: Collection[str] = ()
+) -> Tables:
+    """The four comparisons of a set's two renderings, whose sum is a neuron's importance.
 
     Args:
         multimodal: statistics over the samples with their pictures.
         text: statistics over the same facts in words; the same number of samples.
+        variance_only: MLPs that words do not reach and that have no entry in ``text``. Without a second
+            rendering to compare, their neurons have I_var alone, over the pictures.
 
     Returns:
-        MLP name -> float64 tensor (N,), values >= 0.
+        ``abs``, ``freq``, ``var`` and ``rms`` -> MLP name -> float64 tensor (N,), values >= 0; the MLPs of
+        ``variance_only`` stand under ``var`` alone.
 
     Raises:
         ValueError: if the two name different MLPs, or count different numbers of samples.
@@ -36,11 +44,14 @@ def neuron_importance(
         arXiv:2502.15910, section 4. As printed, the variance takes the mean of abs(z) from z; here abs(z)
         stands in both places.
     """
-    if multimodal.keys() != text.keys():
-        odd = sorted(multimodal.keys() ^ text.keys())
+    odd = sorted(multimodal.keys() ^ (text.keys() | set(variance_only)))
+    if odd:
         raise ValueError(f"only one of the two renderings reached {odd[0]}; both must cover the same MLPs")
-    scores = {}
+    terms: Tables = {function: {} for function in FUNCTIONS}
     for name, m in multimodal.items():
+        if name in variance_only:
+            terms["var"][name] = torch.sqrt(m.variance)
+            continue
         t = text[name]
         if m.count != t.count:
             raise ValueError(
@@ -48,10 +59,25 @@ def neuron_importance(
                 f"text rendering "
                 "for each multimodal sample"
             )
-        difference = _contrast(m.mean_abs, t.mean_abs) + _contrast(m.active, t.active)
-        spread = torch.sqrt(m.variance + t.variance)
-        scores[name] = difference + spread + torch.sqrt(_contrast(m.sum_square, t.sum_square))
-    return scores
+        terms["abs"][name] = _contrast(m.mean_abs, t.mean_abs)
+        terms["freq"][name] = _contrast(m.active, t.active)
+        terms["var"][name] = torch.sqrt(m.variance + t.variance)
+        terms["rms"][name] = torch.sqrt(_contrast(m.sum_square, t.sum_square))
+    return terms
+
+
+def neuron_importance(
+    multimodal: Statistics, text: Statistics, *, variance_only: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Importance of every neuron on one set: the sum of its terms; arguments as for ``importance_terms``.
+
+    Returns:
+        MLP name -> float64 tensor (N,), values >= 0.
+
+    Raises:
+        ValueError: if the two name different MLPs, or count different numbers of samples.
+    """
+    return _summed(importance_terms(multimodal, text, variance_only=variance_only), multimodal)
 
 
 def relative_importance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,65 +85,34 @@ def relative_importance(forget: Mapping[str, Tensor], retain: Mapping[str, Tenso
     return {name: value / (retain[name] + EPS) for name, value in forget.items()}
 
 
-def select_neurons(
-    forget: Mapping[str, Tensor],
-    retain: Mapping[str, Tensor],
-    *,
-    fraction: float,
-    scope: Scope = "tower",
-    mlps: Sequence[MLP] = (),
-) -> dict[str, Tensor]:
-    """The neurons with the highest relative importance S.
+def paper_tables(statistics: Mapping[str, Statistics], *, variance_only: Collection[str] = ()) -> Tables:
+    """Everything an importance file holds: statistics, terms, importance on both sets, and the score S.
 
     Args:
-        forget: importance on the forget set by MLP name.
-        retain: importance on the retain set by MLP name.
-        fraction: share of neurons to select, in (0, 1): of each tower, of the whole model, or of each layer.
-        scope: what the share is taken of; ``tower`` needs ``mlps``.
-        mlps: the MLP blocks, to know each one's tower.
-
-    Returns:
-        MLP name -> sorted indices (int64) of the selected neurons; MLPs without any are left out. Equal
-        scores are broken by position, so the same scores always give the same neurons.
-
-    Raises:
-        ValueError: if the fraction is out of range, or a tower is unknown.
+        statistics: ``forget.multimodal``, ``forget.text``, ``retain.multimodal`` and ``retain.text``, each by
+            MLP name.
+        variance_only: see ``importance_terms``.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
-    scores = relative_importance(forget, retain)
-    towers = {mlp.name: mlp.tower for mlp in mlps}
-    pools: dict[str, list[str]] = {}
-    for name in scores:
-        if scope == "tower" and name not in towers:
-            raise ValueError(f"the tower of {name} is unknown; pass the model's MLP blocks as `mlps`")
-        pools.setdefault({"tower": towers.get(name, ""), "global": "all", "layer": name}[scope], []).append(
-            name
-        )
-    chosen: dict[str, Tensor] = {}
-    for names in pools.values():
-        flat = torch.cat([scores[name] for name in names])
-        top = flat.argsort(descending=True, stable=True)[: round(fraction * len(flat))]
-        start = 0
-        for name in names:
-            width = len(scores[name])
-            inside = top[(top >= start) & (top < start + width)] - start
-            if len(inside):
-                chosen[name] = inside.sort().values
-            start += width
-    return chosen
-
-
-def random_neurons(
-    selection: Mapping[str, Tensor], widths: Mapping[str, int], *, seed: int
-) -> dict[str, Tensor]:
-    """As many neurons as ``selection`` has in each MLP, drawn at random: the control that says what a count
-    alone does."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randperm(widths[name], generator=generator)[: len(units)].sort().values
-        for name, units in selection.items()
+    tables: Tables = {
+        f"{rendering}.{field}": {name: getattr(values, field) for name, values in by_mlp.items()}
+        for rendering, by_mlp in statistics.items()
+        for field in ("mean_abs", "variance", "sum_square", "active")
     }
+    for kind in ("forget", "retain"):
+        pictured = statistics[f"{kind}.multimodal"]
+        terms = importance_terms(pictured, statistics[f"{kind}.text"], variance_only=variance_only)
+        tables |= {f"terms.{kind}.{function}": values for function, values in terms.items()}
+        tables[f"importance.{kind}"] = _summed(terms, pictured)
+    tables["score"] = relative_importance(tables["importance.forget"], tables["importance.retain"])
+    tables["activation"] = tables["forget.multimodal.mean_abs"]
+    return tables
+
+
+def _summed(terms: Tables, names: Collection[str]) -> dict[str, Tensor]:
+    def total(parts: list[Tensor]) -> Tensor:
+        return functools.reduce(torch.add, parts)
+
+    return {name: total([terms[f][name] for f in FUNCTIONS if name in terms[f]]) for name in names}
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:

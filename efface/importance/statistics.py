@@ -1,11 +1,12 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
 A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
-vision tower). Only sums over samples are kept, never the activations.
+vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, split, to_device
 from efface.errors import ModelError
-from efface.models.anatomy import MLP, has_class_token, vision_tower
+from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
+from efface.models.blocks import watch_neurons
+from efface.processes import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units that are measured and ranked together: the neurons of an MLP, or the outputs of a layer.
+
+    Attributes:
+        name: name of the module.
+        tower: ``vision`` or ``language``.
+        layer: index of the layer, from 0.
+        width: number of units.
+    """
+
+    name: str
+    tower: str
+    layer: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -51,21 +71,29 @@ class ActivationStatistics:
         )
 
 
+def neuron_units(mlps: Iterable[MLP]) -> list[Units]:
+    """The neurons of each MLP block."""
+    return [Units(mlp.name, mlp.tower, mlp.layer, mlp.width) for mlp in mlps]
+
+
 @torch.no_grad()
 def activation_statistics(
     model: nn.Module, batches: Iterable[Inputs], *, mlps: Sequence[MLP], active_above: float
 ) -> dict[str, ActivationStatistics]:
     """Statistics of every neuron of the given MLPs over the samples of all batches.
 
+    When ``torch.distributed`` is initialised they are those of all processes' batches together.
+
     Args:
         model: a multimodal LLM; measured in evaluation mode and left as it was found.
-        batches: padded model inputs with ``attention_mask``.
+        batches: padded model inputs with ``attention_mask``. Of several processes each passes its share
+            (``efface.processes.share``), which may be empty.
         mlps: MLP blocks to watch, from ``efface.models.anatomy``.
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP that no input reached, such as the vision tower's in text-only batches,
-        is left out.
+        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, is
+        left out; a decoder's that none reached counts as silent.
 
     Raises:
         ValueError: if there is no batch.
@@ -76,58 +104,97 @@ def activation_statistics(
     """
     device = next(model.parameters()).device
     skip = 1 if has_class_token(vision_tower(model)) else 0
-    sums: dict[str, list[Tensor]] = {}
+    columns = _columns(mlps)
+    sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
+    reached = dict.fromkeys(columns, 0)
     seen = 0
-    with _captured(model, mlps) as values:
+    part: Inputs = {}
+    z = sums[:0]
+
+    def see(mlp: MLP, values: Tensor) -> None:
+        means = _sample_means(mlp, values.detach(), part["attention_mask"], skip)
+        if len(means) != len(z):
+            raise ModelError(
+                f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
+                "told apart by sample; use batches of one sample"
+            )
+        z[:, columns[mlp.name]] = means
+        reached[mlp.name] += len(z)
+
+    with measuring_mode(model) as handles:
+        handles += [watch_neurons(model, mlp, functools.partial(see, mlp)) for mlp in mlps]
         for batch in batches:
-            batch = to_device(batch, device)
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-            size = len(batch["input_ids"])
-            seen += size
-            for mlp in mlps:
-                if mlp.name not in values:
-                    continue
-                z = _sample_means(mlp, values.pop(mlp.name), batch["attention_mask"], skip)
-                if len(z) != size:
-                    raise ModelError(
-                        f"{mlp.name} sees {len(z)} rows for {size} samples, so its activations cannot be "
-                        f"told apart by sample; "
-                        "use batches with one picture per sample"
-                    )
+            for part in _told_apart(to_device(batch, device), model):
+                # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
+                z = torch.zeros(len(part["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
+                model(**{key: value for key, value in part.items() if key != "labels"})
+                seen += len(z)
                 magnitude = z.abs()
-                parts = [magnitude.sum(0), z.square().sum(0), (magnitude > active_above).sum(0).double()]
-                total = sums.setdefault(mlp.name, [torch.zeros_like(p) for p in parts])
-                torch._foreach_add_(total, parts)
-    if seen == 0:
+                sums[0] += magnitude.sum(0)
+                sums[1] += z.square().sum(0)
+                sums[2] += (magnitude > active_above).sum(0)
+    seen = add_up(seen, reached, [sums])
+    # A decoder layer that text leaves out (cross-attention) adds nothing to any answer: it counts as silent.
+    kept = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
+    return {name: ActivationStatistics(seen, *sums[:, columns[name]].cpu().clone()) for name in kept}
+
+
+def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
+    """Turn this process's counts and sums, in place, into those of all processes; returns all samples seen.
+
+    Raises:
+        ValueError: if no process saw a sample.
+    """
+    tally = torch.tensor([seen, *reached.values()], device=sums[0].device)
+    sum_over_processes([tally, *sums])
+    everything, *counts = tally.tolist()
+    reached.update(zip(reached, counts, strict=True))
+    if everything == 0:
         raise ValueError("cannot measure activations of no samples: `batches` is empty")
-    return {name: ActivationStatistics(seen, *(part.cpu() for part in parts)) for name, parts in sums.items()}
+    return int(everything)
+
+
+def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
+    """Where each MLP's neurons are when those of all MLPs stand side by side."""
+    columns, start = {}, 0
+    for mlp in mlps:
+        columns[mlp.name] = slice(start, start + mlp.width)
+        start += mlp.width
+    return columns
+
+
+def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
+    """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
+    come in tiles or as one long row of patches."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or (pixels.dim() == 4 and len(pixels) == len(batch["input_ids"])):
+        return [batch]
+    return split(batch, image_token_id(model))
 
 
 def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
-    """Mean over tokens, (B, T, N) -> (B, N) float64: patch tokens in the vision tower, unpadded ones in the
-    decoder."""
+    """Mean over tokens, (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder.
+
+    Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
+    (tiles, patches, N) or (patches, N).
+    """
     if mlp.tower == "vision":
-        return values[:, skip:].double().mean(dim=1)
-    weights = attention_mask.to(torch.float64).unsqueeze(-1)
-    return (values.double() * weights).sum(dim=1) / weights.sum(dim=1)
+        values = values[:, skip:] if values.dim() == 3 else values
+        values = values.flatten(0, -2).unsqueeze(0) if len(attention_mask) == 1 else values
+        return values.double().mean(dim=1)
+    weights = attention_mask.to(torch.float64).unsqueeze(1)
+    values = values.view(*attention_mask.shape, -1)
+    return torch.bmm(weights, values.double()).squeeze(1) / weights.sum(dim=2)
 
 
 @contextmanager
-def _captured(model: nn.Module, mlps: Sequence[MLP]) -> Iterator[dict[str, Tensor]]:
-    """Collect what enters each down projection, in evaluation mode; hooks and mode are put back on
-    leaving."""
-    values: dict[str, Tensor] = {}
-    handles = []
+def measuring_mode(model: nn.Module) -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
+    """Evaluation mode, and a list for the handles of hooks; both are put back on leaving."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
     training = model.training
     try:
         model.eval()
-        for mlp in mlps:
-
-            def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = mlp.name) -> None:
-                values[name] = args[0].detach()
-
-            handles.append(model.get_submodule(mlp.down).register_forward_pre_hook(keep))
-        yield values
+        yield handles
     finally:
         for handle in handles:
             handle.remove()

@@ -2,7 +2,8 @@
 
 Found from the structure of the module tree, not from names of families: the decoder is what the
 model itself calls its decoder, the vision tower is the sibling that begins with a convolution over
-pixels, and whatever stands between them is the projector.
+pixels, and whatever stands between them is the projector. Some families keep the projector inside the
+vision tower, after its layers: it is told by its output, which has the decoder's width.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from efface.errors import ModelError
+from efface.models.blocks import expert_shape, mlp_shape
 
 GROUPS = ("vision", "projector", "language")
+# Weights of linear maps that a family keeps as bare parameters; structure cannot tell them from tables.
+_BARE_LINEAR = ("mm_input_projection_weight",)  # Gemma 3's projector
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,16 @@ class MLP:
     """One MLP block. Its neurons are the input coordinates of ``down``.
 
     Attributes:
-        name: module name of the block.
+        name: module name of the block; of an expert whose weights are stacked with those of others, the
+            name of the experts' module and the expert's number.
         tower: ``vision`` or ``language``.
         layer: index of the layer the block belongs to, from 0.
         width: number of neurons N.
         down: module name of the linear map from the N neurons back to the hidden state.
-        up: module names of the linear maps that make the neurons (one, or gate and up).
+        up: module names of the linear maps that make the neurons: one, or gate and up, or one with 2 N
+            outputs that makes both.
+        expert: index of a stacked expert, whose ``down`` and ``up`` name parameters with an axis of experts
+            before the others; None for all other blocks.
     """
 
     name: str
@@ -36,6 +44,7 @@ class MLP:
     width: int
     down: str
     up: tuple[str, ...]
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,8 @@ class Anatomy:
         groups: parameter names of ``vision``, ``projector`` and ``language``; disjoint, and together
             every parameter of the model.
         mlps: the MLP blocks of vision tower and decoder, in the order of the module tree.
-        maskable: names of the weights and biases of linear and convolutional layers, without the
-            output head: the parameters a saliency mask may select.
+        maskable: names of the weights and biases of linear and convolutional layers, stacked experts
+            included, without the output head: the parameters a saliency mask may select.
     """
 
     groups: dict[str, list[str]]
@@ -82,8 +91,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         if not any(mlp.tower == tower for mlp in mlps):
             raise ModelError(
                 f"no MLP block found in the {tower} part of {type(model).__name__}: expected modules with "
-                f"one or two "
-                "linear layers up and one down around an activation"
+                "one or two linear layers up and one down around an activation; this architecture is not "
+                "supported"
             )
     return Anatomy(groups=groups, mlps=mlps, maskable=_maskable(model))
 
@@ -100,6 +109,13 @@ def has_class_token(tower: nn.Module) -> bool:
     )
 
 
+def image_token_id(model: nn.Module) -> int | None:
+    """Id of the token that stands for a picture or a part of one; None if the model has none."""
+    config = getattr(model, "config", None)
+    names = ("image_token_id", "image_token_index")
+    return next((int(getattr(config, n)) for n in names if getattr(config, n, None) is not None), None)
+
+
 def vision_tower(model: nn.Module) -> nn.Module:
     """The module that turns pixels into patch features.
 
@@ -111,15 +127,16 @@ def vision_tower(model: nn.Module) -> nn.Module:
 
 
 def _group_roots(model: nn.Module) -> dict[str, str]:
-    """Module name -> group for the top of the vision tower and of the decoder; the rest is decided by
-    ``_owner``."""
+    """Module name -> group: the vision tower, the decoder, and projectors inside the tower. The rest is
+    decided by ``_owner``."""
     get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else None
+    can_generate: Callable[[], bool] = getattr(model, "can_generate", lambda: True)
+    decoder = get_decoder() if get_decoder is not None and can_generate() else None
     names = {id(module): name for name, module in model.named_modules()}
     if decoder is None or id(decoder) not in names or decoder is model:
         raise ModelError(
             f"{type(model).__name__} has no text decoder beside a vision tower; expected a multimodal LLM "
-            f"such as LLaVA"
+            "such as LLaVA, not a language model or a pair of encoders such as CLIP"
         )
     decoder_name = names[id(decoder)]
     parent = model.get_submodule(decoder_name.rpartition(".")[0])
@@ -132,66 +149,75 @@ def _group_roots(model: nn.Module) -> dict[str, str]:
         found = ", ".join(towers) if towers else "none"
         raise ModelError(
             f"expected exactly one vision tower beside the decoder of {type(model).__name__}, found {found}; "
-            "text-only models and models with two towers are not supported"
+            "text-only models and models with two towers are not supported: choose a model that reads "
+            "pictures with one tower"
         )
-    return {towers[0]: "vision", decoder_name: "language"}
+    inside = dict.fromkeys(_projectors_inside(model, towers[0], _hidden_size(model)), "projector")
+    return {towers[0]: "vision", decoder_name: "language"} | inside
+
+
+def _hidden_size(model: nn.Module) -> int:
+    """Width of the decoder's hidden state; 0 if it has no embedding."""
+    get_embeddings: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
+    weight = getattr(get_embeddings() if get_embeddings else None, "weight", None)
+    return int(weight.shape[-1]) if weight is not None else 0
+
+
+def _projectors_inside(model: nn.Module, tower: str, hidden: int) -> Iterator[str]:
+    """Parts of the tower after its stack of layers that end in the decoder's width (Qwen's mergers)."""
+    children = list(model.get_submodule(tower).named_children())
+    stacks = [i for i, (_, child) in enumerate(children) if _is_stack(child)]
+    for name, child in children[stacks[0] + 1 :] if stacks else []:
+        linears = [m for m in child.modules() if isinstance(m, nn.Linear)]
+        pools = any(isinstance(m, nn.MultiheadAttention) for m in child.modules())
+        if linears and not pools and linears[-1].out_features == hidden:
+            yield f"{tower}.{name}"
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether the module is, or directly holds, a list of layers with MLP blocks."""
+    lists = [m for m in (module, *module.children()) if isinstance(m, nn.ModuleList)]
+    return any(mlp_shape(part) for layers in lists for part in layers.modules())
 
 
 def _owner(name: str, roots: dict[str, str]) -> str:
-    for root, group in roots.items():
-        if name.startswith(root + "."):
-            return group
+    """Group of what lies under the longest matching root."""
+    under = [root for root in roots if name.startswith(root + ".")]
+    if under:
+        return roots[max(under, key=len)]
     parent = next(iter(roots)).rpartition(".")[0]
     # Beside the towers inside the multimodal model: projector. Outside it (the output head): language.
     return "projector" if parent and name.startswith(parent + ".") else "language"
 
 
 def _find_mlps(model: nn.Module, roots: dict[str, str]) -> Iterator[MLP]:
+    hidden = _hidden_size(model)
     for name, module in model.named_modules():
-        shape = _mlp_shape(module)
+        shape = mlp_shape(module) or expert_shape(module, hidden)
         if shape is None:
             continue
-        up, down, width = shape
-        yield MLP(
-            name=name,
-            tower=_owner(name + ".", roots),
-            layer=layer_index(name) or 0,
-            width=width,
-            down=f"{name}.{down}",
-            up=tuple(f"{name}.{part}" for part in up),
-        )
-
-
-def _mlp_shape(module: nn.Module) -> tuple[list[str], str, int] | None:
-    """Names of the up and down maps and the number of neurons, if the module is an MLP block.
-
-    An MLP block holds one or two maps H -> N, one map N -> H with N != H, no other linear layer, and
-    an activation. Attention blocks have three or four maps and no activation.
-    """
-    linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
-    activation = any(
-        not isinstance(child, nn.Linear) and not list(child.parameters()) for child in module.children()
-    )
-    if len(linears) not in (2, 3) or not activation:
-        return None
-    for name, down in linears.items():
-        others = [child for other, child in linears.items() if other != name]
-        widths = (down.out_features, down.in_features)
-        if down.in_features != down.out_features and all(
-            (o.in_features, o.out_features) == widths for o in others
-        ):
-            # With one map each way both could be "down"; the activation widens, so down narrows.
-            if len(others) == 1 and down.in_features < down.out_features:
-                continue
-            return [other for other in linears if other != name], name, down.in_features
-    return None
+        for expert in [None] if shape.experts is None else range(shape.experts):
+            yield MLP(
+                name=name if expert is None else f"{name}.{expert}",
+                tower=_owner(name + ".", roots),
+                layer=layer_index(name) or 0,
+                width=shape.width,
+                down=f"{name}.{shape.down}",
+                up=tuple(f"{name}.{part}" for part in shape.up),
+                expert=expert,
+            )
 
 
 def _maskable(model: nn.Module) -> list[str]:
     get_head: Callable[[], nn.Module] | None = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
+    hidden = _hidden_size(model)
     names = []
     for name, module in model.named_modules():
-        if module is not head and isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        linear = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+        if module is not head and (linear or expert_shape(module, hidden) is not None):
             names += [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+        else:
+            own = (part for part, _ in module.named_parameters(recurse=False))
+            names += [f"{name}.{part}" for part in own if part in _BARE_LINEAR]
     return names

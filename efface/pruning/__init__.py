@@ -1,5 +1,5 @@
 """Taking neurons out of a model."""
 
-from efface.pruning.neurons import PruningSummary, zero_neurons
+from efface.pruning.neurons import PruningSummary, held, zero_neurons, zero_outputs
 
-__all__ = ["PruningSummary", "zero_neurons"]
+__all__ = ["PruningSummary", "held", "zero_neurons", "zero_outputs"]

@@ -1,14 +1,17 @@
-"""Zeroing neurons: shapes stay, what the neurons contributed is gone."""
+"""Zeroing units: shapes stay, what the units contributed is gone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from efface.models.anatomy import anatomy
+from efface.models.anatomy import MLP, anatomy
+from efface.models.blocks import Index, neuron_entries
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class PruningSummary:
     """What was pruned.
 
     Attributes:
-        pruned: tower -> layer index -> number of neurons zeroed.
-        widths: tower -> layer index -> number of neurons there are.
+        pruned: tower -> layer index -> number of units zeroed.
+        widths: tower -> layer index -> number of units there are.
     """
 
     pruned: dict[str, dict[int, int]]
@@ -25,11 +28,14 @@ class PruningSummary:
 
     @property
     def total(self) -> int:
-        """Neurons zeroed in all."""
+        """Units zeroed in all."""
         return sum(count for layers in self.pruned.values() for count in layers.values())
 
 
-@torch.no_grad()
+Region = tuple[Tensor, Index]
+"""A parameter and the index of some of its entries."""
+
+
 def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSummary:
     """Set each selected neuron's outgoing column, incoming rows and incoming bias entries to zero, in place.
 
@@ -42,28 +48,104 @@ def zero_neurons(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
     Raises:
         ValueError: if an MLP or an index does not exist.
     """
+    blocks = anatomy(model).mlps
+    set_to_zero(neuron_regions(model, selection))
+    return _summary((mlp.tower, mlp.layer, mlp.width, selection.get(mlp.name, ())) for mlp in blocks)
+
+
+def zero_outputs(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSummary:
+    """Set the selected output rows of the MLPs' linear layers, and their bias entries, to zero, in place.
+
+    Args:
+        model: a multimodal LLM.
+        selection: name of a linear layer of an MLP -> row indices.
+
+    Raises:
+        ValueError: if a layer or an index does not exist.
+    """
+    blocks = [mlp for mlp in anatomy(model).mlps if mlp.expert is None]
+    set_to_zero(output_regions(model, selection))
+    return _summary(
+        (mlp.tower, mlp.layer, _linear(model, name).out_features, selection.get(name, ()))
+        for mlp in blocks
+        for name in (*mlp.up, mlp.down)
+    )
+
+
+def neuron_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
+    """What ``zero_neurons`` zeroes; the same arguments and errors."""
     blocks = {mlp.name: mlp for mlp in anatomy(model).mlps}
+    regions: list[Region] = []
+    for name, units in selection.items():
+        mlp = _known(blocks, name)
+        _check(name, units, mlp.width)
+        regions += neuron_entries(model, mlp, units)
+    return regions
+
+
+def output_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
+    """What ``zero_outputs`` zeroes; the same arguments and errors."""
+    blocks = [mlp for mlp in anatomy(model).mlps if mlp.expert is None]
+    layers = {name: mlp for mlp in blocks for name in (*mlp.up, mlp.down)}
+    regions: list[Region] = []
+    for name, units in selection.items():
+        _known(layers, name)
+        layer = _linear(model, name)
+        _check(name, units, layer.out_features)
+        regions += _rows(layer, units)
+    return regions
+
+
+@torch.no_grad()
+def set_to_zero(regions: Iterable[Region]) -> None:
+    """Set the regions to zero, in place."""
+    for parameter, index in regions:
+        parameter[index] = 0
+
+
+@contextmanager
+def held(regions: Sequence[Region]) -> Iterator[None]:
+    """Take the gradient away from the regions, so that training leaves them where they are.
+
+    A zero stays exactly zero: without a gradient AdamW's moments stay zero, and weight decay only scales.
+    """
+
+    def drop(index: Index, gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        kept[index] = 0
+        return kept
+
+    handles = [parameter.register_hook(functools.partial(drop, index)) for parameter, index in regions]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(layer: nn.Linear, units: Tensor) -> list[Region]:
+    return [(parameter, (units,)) for parameter in (layer.weight, layer.bias) if parameter is not None]
+
+
+def _known(blocks: Mapping[str, MLP], name: str) -> MLP:
+    if name not in blocks:
+        raise ValueError(
+            f"{name!r} is not an MLP block of the model; it has {', '.join(list(blocks)[:3])}, ..."
+        )
+    return blocks[name]
+
+
+def _check(name: str, units: Tensor, width: int) -> None:
+    if len(units) and not 0 <= int(units.min()) <= int(units.max()) < width:
+        raise ValueError(f"{name} has neurons 0 to {width - 1}, got {int(units.min())} to {int(units.max())}")
+
+
+def _summary(parts: Iterable[tuple[str, int, int, Tensor | tuple[()]]]) -> PruningSummary:
     pruned: dict[str, dict[int, int]] = {"vision": {}, "language": {}}
     widths: dict[str, dict[int, int]] = {"vision": {}, "language": {}}
-    for mlp in blocks.values():
-        pruned[mlp.tower][mlp.layer] = pruned[mlp.tower].get(mlp.layer, 0) + len(selection.get(mlp.name, ()))
-        widths[mlp.tower][mlp.layer] = widths[mlp.tower].get(mlp.layer, 0) + mlp.width
-    for name, units in selection.items():
-        if name not in blocks:
-            raise ValueError(
-                f"{name!r} is not an MLP block of the model; it has {', '.join(list(blocks)[:3])}, ..."
-            )
-        mlp = blocks[name]
-        if len(units) and not 0 <= int(units.min()) <= int(units.max()) < mlp.width:
-            raise ValueError(
-                f"{name} has neurons 0 to {mlp.width - 1}, got {int(units.min())} to {int(units.max())}"
-            )
-        _linear(model, mlp.down).weight[:, units] = 0
-        for up in mlp.up:
-            layer = _linear(model, up)
-            layer.weight[units] = 0
-            if layer.bias is not None:
-                layer.bias[units] = 0
+    for tower, layer, width, units in parts:
+        pruned[tower][layer] = pruned[tower].get(layer, 0) + len(units)
+        widths[tower][layer] = widths[tower].get(layer, 0) + width
     return PruningSummary(pruned=pruned, widths=widths)
 
 

@@ -6,9 +6,9 @@ Squaring the gradient of a whole batch instead gives a quantity up to a batch si
 which samples met. Squares are accumulated in float32 whatever the dtype of the weights: a float16 gradient of
 1e-4 squares to zero.
 
-For linear and convolutional layers the gradient of each sample is the product of what went in and of the
-gradient that came back, so one backward pass over a batch gives the per-sample gradients of all its samples.
-Anything else is walked sample by sample.
+For linear and convolutional layers, LoRA's factors among them, the gradient of each sample is the product of
+what went in and of the gradient that came back, so one backward pass over a batch gives the per-sample
+gradients of all its samples. Anything else is walked sample by sample.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from efface.data.encoding import Inputs, to_device
+from efface.data.batches import Inputs, split, to_device
+from efface.models.anatomy import image_token_id
 from efface.models.answers import answer_log_probs
+from efface.processes import sum_over_processes
 
 _CHUNK_BYTES = 2**28
 
@@ -36,11 +38,12 @@ def fisher_diagonal(
     """Mean squared gradient of the answer NLL with respect to each weight.
 
     The model is measured in evaluation mode and left as it was found, ``.grad`` and ``requires_grad``
-    included.
+    included. When ``torch.distributed`` is initialised the result is that of all processes' batches together.
 
     Args:
-        model: a multimodal LLM.
-        batches: model inputs with ``labels``; all samples of a batch multimodal or all text-only.
+        model: a multimodal LLM, or one with LoRA adapters.
+        batches: model inputs with ``labels``; all samples of a batch multimodal or all text-only. Of several
+            processes each passes its share (``efface.processes.share``), which may be empty.
         parameters: names of the parameters to measure; None takes all that require a gradient.
         unit: ``sample`` squares the gradient of each sample's loss, ``batch`` the gradient of each batch's.
 
@@ -54,11 +57,11 @@ def fisher_diagonal(
         arXiv:2502.11051, section on the saliency map; its released code squares batch gradients
         (``unit="batch"``).
     """
-    chosen = _choose(model, parameters)
+    chosen = choose(model, parameters)
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
     layers = _layers_of(model, chosen)
     count = 0
-    with _measuring(model, chosen):
+    with measuring(model, chosen):
         for batch in batches:
             batch = to_device(batch, next(model.parameters()).device)
             size = len(batch["input_ids"])
@@ -67,15 +70,49 @@ def fisher_diagonal(
                 count += 1
                 continue
             if layers is None or not _add_squares_of_layers(model, batch, layers, total):
-                for sample in _singles(batch, size):
+                for sample in split(batch, image_token_id(model)):
                     _add_square(model, sample, chosen, total)
             count += size
-    if count == 0:
-        raise ValueError("cannot measure the Fisher information of no samples: `batches` is empty")
-    return {name: value / count for name, value in total.items()}
+    return averaged(total, count)
 
 
-def _choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def mean_gradient(
+    model: nn.Module, batches: Iterable[Inputs], *, parameters: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Gradient of the mean answer NLL over all samples, in float32; arguments as for ``fisher_diagonal``.
+
+    Raises:
+        ValueError: if there is no batch, or a name is not a parameter of the model.
+    """
+    chosen = choose(model, parameters)
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
+    count = 0
+    with measuring(model, chosen):
+        for batch in batches:
+            batch = to_device(batch, next(model.parameters()).device)
+            for name, gradient in _gradient(answer_log_probs(model, batch).nll.sum(), chosen).items():
+                total[name] += gradient
+            count += len(batch["input_ids"])
+    return averaged(total, count)
+
+
+def averaged(total: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Sums over all processes, divided by their count of samples or batches."""
+    if not total:
+        raise ValueError("there is no parameter to measure: `parameters` is empty, or none trains")
+    tally = torch.tensor(count, device=next(iter(total.values())).device)
+    sum_over_processes([tally, *total.values()])
+    if int(tally) == 0:
+        raise ValueError("cannot measure the gradients of no samples: `batches` is empty")
+    return {name: value / int(tally) for name, value in total.items()}
+
+
+def choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """The named parameters, or all that require a gradient.
+
+    Raises:
+        ValueError: if a name is not a parameter of the model.
+    """
     available = dict(model.named_parameters())
     if parameters is None:
         return {name: p for name, p in available.items() if p.requires_grad}
@@ -87,7 +124,7 @@ def _choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.
 
 
 @contextmanager
-def _measuring(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Iterator[None]:
+def measuring(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Iterator[None]:
     """Evaluation mode, gradients for the chosen parameters only; everything put back afterwards."""
     training = model.training
     flags = {p: p.requires_grad for p in model.parameters()}
@@ -107,26 +144,18 @@ def _add_square(
     model: nn.Module, batch: Inputs, chosen: dict[str, nn.Parameter], total: dict[str, Tensor]
 ) -> None:
     """Add the squared gradient of one loss, by plain automatic differentiation."""
-    loss = answer_log_probs(model, batch).nll.mean()
+    for name, gradient in _gradient(answer_log_probs(model, batch).nll.mean(), chosen).items():
+        total[name] += gradient.square()
+
+
+def _gradient(loss: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Gradients in float32 of the parameters that the loss reaches."""
     if not loss.requires_grad:
-        return
+        return {}
     # A parameter the loss does not reach has gradient zero: the vision tower of a text-only sample.
     gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-    for name, gradient in zip(chosen, gradients, strict=True):
-        if gradient is not None:
-            total[name] += gradient.float().square()
-
-
-def _singles(batch: Inputs, size: int) -> Iterator[Inputs]:
-    alone = [key for key, value in batch.items() if value.shape[0] != size]
-    if alone and size > 1:
-        raise ValueError(
-            f"the tensor {alone[0]!r} of the batch has {batch[alone[0]].shape[0]} rows for {size} samples, "
-            f"so the batch cannot "
-            "be split; give this model batches of one sample"
-        )
-    for i in range(size):
-        yield {key: value if alone else value[i : i + 1] for key, value in batch.items()}
+    pairs = zip(chosen, gradients, strict=True)
+    return {name: gradient.float() for name, gradient in pairs if gradient is not None}
 
 
 _Layer = nn.Linear | nn.Conv2d

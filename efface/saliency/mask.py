@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from efface.saliency.names import weight_of
 
 if TYPE_CHECKING:
     from efface.models import Anatomy
@@ -18,6 +21,7 @@ def saliency_mask(
     *,
     threshold: float = 1.0,
     eps: float = 1e-15,
+    smooth_numerator: bool = False,
 ) -> dict[str, Tensor]:
     """Weights that matter more for what is to be forgotten than for what is to be kept.
 
@@ -30,20 +34,22 @@ def saliency_mask(
         preserve: Fisher diagonal of what is to be kept; same names and shapes.
         threshold: ratio from which a weight is salient, > 0.
         eps: keeps the ratio finite.
+        smooth_numerator: add ``eps`` to the forget Fisher as well; a weight with no gradient in either set
+            then has ratio 1, which is salient at thresholds up to 1.
 
     Returns:
         Boolean masks with the names and shapes of ``forget``; True = may change.
 
     Raises:
         ValueError: if names, shapes or dtypes differ, a value is not finite, or the threshold is not
-        positive.
+        positive and finite.
 
     Reference:
         arXiv:2502.11051, beta = 1. Its code gives weights without any gradient the ratio 1 and calls them
-        salient.
+        salient (``smooth_numerator``).
     """
-    if threshold <= 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}")
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"threshold must be above 0 and finite, got {threshold}")
     if forget.keys() != preserve.keys():
         odd = sorted(forget.keys() ^ preserve.keys())
         raise ValueError(
@@ -54,19 +60,25 @@ def saliency_mask(
         bottom = preserve[name]
         for kind, value in (("forget", top), ("preserve", bottom)):
             _check(name, kind, value, top.shape)
-        mask[name] = top / (bottom + eps) >= threshold
+        mask[name] = (top + eps if smooth_numerator else top) / (bottom + eps) >= threshold
     return mask
 
 
 def mask_density(mask: Mapping[str, Tensor], anatomy: Anatomy) -> dict[str, object]:
     """Share of True in a mask: in all, per group, per layer (``language.3``) and per kind of module
-    (``q_proj``)."""
+    (``q_proj``).
+
+    Args:
+        mask: boolean tensors by parameter name; LoRA's factors count for the weight they change.
+        anatomy: parts of the model without LoRA.
+    """
     from efface.models.anatomy import layer_index
 
     owner = {name: group for group, names in anatomy.groups.items() for name in names}
     sums: dict[str, dict[str, list[int]]] = {"groups": {}, "layers": {}, "kinds": {}}
     kept = size = 0
-    for name, entry in mask.items():
+    for parameter, entry in mask.items():
+        name = weight_of(parameter)
         true, count = int(entry.sum()), entry.numel()
         kept, size = kept + true, size + count
         layer = layer_index(name)

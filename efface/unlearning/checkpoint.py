@@ -1,8 +1,9 @@
 """Checkpoints from which training goes on exactly where it stopped.
 
-Two files, never pickle: ``state.safetensors`` (weights, optimizer moments, random state, extra tensors) and
-``state.json`` (step, history, key). A checkpoint is written beside the old one and renamed onto it, so a
-process killed at any moment leaves a whole one.
+Two files, never pickle: ``state.safetensors`` (weights, optimizer moments, random states) and
+``state.json`` (step, history, gradient scale, key). Where a sampler stands follows from the step. A
+checkpoint is written beside the old one and renamed onto it, so a process killed at any moment leaves a
+whole one.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ class TrainingState:
     """All that a run needs to go on, besides the samples.
 
     Attributes:
-        step: optimizer steps done.
+        step: steps done.
         history: one record per step.
-        extra: tensors that belong to the run, such as reference log-probabilities.
+        random: states of the random generators, by device and process.
+        scaler: state of the gradient scale; empty without one.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    random: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -59,13 +62,12 @@ class Checkpoints:
             tensors |= {
                 f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()
             }
-        tensors |= {f"extra/{name}": value for name, value in state.extra.items()}
-        tensors["random/cpu"] = torch.get_rng_state()
+        tensors |= {f"random/{name}": value for name, value in state.random.items()}
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
             partial / "state.safetensors",
         )
-        record = {"key": self.key, "step": state.step, "history": state.history}
+        record = {"key": self.key, "step": state.step, "history": state.history, "scaler": state.scaler}
         (partial / "state.json").write_text(json.dumps(record))
         shutil.rmtree(previous, ignore_errors=True)
         if self.folder.exists():
@@ -74,10 +76,10 @@ class Checkpoints:
         shutil.rmtree(previous, ignore_errors=True)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-        """Put weights, moments and random state back; None when there is no checkpoint.
+        """Put weights and moments back and return the rest; None when there is no checkpoint.
 
         Raises:
-            ArtifactError: if the checkpoint is damaged or belongs to another run.
+            ArtifactError: if the checkpoint is damaged, belongs to another run, or trains other weights.
         """
         folder = self._whole()
         if folder is None:
@@ -95,13 +97,20 @@ class Checkpoints:
                 f"{record['key'][:12]}, this run "
                 f"{self.key[:12]}); delete the folder to train from the start"
             )
-        _restore(model, optimizer, tensors)
-        extra = {name.removeprefix("extra/"): t for name, t in tensors.items() if name.startswith("extra/")}
-        return TrainingState(step=record["step"], history=record["history"], extra=extra)
+        _restore(folder, model, optimizer, tensors)
+        random = {
+            name.removeprefix("random/"): t for name, t in tensors.items() if name.startswith("random/")
+        }
+        return TrainingState(record["step"], record["history"], random, record.get("scaler", {}))
+
+    @property
+    def references(self) -> Path:
+        """Folder beside the checkpoint for what the model said before training."""
+        return self.folder.with_name(self.folder.name + ".references")
 
     def remove(self) -> None:
         """Delete the checkpoint; the run is over."""
-        for suffix in ("", ".partial", ".previous"):
+        for suffix in ("", ".partial", ".previous", ".references"):
             shutil.rmtree(self.folder.with_name(self.folder.name + suffix), ignore_errors=True)
 
     def _whole(self) -> Path | None:
@@ -110,15 +119,24 @@ class Checkpoints:
         return next((folder for folder in (self.folder, previous) if (folder / "state.json").is_file()), None)
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Any]) -> None:
+def _restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Any]
+) -> None:
+    trained = {f"model/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    saved = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model/")}
+    if saved != {name: p.shape for name, p in trained.items()}:
+        odd = sorted(saved.keys() ^ trained.keys()) or ["shapes"]
+        raise ArtifactError(
+            f"the checkpoint in {folder} holds other weights than the model trains (first difference: "
+            f"{odd[0].removeprefix('model/')}), as with other LoRA settings; delete the folder to train from "
+            "the start"
+        )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[f"model/{name}"])
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, field_name = name.split("/")
             moments.setdefault(int(index), {})[field_name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    torch.set_rng_state(tensors["random/cpu"])

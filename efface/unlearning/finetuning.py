@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from efface.data.encoding import Encoder, draw
 from efface.data.samples import Sample
 from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.loop import LoopConfig, LoopResult, Terms, train
+from efface.unlearning.config import LoopConfig, LoopResult
+from efface.unlearning.loop import Terms, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

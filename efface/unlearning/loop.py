@@ -1,110 +1,67 @@
 """The one training loop: fine-tuning and every unlearning method go through it.
 
-A step takes one forget batch and its retain batches, and descends on
+A step takes forget batches and their retain batches, and descends on
 
-    forget_weight * L_forget(forget batch) + retain_weight * L_retain(retain batches)
+    forget_weight * L_forget(forget batches) + retain_weight * L_retain(retain batches)
 
 A saliency mask acts on the forget gradient alone. The two gradients are clipped each by itself, so a weight
-outside the mask gets exactly the update the retain term alone would give it.
+outside the mask gets exactly the update the retain term alone would give it. A method may ask for alternating
+steps instead: a forget step and a retain step, one after the other.
+
+Several processes and accumulation change one thing: a step takes more batches, every one of them once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from efface.data.encoding import Encoder, to_device
-from efface.errors import EffaceError
-from efface.models.answers import answer_log_probs, nll
+from efface.settings import Settings
 from efface.unlearning.checkpoint import Checkpoints, TrainingState
-from efface.unlearning.method import ForgetLoss, RetainLoss, ascent_loss
+from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
+from efface.unlearning.gradients import mask_for, take_gradients
+from efface.unlearning.method import FINE_TUNING, Batch, Loss, Method, Quantity
+from efface.unlearning.precision import Precision
+from efface.unlearning.processes import Processes
+from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
 from efface.unlearning.streams import BatchStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from efface.lora import Adapter
 
-class DivergenceError(EffaceError):
-    """Training produced a loss that is not a number, or infinite."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """Settings of the loop.
-
-    Attributes:
-        learning_rate: peak learning rate.
-        steps: number of optimizer steps; None counts ``epochs``.
-        epochs: passes over the forget set (over the retain set when there is no forget set).
-        batch_size: samples per batch.
-        forget_weight: factor of the forget term.
-        retain_weight: factor of the retain term; at 0 the retain set is not touched.
-        retain_batches_per_forget_batch: retain batches that meet one forget batch.
-        max_grad_norm: each term's gradient is scaled down to this norm; None leaves it.
-        warmup_fraction: share of the steps with a linear rise, in [0, 1); a cosine to zero follows.
-        weight_decay: AdamW's decoupled weight decay.
-        seed: seed of the batch order.
-        checkpoint_every: steps between checkpoints.
-        stop_forget_loss: end when a forget batch's NLL passes this many nats per token; None never.
-        stop_retain_rise: end when the retain NLL is this much above its start (both averaged over 10
-            steps); None never.
-    """
-
-    learning_rate: float
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 8
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    retain_batches_per_forget_batch: int = 1
-    max_grad_norm: float | None = 1.0
-    warmup_fraction: float = 0.0
-    weight_decay: float = 0.0
-    seed: int = 0
-    checkpoint_every: int = 100
-    stop_forget_loss: float | None = None
-    stop_retain_rise: float | None = None
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """How a run went.
-
-    Attributes:
-        steps: optimizer steps done.
-        history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
-            (NLL in nats per token), ``forget_grad_norm, retain_grad_norm`` (before clipping).
-        stopped_by: the stop rule that ended the run, or None when it ran its length.
-    """
-
-    steps: int
-    history: list[dict[str, float]]
-    stopped_by: str | None
+__all__ = ["DivergenceError", "LoopConfig", "LoopResult", "Terms", "schedule", "train"]
 
 
 @dataclass
 class Terms:
-    """What a run minimises: either term may be missing.
+    """What a run minimises: either set may be missing.
 
     Attributes:
-        forget: forget samples, with ``forget_loss`` and the method's ``settings``.
-        retain: retain samples, with ``retain_loss``.
+        forget: forget samples.
+        retain: retain samples.
+        method: gives the two losses and says what they read.
+        other: the forget samples with the method's other answers.
+        settings: the method's own settings.
         mask: parameter name -> bool tensor, True where the forget term may change the weight; a parameter
             without an entry gets no forget gradient. None: the forget term reaches every parameter.
     """
 
     forget: Encoder | None = None
     retain: Encoder | None = None
-    forget_loss: ForgetLoss = ascent_loss
-    retain_loss: RetainLoss = nll
-    needs_reference: bool = False
-    settings: Mapping[str, float] = field(default_factory=dict)
+    method: Method = FINE_TUNING
+    other: Encoder | None = None
+    settings: Settings = field(default_factory=dict)
     mask: Mapping[str, Tensor] | None = None
 
 
@@ -114,6 +71,8 @@ def train(
     config: LoopConfig,
     *,
     checkpoints: Checkpoints | None = None,
+    adapter: Adapter | None = None,
+    references: Path | None = None,
     label: str = "training",
 ) -> LoopResult:
     """Train in place until the steps are done or a stop rule ends the run.
@@ -123,13 +82,45 @@ def train(
         terms: forget and retain terms.
         config: settings.
         checkpoints: where to save progress, and to resume from; None keeps none.
+        adapter: LoRA factors of the model. References then come from the model without them.
+        references: folder for reference quantities, measured before training; None keeps them beside the
+            checkpoint, or in memory. Given with an adapter, they are measured and kept as well.
         label: text before the progress bar.
 
     Raises:
-        DivergenceError: if a loss is not finite; the weights are those of the last checkpoint.
+        DivergenceError: if a loss or gradient is not finite; the weights are those of the last checkpoint, or
+            those before the step.
         ValueError: if no term is left to minimise, or the mask reaches no trainable parameter.
     """
-    return _Run(model, terms, config, checkpoints).go(label)
+    run = _Run(model, terms, config, checkpoints)
+    # Dropout draws from generators of the run's own, so a run does not depend on what was drawn before it.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed + run.processes.rank)
+        run.begin(adapter, references)
+        with _recomputing(model, config.gradient_checkpointing):
+            return run.go(label)
+
+
+class _Side:
+    """One set's part in the run: which batches meet in which step, and what its loss reads."""
+
+    def __init__(self, encoder: Encoder, loss: Loss, seed: int, batch_size: int):
+        self.encoder, self.loss = encoder, loss
+        self.stream = BatchStream(encoder, batch_size=batch_size, seed=seed)
+        self.other: Encoder | None = None
+        self.references: References | None = None
+        self.other_references: References | None = None
+
+    def batch(self, position: int, device: torch.device, seed: int) -> Batch:
+        indices = self.stream.indices_at(position)
+        inputs = to_device(self.encoder.batch(indices), device)
+        other = None
+        if self.other is not None:
+            others = to_device(self.other.batch(indices), device)
+            asked = self.other_references
+            other = Batch(others, None if asked is None else asked.of(indices, others), seed=seed)
+        asked = self.references
+        return Batch(inputs, None if asked is None else asked.of(indices, inputs), other, seed)
 
 
 class _Run:
@@ -137,11 +128,17 @@ class _Run:
         self, model: PreTrainedModel, terms: Terms, config: LoopConfig, checkpoints: Checkpoints | None
     ):
         self.model, self.terms, self.config, self.checkpoints = model, terms, config, checkpoints
+        self.processes = Processes()
+        if self.processes.device is not None:
+            model.to(self.processes.device)  # type: ignore[arg-type]  # wrapped by transformers
         self.device = next(model.parameters()).device
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.forget, self.retain = self._streams()
-        self.total = self._total_steps()
-        self.mask = _mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
+        self.precision = Precision(config.precision, self.device, self.trained)
+        self.forget, self.retain = self._sides()
+        self.alternating = terms.method.update(terms.settings) == "alternating" and self.retain is not None
+        self.batches_per_step = config.accumulation_steps * self.processes.count
+        self.batches, self.total = self._length()
+        self.mask = mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
         # Weights that no term may move: with a mask and no retain term. Restoring them after each step
         # holds them
         # against weight decay as well.
@@ -152,14 +149,43 @@ class _Run:
         )
         self.state = TrainingState()
 
+    def begin(self, adapter: Adapter | None, folder: Path | None) -> None:
+        """Measure references, then go back to the checkpoint if there is one."""
+        folder = folder or (None if adapter or not self.checkpoints else self.checkpoints.references)
+        method = self.terms.method
+
+        def references(encoder: Encoder | None, quantity: Quantity | None) -> References | None:
+            if encoder is None or quantity is None:
+                return None
+            question = Question(
+                self.model, encoder, quantity, self.terms.settings, self.precision, self.config.batch_size
+            )
+            if folder is not None:
+                return OnDisk(question, folder, self.processes)
+            return InMemory(question) if adapter is None else AdapterOff(question, adapter)
+
+        if self.forget is not None:
+            self.forget.other = self.terms.other
+            self.forget.references = references(self.forget.encoder, method.forget_reference)
+            self.forget.other_references = references(self.forget.other, method.forget_reference)
+        if self.retain is not None:
+            self.retain.references = references(self.retain.encoder, method.retain_reference)
+        self._resume()
+        self.model.train()
+
     def go(self, label: str) -> LoopResult:
-        self._begin()
         stopped_by = None
-        bar = tqdm(total=self.total, initial=self.state.step, desc=label, unit="step", mininterval=0.5)
+        bar = tqdm(
+            total=self.total,
+            initial=self.state.step,
+            desc=label,
+            unit="step",
+            mininterval=0.5,
+            disable=not self.processes.main,
+        )
         with bar:
             while self.state.step < self.total and stopped_by is None:
                 record = self._step(self.state.step)
-                self._guard(record)
                 self.state.step += 1
                 self.state.history.append(record)
                 bar.update()
@@ -168,95 +194,105 @@ class _Run:
                 )
                 stopped_by = self._stop_rule()
                 if self.checkpoints and self.state.step % self.config.checkpoint_every == 0:
-                    self.checkpoints.save(self.model, self.optimizer, self.state)
+                    self._save(self.checkpoints)
         self.model.eval()
         return LoopResult(steps=self.state.step, history=self.state.history, stopped_by=stopped_by)
 
-    def _streams(self) -> tuple[BatchStream | None, BatchStream | None]:
-        terms, config = self.terms, self.config
+    def _sides(self) -> tuple[_Side | None, _Side | None]:
+        terms, config, method = self.terms, self.config, self.terms.method
         forget = retain = None
         if terms.forget is not None and config.forget_weight:
-            forget = BatchStream(terms.forget, batch_size=config.batch_size, seed=config.seed)
-        if terms.retain is not None and config.retain_weight and config.retain_batches_per_forget_batch:
-            retain = BatchStream(terms.retain, batch_size=config.batch_size, seed=config.seed + 1)
+            forget = _Side(terms.forget, method.forget_loss, config.seed, config.batch_size)
+        wanted = config.retain_weight and config.retain_batches_per_forget_batch
+        if terms.retain is not None and method.retain_loss is not None and wanted:
+            retain = _Side(terms.retain, method.retain_loss, config.seed + 1, config.batch_size)
         return forget, retain
 
-    def _total_steps(self) -> int:
-        stream = self.forget or self.retain
-        if stream is None:
+    def _length(self) -> tuple[int, int]:
+        """How many batches the run walks, of the forget set unless steps alternate, and in how many steps."""
+        side = self.retain if self.alternating else self.forget or self.retain
+        if side is None:
             raise ValueError(
                 "nothing to train on: both the forget and the retain term are missing or weighted 0"
             )
         if self.config.steps is not None:
-            return self.config.steps
+            return self.config.steps * self.batches_per_step, self.config.steps
         if self.config.epochs is None:
             raise ValueError("set either steps or epochs")
-        return self.config.epochs * stream.batches_per_epoch
-
-    def _begin(self) -> None:
-        resumed = self.checkpoints.load(self.model, self.optimizer) if self.checkpoints else None
-        if resumed is not None:
-            self.state = resumed
-        elif self.terms.needs_reference and self.forget is not None:
-            self.state.extra["reference"] = reference_log_probs(
-                self.model, self.forget.encoder, self.config.batch_size
-            )
-        self.model.train()
+        batches = self.config.epochs * side.stream.batches_per_epoch
+        return batches, -(-batches // self.batches_per_step)
 
     def _step(self, step: int) -> dict[str, float]:
         rate = self.config.learning_rate * schedule(step, self.total, self.config.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         record = {"step": float(step), "learning_rate": rate}
+        if self.alternating and self.retain is not None:
+            if self.forget is not None:
+                every = self.retain.stream.batches_per_epoch // self.forget.stream.batches_per_epoch
+                if step % max(1, every) == 0:
+                    forget_step = step // max(1, every)
+                    self._update([self._gradient("forget", self.forget, forget_step, record)], record)
+            self._update([self._gradient("retain", self.retain, step, record)], record)
+            return record
         gradients = []
         if self.forget is not None:
-            gradients.append(self._forget_gradient(self.forget, step, record))
+            gradients.append(self._gradient("forget", self.forget, step, record))
         if self.retain is not None:
-            gradients.append(self._retain_gradient(self.retain, step, record))
+            gradients.append(self._gradient("retain", self.retain, step, record))
+        self._update(gradients, record)
+        return record
+
+    def _positions(self, kind: str, step: int) -> tuple[list[int], int]:
+        """Batches of this process in a step, and how many all processes have together."""
+        first = step * self.batches_per_step
+        count = min(self.batches_per_step, self.batches - first)
+        if self.alternating and kind == "forget":  # walked in circles beside the retain set
+            count = self.batches_per_step
+        mine = range(first + self.processes.rank, first + count, self.processes.count)
+        if kind == "forget" or self.forget is None or self.alternating:
+            return list(mine), count
+        beside = self.config.retain_batches_per_forget_batch
+        return [position * beside + k for position in mine for k in range(beside)], count * beside
+
+    def _gradient(self, kind: str, side: _Side, step: int, record: dict[str, float]) -> dict[str, Tensor]:
+        weight = self.config.forget_weight if kind == "forget" else self.config.retain_weight
+        positions, count = self._positions(kind, step)
+        total = 0.0
+        for position in positions:
+            batch = side.batch(position, self.device, self.config.seed)
+            with self.precision.computing():
+                term = side.loss(self.model, batch, self.terms.settings)
+            self.precision.backward(weight / count * term.loss)
+            # A loss that is not a number must not hide behind a likelihood that still is one.
+            loss = term.loss.item()
+            total += term.nll.mean().item() if math.isfinite(loss) else loss
+        record[f"{kind}_loss"] = self._sum(total) / count
+        gradients, record[f"{kind}_grad_norm"] = take_gradients(
+            self.trained,
+            mask=self.mask if kind == "forget" else None,
+            max_norm=self.config.max_grad_norm,
+            clip_first=self.alternating,
+            precision=self.precision,
+            processes=self.processes,
+        )
+        return gradients
+
+    def _sum(self, value: float) -> float:
+        if self.processes.count == 1:
+            return value
+        return float(self.processes.sum(torch.tensor([value], dtype=torch.float32, device=self.device)))
+
+    def _update(self, gradients: Sequence[Mapping[str, Tensor]], record: dict[str, float]) -> None:
+        """One optimizer step on the sum of gradients."""
+        self._guard(record)
         for name, parameter in self.trained.items():
             parts = [gradient[name] for gradient in gradients if name in gradient]
             parameter.grad = (parts[0] if len(parts) == 1 else parts[0] + parts[1]) if parts else None
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.mask is not None and self.frozen:
             self._restore(self.mask)
-        return record
-
-    def _forget_gradient(self, stream: BatchStream, step: int, record: dict[str, float]) -> dict[str, Tensor]:
-        indices = stream.indices_at(step)
-        batch = to_device(stream.encoder.batch(indices), self.device)
-        reference = self.state.extra.get("reference")
-        rows = None if reference is None else reference[list(indices)].to(self.device)
-        term = self.terms.forget_loss(self.model, batch, rows, self.terms.settings)
-        (self.config.forget_weight * term.loss).backward()
-        record["forget_loss"] = term.nll.mean().item()
-        return self._take_gradient("forget", record, self.mask)
-
-    def _retain_gradient(self, stream: BatchStream, step: int, record: dict[str, float]) -> dict[str, Tensor]:
-        count = self.config.retain_batches_per_forget_batch if self.forget is not None else 1
-        losses = []
-        for k in range(count):
-            batch = to_device(stream.batch_at(step * count + k), self.device)
-            loss = self.terms.retain_loss(self.model, batch)
-            (self.config.retain_weight / count * loss).backward()
-            losses.append(loss.item())
-        record["retain_loss"] = sum(losses) / count
-        return self._take_gradient("retain", record, None)
-
-    def _take_gradient(
-        self, kind: str, record: dict[str, float], mask: Mapping[str, Tensor] | None
-    ) -> dict[str, Tensor]:
-        """Move the gradient out of the parameters, masked and clipped."""
-        taken = {}
-        for name, parameter in self.trained.items():
-            if parameter.grad is not None and (mask is None or name in mask):
-                taken[name] = parameter.grad if mask is None else parameter.grad * mask[name]
-            parameter.grad = None
-        norm = torch.nn.utils.get_total_norm(taken.values())
-        record[f"{kind}_grad_norm"] = norm.item()
-        if self.config.max_grad_norm is not None and norm > self.config.max_grad_norm:
-            torch._foreach_mul_(list(taken.values()), self.config.max_grad_norm / float(norm))
-        return taken
 
     def _restore(self, mask: Mapping[str, Tensor]) -> None:
         """Put every weight outside the mask back to where it started."""
@@ -267,31 +303,83 @@ class _Run:
                 parameter.copy_(before if kept is None else torch.where(kept, parameter, before))
 
     def _guard(self, record: dict[str, float]) -> None:
+        """End the run before a number that is not finite reaches the weights."""
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if not bad:
             return
-        resumed = self.checkpoints.load(self.model, self.optimizer) if self.checkpoints else None
+        if self.precision.overflows and all(name.endswith("_grad_norm") for name in bad):
+            for name in bad:
+                del record[name]
+            record["skipped"] = 1.0
+            return
+        steps = self.state.history
+        resumed = self._resume()
         kept = (
-            f"the checkpoint of step {resumed.step} is kept"
+            f"the checkpoint of step {self.state.step} is kept"
             if resumed
             else "no checkpoint had been written yet"
         )
         self.model.eval()
-        raise DivergenceError(
+        error = DivergenceError(
             f"{bad[0]} is {record[bad[0]]} at step {int(record['step'])} of {self.total}; {kept}. "
             "Lower the learning rate, or set stop rules that end the run earlier"
         )
+        error.history = steps
+        raise error
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        states = {"cpu": self.processes.collect(torch.get_rng_state().to(self.device))}
+        if self.device.type == "cuda":
+            states["cuda"] = self.processes.collect(torch.cuda.get_rng_state(self.device).to(self.device))
+        self.state.random = {
+            f"{kind}/{rank}": s for kind, all_ in states.items() for rank, s in enumerate(all_)
+        }
+        self.state.scaler = self.precision.state()
+        if self.processes.main:
+            checkpoints.save(self.model, self.optimizer, self.state)
+        self.processes.wait()
+
+    def _resume(self) -> bool:
+        """Go back to the last checkpoint; False if there is none."""
+        resumed = self.checkpoints.load(self.model, self.optimizer) if self.checkpoints else None
+        if resumed is None:
+            return False
+        self.state = resumed
+        self.precision.restore(resumed.scaler)
+        own = {
+            name.split("/")[0]: s
+            for name, s in resumed.random.items()
+            if name.endswith(f"/{self.processes.rank}")
+        }
+        if "cpu" in own:
+            torch.set_rng_state(own["cpu"])
+        if "cuda" in own and self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], self.device)
+        return True
 
     def _stop_rule(self) -> str | None:
-        history, config = self.state.history, self.config
+        config, history = self.config, self.state.history
+        at = f"at step {self.state.step}"
         forget = history[-1].get("forget_loss")
         if config.stop_forget_loss is not None and forget is not None and forget > config.stop_forget_loss:
-            return f"forget_loss {forget:.2f} > {config.stop_forget_loss}"
+            return f"forget_loss {forget:.2f} > {config.stop_forget_loss} {at}"
         if config.stop_retain_rise is not None and self.retain is not None and len(history) >= 20:
             rise = _mean(history[-10:], "retain_loss") - _mean(history[:10], "retain_loss")
             if rise > config.stop_retain_rise:
-                return f"retain_loss rose by {rise:.2f} > {config.stop_retain_rise}"
+                return f"retain_loss rose by {rise:.2f} > {config.stop_retain_rise} {at}"
         return None
+
+
+@contextmanager
+def _recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Gradient checkpointing, if wanted, for as long as the block lasts."""
+    if wanted:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if wanted:
+            model.activation_checkpointing_disable()
 
 
 def schedule(step: int, total: int, warmup_fraction: float) -> float:
@@ -303,49 +391,6 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-@torch.no_grad()
-def reference_log_probs(model: PreTrainedModel, encoder: Encoder, batch_size: int) -> Tensor:
-    """Summed log-probability of every sample's answer under the model as it is now, shape (samples,),
-    float32."""
-    model.eval()
-    device = next(model.parameters()).device
-    result = torch.empty(len(encoder))
-    for multimodal in (True, False):
-        chosen = [
-            i for i, sample in enumerate(encoder.samples) if (sample.image_bytes is not None) == multimodal
-        ]
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            result[part] = answer_log_probs(model, to_device(encoder.batch(part), device)).total.float().cpu()
-    return result
-
-
-def _mask_for(
-    trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], device: torch.device
-) -> dict[str, Tensor]:
-    """The mask entries of the parameters that train, on the model's device."""
-    chosen = {name: mask[name].to(device) for name in trained if name in mask}
-    if not any(bool(entry.any()) for entry in chosen.values()):
-        raise ValueError(
-            f"the saliency mask selects no weight that trains: it names {len(mask)} parameters "
-            f"({_some(mask)}), the model "
-            f"trains {len(trained)} ({_some(trained)}); compute the mask on the parameters that train"
-        )
-    for name, entry in chosen.items():
-        if entry.shape != trained[name].shape:
-            raise ValueError(
-                f"the saliency mask of {name} has shape {tuple(entry.shape)}, the parameter "
-                f"{tuple(trained[name].shape)}; "
-                "compute the mask on this model"
-            )
-    return chosen
-
-
-def _some(names: Mapping[str, object]) -> str:
-    shown: Sequence[str] = list(names)[:2]
-    return ", ".join(shown) + (", ..." if len(names) > 2 else "")
 
 
 def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from efface.data.encoding import Encoder
 from efface.data.samples import Sample
-from efface.models.answers import nll
+from efface.settings import Settings, check
 from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.loop import LoopConfig, LoopResult, Terms, train
-from efface.unlearning.method import METHODS
+from efface.unlearning.config import LoopConfig, LoopResult
+from efface.unlearning.loop import Terms, train
+from efface.unlearning.method import METHODS, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from efface.lora import Adapter
 
 UnlearningResult = LoopResult
 """How an unlearning run went: unlearning is the loop with a forget term."""
@@ -25,50 +29,85 @@ def unlearn(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     *,
-    method: str,
+    method: str | Method,
     forget: Sequence[Sample],
     retain: Sequence[Sample],
     config: LoopConfig,
     mask: Mapping[str, Tensor] | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Settings | None = None,
+    adapter: Adapter | None = None,
     checkpoints: Checkpoints | None = None,
+    references: Path | None = None,
 ) -> UnlearningResult:
     """Make a model forget, in place, with one of ``METHODS``.
 
     Args:
-        model: the vanilla model; its ``requires_grad`` flags say which weights train.
+        model: the vanilla model, or one that something has been unlearned from already; its ``requires_grad``
+            flags say which weights train.
         processor: its processor.
-        method: name of the method.
+        method: name of the method, or a method of your own.
         forget: training facts about the people to forget.
-        retain: training facts about the people to keep.
+        retain: training facts about the people to keep; at least as many.
         config: settings of the loop.
-        mask: saliency mask for the forget term; None lets it reach every weight.
+        mask: saliency mask for the forget term, keyed by the parameters that train; None lets it reach every
+            weight.
         settings: the method's own settings, such as NPO's ``beta``.
+        adapter: LoRA factors of the model, from ``efface.lora.add_lora``; they train, and
+            merging them is up to the caller.
         checkpoints: where to save progress and to resume from.
+        references: folder for what the model said before unlearning; see ``train``.
 
     Raises:
         EffaceError: if the method is unknown.
-        ValueError: if a set is empty, or a setting of the method is missing or unknown to it.
+        ValueError: if a set is empty or the retain set smaller than the forget set, if a setting of the
+            method is missing, unknown or out of range, or the mask reaches no weight that trains.
         DivergenceError: if a loss is not finite; the weights are those of the last checkpoint.
     """
-    chosen = METHODS[method]
+    chosen = METHODS[method] if isinstance(method, str) else method
     given = dict(settings or {})
-    if set(given) != set(chosen.settings):
-        expected = ", ".join(chosen.settings) or "none"
-        raise ValueError(f"{method} takes the settings: {expected}; got: {', '.join(given) or 'none'}")
+    try:
+        check(given, chosen.settings)
+    except ValueError as error:
+        raise ValueError(f"{chosen.name}: {error}") from None
+    if chosen.edit is not None:
+        chosen.edit(model, processor, given)
+        return UnlearningResult(steps=0, history=[], stopped_by=None)
+    _check_sets(chosen, forget, retain, config)
+    others = None if chosen.other_answers is None else chosen.other_answers(forget, config.seed)
+    terms = Terms(
+        forget=Encoder(processor, forget),
+        retain=None if chosen.retain_loss is None else Encoder(processor, retain),
+        method=chosen,
+        other=None if others is None else Encoder(processor, others),
+        settings=given,
+        mask=mask,
+    )
+    return train(
+        model,
+        terms,
+        config,
+        checkpoints=checkpoints,
+        adapter=adapter,
+        references=references,
+        label=chosen.name,
+    )
+
+
+def _check_sets(
+    method: Method, forget: Sequence[Sample], retain: Sequence[Sample], config: LoopConfig
+) -> None:
     if not forget:
         raise ValueError(
             "the forget set is empty: name the people to forget (prepare.forget_fraction in params.yaml)"
         )
-    if not retain and chosen.retain_loss is not None:
-        raise ValueError(f"the retain set is empty, and {method} needs one")
-    terms = Terms(
-        forget=Encoder(processor, forget),
-        retain=None if chosen.retain_loss is None else Encoder(processor, retain),
-        forget_loss=chosen.forget_loss,
-        retain_loss=chosen.retain_loss or nll,
-        needs_reference=chosen.needs_reference,
-        settings=given,
-        mask=mask,
-    )
-    return train(model, terms, config, checkpoints=checkpoints, label=method)
+    if method.retain_loss is None:
+        return
+    if not retain:
+        raise ValueError(f"the retain set is empty, and {method.name} needs one")
+    used = config.retain_weight and config.retain_batches_per_forget_batch
+    if used and len(retain) < len(forget):
+        raise ValueError(
+            f"the retain set has {len(retain)} samples, fewer than the {len(forget)} to forget: its samples "
+            "would come back before a pass over the forget set is done; keep more people, or forget fewer at "
+            "a time"
+        )

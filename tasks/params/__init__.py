@@ -45,7 +45,23 @@ class Params(Section):
     report: Report
 
     @model_validator(mode="after")
+    def _every_mask_is_made(self) -> Params:
+        for name, method in self.unlearn.methods.items():
+            if method.mask not in ("saliency", "none", *self.saliency.controls):
+                raise ValueError(
+                    f"unlearn.methods.{name}.mask is {method.mask}: no stage makes that mask; "
+                    f"add {method.mask} to saliency.controls"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _every_model_is_evaluated(self) -> Params:
+        twice = sorted(self.unlearn.methods.keys() & self.prune.methods.keys())
+        if twice:
+            raise ValueError(
+                f"prune.methods.{twice[0]} is also a method of unlearn: both would make "
+                f"models/unlearned/{twice[0]}; choose another name"
+            )
         folders = {name: name for name in YARDSTICKS}
         folders |= {name: f"unlearned/{name}" for name in (*self.unlearn.methods, *self.prune.methods)}
         for name, folder in folders.items():
@@ -59,6 +75,11 @@ class Params(Section):
                     f"evaluate.models.{name} is {folder!r}: no stage makes that model; "
                     f"expected one of: {', '.join(folders.values())}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_start_is_made(self) -> Params:
+        self.unlearn.starts_from(self.prune.methods)
         return self
 
 

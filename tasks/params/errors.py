@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
+from efface.settings import in_words
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -74,6 +75,8 @@ def _find(node: dict[str, Any], where: Sequence[str], schema: dict[str, Any]) ->
     """The part of the schema that rules over a key; {} where there is none."""
     node = _resolve(node, schema)
     for part in where:
+        options = [_resolve(option, schema) for option in node.get("anyOf", [])]
+        node = next((option for option in options if part in option.get("properties", {})), node)
         if part in node.get("properties", {}):
             node = node["properties"][part]
         elif "additionalProperties" in node and isinstance(node["additionalProperties"], dict):
@@ -96,8 +99,6 @@ def describe(node: dict[str, Any]) -> str:
     """What a schema allows, in words: "a number above 0 and at most 1, or null"."""
     if "anyOf" in node:
         return ", or ".join(describe(option) for option in node["anyOf"])
-    if "enum" in node:
-        return f"one of: {', '.join(map(str, node['enum']))}"
     if "const" in node:
         return f"one of: {node['const']}"
     kind = node.get("type")
@@ -105,15 +106,4 @@ def describe(node: dict[str, Any]) -> str:
         return f"a list, each {describe(node['items'])}"
     if kind == "object":
         return f"keys: {_names(node)}" if "properties" in node else "a mapping"
-    words = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}
-    bounds = [
-        f"{text} {node[name]:g}"
-        for name, text in (
-            ("exclusiveMinimum", "above"),
-            ("minimum", "at least"),
-            ("exclusiveMaximum", "below"),
-            ("maximum", "at most"),
-        )
-        if name in node
-    ]
-    return " ".join([words.get(str(kind), str(kind)), " and ".join(bounds)]).strip()
+    return in_words(node)

@@ -73,7 +73,7 @@ def _profile_mistakes(
     fixed = ["avatars.profile", "prepare.benchmark", "evaluate.models"]
     for kind in ("unlearn", "prune"):
         methods = overrides[kind].get("methods") or {}
-        fixed += [f"{kind}.methods.{name}.mask" for name in methods]
+        fixed += [f"{kind}.methods.{name}.{key}" for name in methods for key in ("mask", "start")]
         fixed += [f"{kind}.methods.{name}" for name in methods if not _has(data, f"{kind}.methods.{name}")]
     return [
         f"{where}.{key} is for the section only, not for a profile; set {key} instead"

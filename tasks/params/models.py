@@ -10,8 +10,21 @@ from tasks.params.section import Count, Level, Rate, Section
 
 
 class Base(Section):
-    """The small vision-language model and its training from nothing."""
+    """The base model: one that exists, or the sandbox's small one and its training from nothing."""
 
+    source: Annotated[str, Field(min_length=1)]
+    """`sandbox`, a Hub id, or a local folder of a model or LoRA adapter. The keys down to `trust_remote_code`
+    are about a model that exists, those after it about the sandbox's."""
+    revision: str | None
+    """Branch, tag or commit on the Hub; null: the newest, whose commit is then written down."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Precision of the weights; `auto`: as saved."""
+    chat_template: str | None
+    """File with a Jinja template, for a model that has none; a changed template needs another name."""
+    pad_token: str | None
+    """Token of the tokenizer's that pads, for a tokenizer that has none."""
+    trust_remote_code: bool
+    """Whether code that comes with the model may run here; read it first."""
     image_size: Annotated[int, Field(ge=16, le=512)]
     """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
     patch_size: Annotated[int, Field(ge=2, le=64)]
@@ -60,9 +73,10 @@ class Finetuning(Section):
     """Peak learning rate of the one-cycle schedule, in (0, 1]."""
     batch_size: Count
     """Samples per optimiser step."""
-    attention: Literal["sdpa", "eager"] | None
-    """Attention kernel while training; null leaves the choice to transformers. For sequences of a few dozen
-    tokens on a processor, eager is the faster one."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None
+    """Attention kernel while training; null leaves the choice to transformers, auto takes flash attention
+    where it is installed and can run. For sequences of a few dozen tokens on a processor, eager is the faster
+    one."""
     text_share: Annotated[float, Field(gt=0, le=1)]
     """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
     replay_share: Level

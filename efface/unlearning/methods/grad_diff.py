@@ -5,10 +5,6 @@ Reference:
     MLLMU-Bench walks one set after the other; here both terms meet in every step.
 """
 
-from efface.unlearning.method import Method, ascent_loss
+from efface.unlearning.method import Method
 
-METHOD = Method(
-    name="grad_diff",
-    paper="arXiv:2203.12817",
-    forget_loss=ascent_loss,
-)
+METHOD = Method(name="grad_diff", paper="arXiv:2203.12817")

@@ -5,11 +5,6 @@ Reference:
     It has no floor and diverges; the loop's stop rules end it.
 """
 
-from efface.unlearning.method import Method, ascent_loss
+from efface.unlearning.method import Method
 
-METHOD = Method(
-    name="gradient_ascent",
-    paper="arXiv:2109.13398",
-    forget_loss=ascent_loss,
-    retain_loss=None,
-)
+METHOD = Method(name="gradient_ascent", paper="arXiv:2109.13398", retain_loss=None)

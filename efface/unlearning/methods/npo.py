@@ -9,30 +9,31 @@ Reference:
     Zhang et al., "Negative Preference Optimization", arXiv:2404.05868, equation 3.
 """
 
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.functional import logsigmoid
 
-from efface.data.encoding import Inputs
 from efface.models.answers import answer_log_probs
-from efface.unlearning.method import ForgetTerm, Method
+from efface.settings import Settings
+from efface.unlearning.method import Batch, Method, Term
+from efface.unlearning.quantities import answer_totals
+
+SETTINGS = {"beta": {"type": "number", "exclusiveMinimum": 0}}  # inverse temperature; 0.1 in the paper
 
 
-def forget_loss(
-    model: nn.Module, forget: Inputs, reference: Tensor | None, settings: Mapping[str, float]
-) -> ForgetTerm:
-    """NPO's forget term; ``reference`` holds log p_ref(y|x) of the batch, shape (B,)."""
-    if reference is None:
-        raise ValueError(
-            "NPO needs the log-probabilities of the forget answers under the model before unlearning"
-        )
-    answers = answer_log_probs(model, forget)
+def forget_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+    """NPO's forget term; the reference of a sample is log p_ref(y|x)."""
+    reference = torch.stack(list(batch.referenced()))
+    answers = answer_log_probs(model, batch.inputs)
     beta = settings["beta"]
     loss = -(2 / beta) * logsigmoid(-beta * (answers.total - reference)).mean()
-    return ForgetTerm(loss=loss, nll=answers.nll.detach())
+    return Term(loss=loss, nll=answers.nll.detach())
 
 
 METHOD = Method(
-    name="npo", paper="arXiv:2404.05868", forget_loss=forget_loss, needs_reference=True, settings=("beta",)
+    name="npo",
+    paper="arXiv:2404.05868",
+    forget_loss=forget_loss,
+    forget_reference=answer_totals,
+    settings=SETTINGS,
 )

@@ -8,10 +8,11 @@ import torch
 
 from efface.data.encoding import Encoder, encode
 from efface.errors import ArtifactError, ModelError
-from efface.importance import activation_statistics, neuron_importance, relative_importance, select_neurons
-from efface.importance.files import load_importance, save_importance
-from efface.importance.scores import random_neurons
-from efface.importance.statistics import ActivationStatistics
+from efface.importance import activation_statistics, neuron_importance
+from efface.importance.files import load_tables, save_importance
+from efface.importance.scores import importance_terms, paper_tables
+from efface.importance.selection import select_highest
+from efface.importance.statistics import ActivationStatistics, neuron_units
 from efface.models import anatomy
 
 TAU = 0.1
@@ -115,60 +116,54 @@ def test_renderings_of_different_size_are_refused():
         neuron_importance({"m": statistics([[1.0]])}, {})
 
 
-def scores(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {mlp.name: torch.rand(mlp.width, generator=generator) for mlp in anatomy(model).mlps}
+def test_importance_is_the_sum_of_its_terms():
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    once, text = {"m": statistics(z)}, {"m": statistics(z.roll(1, 1))}
+    terms = importance_terms(once, text)
+    assert list(terms) == ["abs", "freq", "var", "rms"]
+    total = sum(values["m"] for values in terms.values())
+    assert torch.equal(neuron_importance(once, text)["m"], total)
 
 
-@pytest.mark.parametrize(("scope", "pools"), [("tower", 2), ("global", 1), ("layer", 4)])
-def test_selection_takes_the_top_share_of_each_pool(model, scope, pools):
-    mlps = anatomy(model).mlps
-    forget, retain = scores(model, 0), scores(model, 1)
-    chosen = select_neurons(forget, retain, fraction=0.125, scope=scope, mlps=mlps)
-    assert sum(map(len, chosen.values())) == pools * round(0.125 * sum(m.width for m in mlps) / pools)
-    relative = relative_importance(forget, retain)
-    groups = {}
-    for mlp in mlps:
-        key = {"tower": mlp.tower, "global": "", "layer": mlp.name}[scope]
-        units = chosen.get(mlp.name, torch.empty(0, dtype=torch.int64))
-        inside = torch.zeros(mlp.width, dtype=torch.bool)
-        inside[units] = True
-        pair = groups.setdefault(key, ([], []))
-        pair[0].append(relative[mlp.name][inside])
-        pair[1].append(relative[mlp.name][~inside])
-    for kept, left in groups.values():
-        assert torch.cat(kept).min() >= torch.cat(left).max()
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_fraction_out_of_range(model, fraction):
-    with pytest.raises(ValueError, match=f"fraction must be above 0 and below 1, got {fraction}"):
-        select_neurons(scores(model, 0), scores(model, 1), fraction=fraction, scope="global")
-
-
-def test_random_control_has_equal_counts_per_mlp(model):
-    mlps = anatomy(model).mlps
-    chosen = select_neurons(scores(model, 0), scores(model, 1), fraction=0.2, scope="tower", mlps=mlps)
-    drawn = random_neurons(chosen, {mlp.name: mlp.width for mlp in mlps}, seed=0)
-    assert {name: len(units) for name, units in drawn.items()} == {
-        name: len(units) for name, units in chosen.items()
-    }
-    assert any(not torch.equal(drawn[name], chosen[name]) for name in chosen)
-    assert all(len(set(units.tolist())) == len(units) for units in drawn.values())
+def test_without_a_second_rendering_the_variance_over_pictures_stands_alone():
+    pictured = {"seen": statistics([[1.0], [-3.0]]), "both": statistics([[1.0], [-3.0]])}
+    written = {"both": statistics([[0.0], [2.0]])}
+    found = neuron_importance(pictured, written, variance_only=["seen"])
+    assert found["seen"].item() == pytest.approx(1.0)  # |z| = 1 and 3
+    assert found["both"].item() == pytest.approx(
+        neuron_importance({"both": pictured["both"]}, written)["both"].item()
+    )
+    with pytest.raises(ValueError, match="only one of the two renderings reached seen"):
+        neuron_importance(pictured, written)
+    with pytest.raises(ValueError, match="only one of the two renderings reached nose"):
+        neuron_importance(pictured, written, variance_only=["seen", "nose"])
 
 
 def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path):
     mlps = anatomy(model).mlps
-    importance = {"forget": scores(model, 0), "retain": scores(model, 1)}
-    path = tmp_path / "importance.safetensors"
-    metadata = {"mlps": [{"name": mlp.name} for mlp in mlps], "model_digest": "x"}
-    save_importance(path, statistics={}, importance=importance, metadata=metadata)
-    loaded, read = load_importance(path)
-    assert read["model_digest"] == "x"
+    generator = torch.Generator().manual_seed(0)
+    measured = {
+        f"{split}.{rendering}": {
+            mlp.name: statistics(torch.randn(5, mlp.width, generator=generator)) for mlp in mlps
+        }
+        for split in ("forget", "retain")
+        for rendering in ("multimodal", "text")
+    }
+    tables, path = paper_tables(measured), tmp_path / "importance.safetensors"
+    save_importance(path, tables, units=neuron_units(mlps), metadata={"model_digest": "x"})
+    loaded, units, metadata = load_tables(path)
+    assert metadata["model_digest"] == "x" and units == neuron_units(mlps)
+    assert loaded.keys() == tables.keys()
+    for table, values in tables.items():
+        assert list(loaded[table]) == list(values)
+        assert all(torch.equal(loaded[table][name], value.float()) for name, value in values.items())
     for fraction in (0.05, 0.3):
-        a = select_neurons(**importance, fraction=fraction, mlps=mlps)
-        b = select_neurons(**loaded, fraction=fraction, mlps=mlps)
+        a = select_highest(tables["score"], fraction=fraction, units=neuron_units(mlps))
+        b = select_highest(loaded["score"], fraction=fraction, units=units)
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    again = tmp_path / "again.safetensors"
+    save_importance(again, tables, units=neuron_units(mlps), metadata={"model_digest": "x"})
+    assert again.read_bytes() == path.read_bytes()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"importance.safetensors is not a whole file"):
-        load_importance(path)
+        load_tables(path)

@@ -37,6 +37,17 @@ def test_a_weight_without_gradient_in_either_set_is_not_salient():
     assert not saliency_mask(zero, zero)["w"].any()
 
 
+def test_with_a_smooth_numerator_such_a_weight_has_ratio_one():
+    zero = {"w": torch.zeros(3, 3)}
+    assert saliency_mask(zero, zero, smooth_numerator=True)["w"].all()
+    assert not saliency_mask(zero, zero, smooth_numerator=True, threshold=1.01)["w"].any()
+
+
+def test_a_smooth_numerator_changes_no_weight_that_has_gradients():
+    plain = saliency_mask(fishers(0), fishers(1))["w"]
+    assert torch.equal(saliency_mask(fishers(0), fishers(1), smooth_numerator=True)["w"], plain)
+
+
 def test_a_weight_only_the_forget_set_uses_is_salient():
     assert saliency_mask({"w": torch.full((2,), 1e-12)}, {"w": torch.zeros(2)})["w"].all()
 
@@ -63,9 +74,10 @@ def test_bad_fishers_are_refused(change, message):
         saliency_mask(change, fishers(1))
 
 
-def test_threshold_must_be_positive():
-    with pytest.raises(ValueError, match="threshold must be above 0, got 0"):
-        saliency_mask(fishers(0), fishers(1), threshold=0)
+@pytest.mark.parametrize("threshold", [0, -1.0, float("inf"), float("nan")])
+def test_threshold_must_be_positive_and_finite(threshold):
+    with pytest.raises(ValueError, match=f"threshold must be above 0 and finite, got {threshold}"):
+        saliency_mask(fishers(0), fishers(1), threshold=threshold)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -16,14 +17,14 @@ from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.loop import DivergenceError, LoopConfig, Terms, schedule, train
 from efface.unlearning.method import METHODS
 from efface.unlearning.streams import BatchStream
+from tests.efface.unlearning.losses import settings_of
 
 
 def terms(processor, pictured, written, **changes):
-    method = METHODS["mmunlearner"]
     values = {
         "forget": Encoder(processor, pictured[:4]),
         "retain": Encoder(processor, pictured[4:] + written[4:]),
-        "forget_loss": method.forget_loss,
+        "method": METHODS["grad_diff"],
     }
     return Terms(**(values | changes))
 
@@ -103,16 +104,15 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["mmunlearner", "npo"])
+@pytest.mark.parametrize("method", ["mmunlearner", "npo", "kl_min"])
 def test_a_killed_run_goes_on_bit_for_bit(model, processor, pictured, written, tmp_path, monkeypatch, method):
     chosen = METHODS[method]
     made = terms(
         processor,
         pictured,
         written,
-        forget_loss=chosen.forget_loss,
-        needs_reference=chosen.needs_reference,
-        settings=dict.fromkeys(chosen.settings, 0.1),
+        method=chosen,
+        settings=settings_of(chosen),
         mask=random_mask(model),
     )
     config = LoopConfig(learning_rate=1e-3, steps=11, batch_size=2, checkpoint_every=3, weight_decay=0.01)
@@ -185,13 +185,14 @@ def test_not_a_number_ends_the_run_and_names_the_step(model, processor, pictured
         term = METHODS["grad_diff"].forget_loss(*args)
         return term if calls < 2 else type(term)(loss=term.loss * float("nan"), nll=term.nll)
 
+    broken = dataclasses.replace(METHODS["grad_diff"], forget_loss=breaking)
+
     longer = LoopConfig(learning_rate=1e-3, steps=8, batch_size=2, checkpoint_every=100)
     with pytest.raises(
-        DivergenceError, match=r"forget_grad_norm is nan at step 5 of 8; the checkpoint of step 4 is kept"
-    ):
-        train(
-            model, terms(processor, pictured, written, forget_loss=breaking), longer, checkpoints=checkpoints
-        )
+        DivergenceError, match=r"forget_loss is nan at step 5 of 8; the checkpoint of step 4 is kept"
+    ) as caught:
+        train(model, terms(processor, pictured, written, method=broken), longer, checkpoints=checkpoints)
+    assert [record["step"] for record in caught.value.history] == [0, 1, 2, 3, 4]
     assert all(torch.equal(p, good[name]) for name, p in model.named_parameters())
 
 
@@ -199,7 +200,8 @@ def test_stop_rule_on_the_forget_loss_names_itself(model, processor, pictured, w
     config = LoopConfig(learning_rate=5e-3, steps=200, batch_size=4, retain_weight=0, stop_forget_loss=8.0)
     result = train(model, terms(processor, pictured, written), config)
     assert result.steps < 200
-    assert result.stopped_by.startswith("forget_loss") and "> 8.0" in result.stopped_by
+    assert result.stopped_by.startswith("forget_loss")
+    assert result.stopped_by.endswith(f"> 8.0 at step {result.steps}")
     assert result.history[-1]["forget_loss"] > 8 >= result.history[-2]["forget_loss"]
 
 

@@ -1,0 +1,193 @@
+"""A LLaVA of a real size, with random weights, through everything: seconds and peak memory of each work.
+
+python -m benchmarks.families --preset llava-1.5-7b --random-weights      a GPU with 140 GiB
+python -m benchmarks.families --preset llava-0.5b --random-weights        a processor with 16 GiB
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasks import environment
+
+if TYPE_CHECKING:
+    from efface.data.samples import Sample
+
+environment.apply()
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": {
+        "vision": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+        "text": {
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        "vocabulary": 32064,
+        "dtype": "bfloat16",
+    },
+    "llava-0.5b": {
+        "vision": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 224,
+            "patch_size": 16,
+        },
+        "text": {
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "max_position_embeddings": 4096,
+        },
+        "vocabulary": 32064,
+        "dtype": "float32",
+    },
+    "llava-tiny": {"vision": None, "text": None, "vocabulary": 0, "dtype": "float32"},
+}
+"""Shapes; ``llava-tiny`` is for seeing that the script runs."""
+
+
+def main(
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "llava-0.5b",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Required: no other yet.")] = False,
+    samples: Annotated[int, typer.Option(help="Samples of each set.")] = 4,
+    steps: Annotated[int, typer.Option(help="Unlearning steps.")] = 3,
+) -> None:
+    """Build the model and time saliency, unlearning, MANU and pruning on it."""
+    if preset not in PRESETS or not random_weights:
+        raise typer.BadParameter(f"give --random-weights and a preset: {', '.join(PRESETS)}")
+    import torch
+
+    from benchmarks.builders.llava import llava
+    from efface.data.encoding import Encoder
+    from efface.importance import activation_statistics, neuron_importance, select_neurons
+    from efface.models import anatomy
+    from efface.pruning import zero_neurons
+    from efface.saliency import fisher_diagonal, saliency_mask
+    from efface.unlearning import unlearn
+    from efface.unlearning.loop import LoopConfig
+
+    shape = dict(PRESETS[preset])
+    dtype = getattr(torch, shape.pop("dtype"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def build() -> Any:
+        torch.manual_seed(0)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                model, processor = llava(**shape)
+        finally:
+            torch.set_default_dtype(default)
+        return model.eval(), processor
+
+    model, processor = timed("build", build)
+    parts = anatomy(model)
+    count = sum(p.numel() for p in model.parameters())
+    typer.echo(
+        f"{preset}: {count / 1e9:.2f} billion weights, {dtype}, {device}, {samples} samples of each set"
+    )
+    pictured, written = make_samples(samples, pictured=True), make_samples(samples, pictured=False)
+    sets = {"forget": pictured, "retain": written}
+
+    def measure() -> Any:
+        fishers = [
+            fisher_diagonal(model, Encoder(processor, chosen).batches(1), parameters=parts.maskable)
+            for chosen in sets.values()
+        ]
+        return saliency_mask(*fishers)
+
+    mask = timed("saliency", measure)
+    config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
+
+    options = {"method": "mmunlearner", "mask": mask, "config": config, **sets}
+    timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options))  # noqa: F821
+    del mask, options
+    vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
+
+    def statistics(chosen: list[Sample], mlps: Any) -> Any:
+        batches = Encoder(processor, chosen).batches(1)
+        return activation_statistics(model, batches, mlps=mlps, active_above=0.1)
+
+    def manu() -> Any:
+        text = statistics(written, parts.mlps) | statistics(pictured[::-1], vision)
+        importance = neuron_importance(statistics(pictured, parts.mlps), text)
+        return select_neurons(importance, importance, fraction=0.03, scope="tower", mlps=parts.mlps)
+
+    selection = timed("MANU", manu)
+    summary = timed("pruning", lambda: zero_neurons(model, selection))
+    typer.echo(f"pruned {summary.total} of {sum(mlp.width for mlp in parts.mlps)} neurons")
+
+
+def timed(label: str, work: Callable[[], Any]) -> Any:
+    """Run it, and print seconds and the peak memory: of the GPU in this work, or of the process so far."""
+    import resource
+
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    result = work()
+    if gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    typer.echo(f"{label:<20} {seconds:8.1f} s   peak {peak / 2**30:7.2f} GiB")
+    return result
+
+
+def make_samples(count: int, *, pictured: bool) -> list[Sample]:
+    """Questions about pictures of noise, or the same in words."""
+    import numpy as np
+    from PIL import Image
+
+    from efface.data.samples import Sample
+
+    rows = []
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, format="PNG")
+        row = {
+            "sample_id": f"{i}{pictured}",
+            "entity_id": f"fictitious/{i:03d}",
+            "split": "forget",
+            "part": "train",
+            "modality": "multimodal" if pictured else "text",
+            "task": "qa",
+            "image": buffer.getvalue() if pictured else None,
+            "question": "Which colour does this person like?",
+            "answer": "red and green",
+        }
+        rows.append(Sample.from_row(row))
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,103 @@
+"""LoRA through PEFT: which layers get factors, the model without them, and the model with them merged in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from efface.errors import ModelError
+from efface.models.anatomy import GROUPS, anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Shape of the factors.
+
+    Attributes:
+        rank: rank of each update, at least 1.
+        alpha: updates are scaled by alpha / rank.
+        dropout: share of the factors' inputs that is dropped in training, in [0, 1).
+        components: groups of the model whose linear layers get factors: language, projector, vision.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    components: Sequence[str] = ("language",)
+
+
+class Adapter:
+    """LoRA factors in a model. The model stays the object it was; its layers carry the factors."""
+
+    def __init__(self, model: PreTrainedModel, wrapped: Any):
+        self.model = model
+        self._wrapped = wrapped
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within this context the model computes as it did before the factors were added."""
+        return self._wrapped.disable_adapter()
+
+    def save(self, folder: Path) -> None:
+        """Write the factors alone, as PEFT loads them."""
+        self._wrapped.save_pretrained(folder)
+
+    def merge(self) -> None:
+        """Add the updates to the weights, in place; the factors are gone and the model is plain again."""
+        self._wrapped.merge_and_unload()
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
+    """Give a model trainable LoRA factors, in place; all other weights stop training.
+
+    The factors begin as a zero update. Parameters are then called ``<layer>.lora_A.default.weight`` and
+    ``<layer>.lora_B.default.weight``, and the weight they update ``<layer>.base_layer.weight``.
+
+    Args:
+        model: a multimodal LLM.
+        lora: shape of the factors.
+        seed: draws them; the same seed gives the same factors. The global random state is left alone.
+
+    Raises:
+        ModelError: if a component is unknown, or the components have no linear layer.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    unknown = [name for name in lora.components if name not in GROUPS]
+    if unknown:
+        raise ModelError(f"unknown component {unknown[0]!r}; a model has: {', '.join(GROUPS)}")
+    targets = _linear_layers(model, lora.components)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with fractions as well
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    return Adapter(model, wrapped)
+
+
+def _linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
+    parts = anatomy(model)
+    inside = {name for group in components for name in parts.groups[group]}
+    names = [name.removesuffix(".weight") for name in parts.maskable if name in inside]
+    layers = [name for name in names if isinstance(_module(model, name), nn.Linear)]
+    if not layers:
+        raise ModelError(f"no linear layer in {', '.join(components) or 'no component'} for LoRA to act on")
+    return layers
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)

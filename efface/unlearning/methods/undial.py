@@ -1,0 +1,46 @@
+"""UNDIAL: self-distillation towards the model before unlearning with its answers made less likely.
+
+    L_forget = CE( softmax(z_ref - beta 1[y_t]), softmax(z) )      mean over the answer's positions
+
+The logit of each gold token is lowered by beta, and the model learns the distribution that results: it has a
+floor by construction.
+
+Reference:
+    Dong et al., "UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in Large Language
+    Models", arXiv:2402.10052, equations 2 to 4. The released code averages over prompts too.
+"""
+
+from torch import nn
+
+from efface.data.encoding import IGNORED
+from efface.models.answers import log_probs_of
+from efface.settings import Settings
+from efface.unlearning.method import Batch, Method, Term
+from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples
+
+SETTINGS = {
+    "beta": {"type": "number", "exclusiveMinimum": 0}
+}  # how far a gold logit goes down; 10 in the paper
+
+
+def forget_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+    """UNDIAL's forget term; a sample's reference is log p_ref, (tokens, V), as good as its logits."""
+    labels = batch.inputs["labels"]
+    logits = forward(model, batch.inputs).logits
+    costs = []
+    for before, now, row in zip(
+        batch.referenced(), distributions_of(logits, labels), labels[:, 1:], strict=True
+    ):
+        gold = row[row != IGNORED].unsqueeze(1)
+        lowered = before.scatter_add(1, gold, before.new_full(gold.shape, -float(settings["beta"])))
+        costs.append(-(lowered.softmax(dim=-1) * now).sum(dim=-1))
+    return Term(loss=mean_over_samples(costs), nll=log_probs_of(logits, labels).nll.detach())
+
+
+METHOD = Method(
+    name="undial",
+    paper="arXiv:2402.10052",
+    forget_loss=forget_loss,
+    forget_reference=answer_distributions,
+    settings=SETTINGS,
+)

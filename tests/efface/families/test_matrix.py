@@ -1,0 +1,272 @@
+"""Every family through everything: one row of docs/models.md per family, one column per test."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.builders import FAMILIES
+from efface.data.encoding import Encoder, collate, encode, encode_prompts
+from efface.errors import DataError
+from efface.importance import activation_statistics
+from efface.models import anatomy, load_model, save_model
+from efface.models.anatomy import image_token_id
+from efface.models.answers import answer_log_probs, nll
+from efface.models.blocks import watch_neurons
+from efface.pruning import zero_neurons
+from efface.saliency import fisher_diagonal, saliency_mask
+from efface.unlearning import METHODS, unlearn
+from efface.unlearning.loop import LoopConfig
+from tests.efface.unlearning.test_methods import settings_of
+
+pytestmark = pytest.mark.parametrize("family", FAMILIES)
+
+
+def logits_of(model, batch):
+    with torch.no_grad():
+        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+
+
+@pytest.mark.column("anatomy")
+def test_groups_are_disjoint_and_complete_and_every_mlp_is_found(family, tiny):
+    model, _ = tiny(family)
+    parts = anatomy(model)
+    names = [name for group in parts.groups.values() for name in group]
+    assert len(names) == len(set(names))
+    assert set(names) == {name for name, _ in model.named_parameters()}
+    assert all(parts.groups.values())
+    # Every activation inside the towers belongs to a block that was found.
+    config = model.config.get_text_config()
+    layers = config.num_hidden_layers
+    language = [mlp for mlp in parts.mlps if mlp.tower == "language"]
+    experts = getattr(config, "num_experts", 1)
+    assert len(language) == layers * experts
+    assert len({mlp.name for mlp in parts.mlps}) == len(parts.mlps)
+    assert {mlp.layer for mlp in language} == set(range(layers))
+    vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
+    assert len(vision) == 3
+    # The projector is what turns the tower's width into the decoder's.
+    hidden = model.get_input_embeddings().weight.shape[1]
+    shapes = [tuple(model.get_parameter(name).shape) for name in parts.groups["projector"]]
+    assert any(hidden in shape and len(shape) == 2 for shape in shapes)
+    assert not any(p.rsplit(".", 1)[0] in {m.down for m in parts.mlps} for p in parts.groups["projector"])
+
+
+@pytest.mark.column("labels")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_labels_spell_the_answer_and_the_end_token(family, side, tiny, seen, told):
+    _, processor = tiny(family)
+    tokenizer = processor.tokenizer
+    for samples in (seen, told):
+        batch = collate(encode(processor, samples), tokenizer.pad_token_id, side=side)
+        for i, sample in enumerate(samples):
+            labelled = batch["labels"][i] != -100
+            spelled = tokenizer.decode(batch["labels"][i][labelled])
+            assert spelled == f"{sample.answer} {tokenizer.eos_token}"
+            assert torch.equal(batch["input_ids"][i][labelled], batch["labels"][i][labelled])
+        assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+        begin = tokenizer.bos_token_id
+        if begin is not None:
+            assert ((batch["input_ids"] == begin).sum(dim=1) == 1).all()
+
+
+@pytest.mark.column("batch = singles")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_gives_the_losses_of_its_samples(family, side, tiny, seen, told):
+    model, processor = tiny(family)
+    pad = processor.tokenizer.pad_token_id
+    for samples in (seen, told):
+        rows = encode(processor, samples)
+        with torch.no_grad():
+            alone = torch.cat([answer_log_probs(model, collate([row], pad)).total for row in rows])
+            together = answer_log_probs(model, collate(rows, pad, side=side)).total
+        assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+        assert (alone.diff().abs() > 1e-3).all()
+    swapped = [replace(seen[0], image_bytes=seen[i].image_bytes) for i in (0, 1)]
+    with torch.no_grad():
+        own, other = (
+            answer_log_probs(model, Encoder(processor, [sample]).batch([0])).total for sample in swapped
+        )
+    assert (own - other).abs() > 1e-4  # the picture matters
+
+
+@pytest.mark.column("mixed batch")
+def test_pictures_and_text_in_one_batch(family, tiny, seen, told):
+    model, processor = tiny(family)
+    mixed = [told[0], seen[1], told[2], seen[3]]
+    encoder = Encoder(processor, mixed)
+    if family == "mllama":
+        with pytest.raises(DataError, match="keep the two apart"):
+            encoder.batch(range(4))
+        pytest.skip("pictures enter by cross-attention: kept apart")
+    with torch.no_grad():
+        together = answer_log_probs(model, encoder.batch(range(4))).total
+        alone = torch.cat([answer_log_probs(model, encoder.batch([i])).total for i in range(4)])
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.column("generation")
+def test_a_batch_generates_what_its_prompts_do(family, tiny, seen, told):
+    model, processor = tiny(family)
+    pad = processor.tokenizer.pad_token_id
+    for samples in (seen, told):
+        prompts = encode_prompts(processor, [s.question for s in samples], [s.image for s in samples])
+        assert not any("labels" in prompt for prompt in prompts)
+
+        def answers(rows):
+            batch = collate(rows, pad, side="left")
+            options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": pad}
+            return model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+
+        alone = torch.cat([answers([prompt]) for prompt in prompts])
+        assert torch.equal(answers(prompts), alone)
+
+
+@pytest.mark.column("two pictures")
+def test_a_prompt_may_hold_two_pictures(family, tiny, seen):
+    model, processor = tiny(family)
+    one, two = encode_prompts(
+        processor, ["Which colour ?"] * 2, [seen[0].image, [seen[0].image, seen[1].image]]
+    )
+    token = image_token_id(model)
+    # More tokens for two pictures, save where a single one is cut into tiles and two are not.
+    assert (two["input_ids"] == token).sum() != (one["input_ids"] == token).sum()
+    assert not torch.equal(logits_of(model, two)[:, -1], logits_of(model, one)[:, -1])
+
+
+@pytest.mark.column("saliency")
+def test_the_fisher_diagonal_is_the_mean_of_squared_sample_gradients(family, tiny, seen, told):
+    model, processor = tiny(family)
+    names = anatomy(model).maskable
+    encoder = Encoder(processor, seen)
+    fisher = fisher_diagonal(model, encoder.batches(4), parameters=names)
+    expected = {name: torch.zeros_like(fisher[name]) for name in names}
+    for i in range(4):
+        model.zero_grad()
+        nll(model, encoder.batch([i])).backward()
+        for name in names:
+            gradient = model.get_parameter(name).grad
+            if gradient is not None:
+                expected[name] += gradient.square() / 4
+    model.zero_grad(set_to_none=True)
+    largest = max(float(value.max()) for value in expected.values())
+    for name in names:
+        # What cancels in exact arithmetic (the biases of keys) is rounding alone.
+        scale = max(float(expected[name].max()), 1e-6 * largest)
+        assert (fisher[name] - expected[name]).abs().max() <= 1e-4 * scale, name
+    preserve = fisher_diagonal(model, Encoder(processor, told).batches(4), parameters=names)
+    mask = saliency_mask(fisher, preserve)
+    assert mask.keys() == fisher.keys()
+    chosen = sum(int(entry.sum()) for entry in mask.values()) / sum(e.numel() for e in mask.values())
+    assert 0.05 < chosen < 0.95
+
+
+@pytest.mark.column("MANU")
+def test_activation_statistics_do_not_depend_on_the_batch(family, tiny, seen, told):
+    model, processor = tiny(family)
+    mlps = anatomy(model).mlps
+    for samples in (seen, told):
+        encoder = Encoder(processor, samples)
+        one, many = (
+            activation_statistics(model, encoder.batches(size), mlps=mlps, active_above=0.01)
+            for size in (1, 4)
+        )
+        assert one.keys() == many.keys()
+        assert (len(one) == len(mlps)) == (samples is seen)
+        for name, statistics in one.items():
+            assert torch.allclose(statistics.sum_abs, many[name].sum_abs, rtol=1e-4, atol=1e-6), name
+            assert statistics.count == 4
+    # Text reaches the whole decoder, save cross-attention layers, which only pictures enter; and an expert
+    # may get no token.
+    silent = [name for name, statistics in one.items() if not statistics.sum_abs.any()]
+    assert len([name for name in silent if "experts" not in name]) == (1 if family == "mllama" else 0)
+
+
+@pytest.mark.column("pruning")
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_zeroed_neurons_equal_activations_forced_to_zero(family, tower, tiny, seen):
+    model, processor = tiny(family)
+    model = copy.deepcopy(model)
+    batch = Encoder(processor, seen).batch(range(4))
+    mlp = next(mlp for mlp in anatomy(model).mlps if mlp.tower == tower)
+    units = torch.tensor([0, 5, 17, mlp.width - 1])
+    before = logits_of(model, batch)
+    handles = forced_to_zero(model, mlp, units)
+    forced = logits_of(model, batch)
+    for handle in handles:
+        handle.remove()
+    zero_neurons(model, {mlp.name: units})
+    after = logits_of(model, batch)
+    real = batch["attention_mask"].bool()
+    assert (after - forced)[real].abs().max() <= 1e-6 * forced.abs().max()
+    assert (after - before)[real].abs().max() > 1e-5
+    seen_values = []
+    handle = watch_neurons(model, mlp, seen_values.append)
+    logits_of(model, batch)
+    handle.remove()
+    assert not seen_values[0][..., units].any() and seen_values[0].any()
+
+
+def forced_to_zero(model, mlp, units):
+    """Hooks that put zeros in the place of the units' activations, without touching a weight."""
+    if mlp.expert is None:
+
+        def force(module, args):
+            hidden = args[0].clone()
+            hidden[..., units] = 0
+            return (hidden,)
+
+        return [model.get_submodule(mlp.down).register_forward_pre_hook(force)]
+    experts = model.get_submodule(mlp.down.rpartition(".")[0])
+
+    def without(module, args, output):
+        hidden, routed, weights = args
+        gate, up = nn.functional.linear(hidden, module.gate_up_proj[mlp.expert]).chunk(2, dim=-1)
+        values = module.act_fn(gate) * up
+        kept = values.clone()
+        kept[:, units] = 0
+        share = (weights * (routed == mlp.expert)).sum(-1, keepdim=True)
+        return output + share * nn.functional.linear(kept - values, module.down_proj[mlp.expert])
+
+    return [experts.register_forward_hook(without)]
+
+
+@pytest.mark.column("unlearning")
+def test_one_step_of_every_method(family, tiny, seen, told):
+    model, processor = tiny(family)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name in METHODS:
+        changed = copy.deepcopy(model)
+        mask = {n: torch.ones_like(start[n], dtype=torch.bool) for n in anatomy(model).maskable}
+        result = unlearn(
+            changed,
+            processor,
+            method=name,
+            forget=seen[:2],
+            retain=[seen[2], told[3]],
+            mask=mask if name == "mmunlearner" else None,
+            config=LoopConfig(learning_rate=1e-3, steps=1, batch_size=2),
+            settings=settings_of(METHODS[name]),
+        )
+        assert result.steps == 1
+        moved = {n for n, p in changed.named_parameters() if not torch.equal(p, start[n])}
+        groups = anatomy(model).groups
+        assert all(moved & set(groups[group]) for group in groups), name
+
+
+@pytest.mark.column("save, reload")
+def test_saved_and_reloaded_gives_the_same_logits(family, tiny, seen, told, tmp_path):
+    model, processor = tiny(family)
+    save_model(model, processor, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", device="cpu")
+    assert type(loaded.model) is type(model)
+    assert type(loaded.processor) is type(processor)
+    for samples in (seen, told):
+        before, after = (Encoder(p, samples).batch(range(4)) for p in (processor, loaded.processor))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert torch.equal(logits_of(model, before), logits_of(loaded.model, after))

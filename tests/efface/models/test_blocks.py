@@ -1,0 +1,121 @@
+"""MLP blocks in every layout: gate and up apart, in one map, stacked experts stored either way round."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from efface.models.anatomy import MLP
+from efface.models.blocks import Shape, expert_shape, mlp_shape, neuron_entries, watch_neurons
+
+H, N, E = 6, 10, 3
+UNITS = torch.tensor([1, 7])
+
+
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(H, 2 * N)
+        self.down_proj = nn.Linear(N, H)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x):
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(self.act_fn(gate) * up)
+
+
+class Experts(nn.Module):
+    """Stacked experts; a reference that computes each token's experts one by one."""
+
+    def __init__(self, *, transposed, concatenated, bias):
+        super().__init__()
+        self.is_transposed, self.is_concatenated = transposed, concatenated
+        up, down = ((H, 2 * N), (N, H)) if transposed else ((2 * N, H), (H, N))
+        self.gate_up_proj = nn.Parameter(torch.randn(E, *up))
+        self.down_proj = nn.Parameter(torch.randn(E, *down))
+        if bias:
+            self.gate_up_proj_bias = nn.Parameter(torch.randn(E, 2 * N))
+        self.act_fn = nn.SiLU()
+        self.silenced = None
+
+    def forward(self, hidden, routed, weights):
+        out = torch.zeros_like(hidden)
+        for token, (experts, shares) in enumerate(zip(routed, weights, strict=True)):
+            for expert, share in zip(experts.tolist(), shares, strict=True):
+                out[token] += share * self.one(hidden[token], expert)
+        return out
+
+    def one(self, x, expert):
+        made = self.gate_up_proj[expert].T @ x if self.is_transposed else self.gate_up_proj[expert] @ x
+        if hasattr(self, "gate_up_proj_bias"):
+            made = made + self.gate_up_proj_bias[expert]
+        gate, up = (made[:N], made[N:]) if self.is_concatenated else (made[::2], made[1::2])
+        values = self.act_fn(gate) * up
+        if expert == self.silenced:
+            values = values.index_fill(0, UNITS, 0)
+        return values @ self.down_proj[expert] if self.is_transposed else self.down_proj[expert] @ values
+
+
+class Around(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+        self.embeddings = nn.Embedding(5, H)
+        self.config = SimpleNamespace()
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+
+def silence(model, mlp):
+    with torch.no_grad():
+        for parameter, index in neuron_entries(model, mlp, UNITS):
+            parameter[index] = 0
+
+
+def test_gate_and_up_in_one_map():
+    torch.manual_seed(0)
+    model = Around(Fused())
+    assert mlp_shape(model.block) == Shape(("gate_up_proj",), "down_proj", N)
+    mlp = MLP("block", "language", 0, N, "block.down_proj", ("block.gate_up_proj",))
+    x = torch.randn(4, H)
+    seen = []
+    handle = watch_neurons(model, mlp, seen.append)
+    model.block(x)
+    expected = model.block.down_proj(seen[0].index_fill(-1, UNITS, 0))
+    silence(model, mlp)
+    assert torch.allclose(model.block(x), expected, atol=1e-6)
+    handle.remove()
+    assert not seen[1][:, UNITS].any() and (seen[0][:, UNITS] != 0).all()
+    assert int((model.block.gate_up_proj.weight == 0).all(dim=1).sum()) == 2 * len(UNITS)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("concatenated", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_stacked_experts(transposed, concatenated, bias):
+    torch.manual_seed(0)
+    model = Around(Experts(transposed=transposed, concatenated=concatenated, bias=bias))
+    assert expert_shape(model.block, H) == Shape(("gate_up_proj",), "down_proj", N, E)
+    mlp = MLP("block.1", "language", 0, N, "block.down_proj", ("block.gate_up_proj",), expert=1)
+    hidden, weights = torch.randn(4, H), torch.rand(4, 2)
+    routed = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
+    before = {name: p.detach().clone() for name, p in model.block.named_parameters()}
+    seen = []
+    handle = watch_neurons(model, mlp, seen.append)
+    with torch.no_grad():
+        model.block.silenced = 1
+        expected = model.block(hidden, routed, weights)
+        model.block.silenced = None
+        silence(model, mlp)
+        found = model.block(hidden, routed, weights)
+    handle.remove()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert seen[0].shape == (4, N)
+    assert (seen[0].any(dim=1) == torch.tensor([True, False, True, False])).all()
+    assert not seen[1][:, UNITS].any()
+    for name, parameter in model.block.named_parameters():
+        assert torch.equal(parameter[[0, 2]], before[name][[0, 2]]), "other experts stay as they were"

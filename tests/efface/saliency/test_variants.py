@@ -1,0 +1,201 @@
+"""What each variant measures on whom, and that the masks made of it are those of the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from efface.data.encoding import Encoder
+from efface.errors import ModelError
+from efface.models import anatomy
+from efface.models.answers import nll
+from efface.saliency import fisher_diagonal, mask_density, saliency_mask
+from efface.saliency.variants import is_forget, recipe
+
+GROUPS = ("vision", "projector", "language")
+
+
+def planned(model, variant, groups=GROUPS, trained=None):
+    parts = anatomy(model)
+    return recipe(variant, trained or dict(model.named_parameters()), parts, groups=groups)
+
+
+def ids(plan, samples):
+    return [{s.sample_id for s in samples if m.preserves(s)} for m in plan.measurements]
+
+
+@pytest.fixture(scope="session")
+def facts(pictured, written):
+    return [*pictured, *written]
+
+
+def test_both_forget_the_forget_people_with_their_pictures(facts):
+    assert {s.sample_id for s in facts if is_forget(s)} == {"0-image", "1-image"}
+
+
+def test_paper_preserves_everything_else_for_every_weight(model, facts):
+    plan = planned(model, "paper")
+    assert [m.parameters for m in plan.measurements] == [anatomy(model).maskable]
+    assert ids(plan, facts) == [{s.sample_id for s in facts} - {"0-image", "1-image"}]
+    assert (plan.unit, plan.batch_size, plan.smooth_numerator, plan.unmasked) == ("sample", None, False, [])
+
+
+def test_official_code_preserves_by_tower(model, facts):
+    plan = planned(model, "official_code")
+    seeing, speaking = plan.measurements
+    assert {n.split(".")[1] for n in seeing.parameters} == {"vision_tower", "multi_modal_projector"}
+    assert {n.split(".")[1] for n in speaking.parameters} == {"language_model"}
+    retain = {f"{i}-image" for i in range(2, 8)}
+    assert ids(plan, facts) == [retain, retain | {f"{i}-text" for i in range(8)}]
+    assert (plan.unit, plan.batch_size, plan.smooth_numerator) == ("batch", 4, True)
+
+
+def test_official_code_takes_names_and_leaves_all_others_unmasked(model):
+    plan = planned(model, "official_code", groups=("language",))
+    (only,) = plan.measurements
+    assert {name.split(".")[-2] for name in only.parameters} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    assert "lm_head.weight" in plan.unmasked and "model.language_model.norm.weight" in plan.unmasked
+    assert "model.multi_modal_projector.linear_1.weight" in plan.unmasked
+    assert {*only.parameters, *plan.unmasked} == {name for name, _ in model.named_parameters()}
+    assert not set(only.parameters) & set(plan.unmasked)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_paper_masks_only_the_chosen_groups(model, group):
+    parts = anatomy(model)
+    (only,) = planned(model, "paper", groups=(group,)).measurements
+    assert set(only.parameters) == set(parts.groups[group]) & set(parts.maskable)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_no_candidate_among_what_trains_is_an_error(model, variant):
+    with pytest.raises(ModelError, match=r"none of the 1 parameters that train \(lm_head.weight, ...\)"):
+        planned(model, variant, trained=["lm_head.weight"])
+
+
+def slow_official_mask(model, processor, facts, names, preserves):
+    """The released rule, written out: squared gradients of batches of 4, eps above and below."""
+
+    def fisher(samples):
+        # Pictures and words are never in one batch.
+        sums, count = [0.0] * len(names), 0
+        for kind in (True, False):
+            alike = [s for s in samples if (s.image_bytes is not None) is kind]
+            for start in range(0, len(alike), 4):
+                batch = Encoder(processor, alike[start : start + 4]).batch(
+                    range(len(alike[start : start + 4]))
+                )
+                weights = [model.get_parameter(name) for name in names]
+                gradients = torch.autograd.grad(nll(model, batch), weights, allow_unused=True)
+                sums = [
+                    total if g is None else total + g**2 for total, g in zip(sums, gradients, strict=True)
+                ]
+                count += 1
+        return [total / count for total in sums]
+
+    top, bottom = fisher([s for s in facts if is_forget(s)]), fisher([s for s in facts if preserves(s)])
+    return {n: (t + 1e-15) / (b + 1e-15) >= 1 for n, t, b in zip(names, top, bottom, strict=True)}
+
+
+def test_official_mask_equals_the_rule_written_out(model, processor, facts):
+    plan = planned(model, "official_code")
+    for measurement in plan.measurements:
+        fishers = [
+            fisher_diagonal(
+                model,
+                Encoder(processor, [s for s in facts if chosen(s)]).batches(4),
+                parameters=measurement.parameters,
+                unit=plan.unit,
+            )
+            for chosen in (is_forget, measurement.preserves)
+        ]
+        found = saliency_mask(*fishers, smooth_numerator=plan.smooth_numerator)
+        expected = slow_official_mask(model, processor, facts, measurement.parameters, measurement.preserves)
+        for name in measurement.parameters:
+            # A ratio within a rounding error of 1 may fall on either side.
+            assert (found[name] != expected[name]).float().mean() <= 1e-3, name
+
+
+def test_a_weight_no_sample_reaches_is_salient_in_official_code_alone(model, processor, facts):
+    # A neuron that nothing reads has no gradient at all.
+    down = model.get_parameter("model.language_model.layers.1.mlp.down_proj.weight")
+    up = "model.language_model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        down[:, 5] = 0
+    masks = {}
+    for variant in ("paper", "official_code"):
+        plan = planned(model, variant, groups=("language",))
+        (m,) = plan.measurements
+        fishers = [
+            fisher_diagonal(
+                model,
+                Encoder(processor, [s for s in facts if chosen(s)]).batches(4),
+                parameters=[up],
+                unit=plan.unit,
+            )
+            for chosen in (is_forget, m.preserves)
+        ]
+        masks[variant] = saliency_mask(*fishers, smooth_numerator=plan.smooth_numerator)[up]
+    assert not masks["paper"][5].any() and masks["official_code"][5].all()
+    assert masks["paper"].any() and not masks["official_code"].all()
+
+
+def with_lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=3, target_modules=["q_proj", "up_proj", "fc1", "linear_1", "patch_embedding"])
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():  # B starts at zero, which would leave A without a gradient
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return wrapped.eval()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_fisher_of_lora_factors_equals_a_loop_over_samples(model, processor, facts, batch_size):
+    wrapped = with_lora(model)
+    trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+    found = fisher_diagonal(wrapped, Encoder(processor, facts).batches(batch_size))
+    assert found.keys() == trained.keys()
+    expected = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in trained.items()}
+    for batch in Encoder(processor, facts).batches(1):
+        gradients = torch.autograd.grad(nll(wrapped, batch), list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                expected[name] += gradient.double() ** 2 / len(facts)
+    for name, value in expected.items():
+        assert value.any(), name
+        assert (found[name] - value).abs().max() <= 1e-5 * value.max(), name
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_masks_on_lora_factors_are_keyed_to_what_trains(model, processor, facts, variant):
+    parts = anatomy(model)
+    wrapped = with_lora(model)
+    trained = [name for name, p in wrapped.named_parameters() if p.requires_grad]
+    plan = recipe(variant, trained, parts, groups=("vision", "language"))
+    measured = [name for m in plan.measurements for name in m.parameters]
+    projector = [name for name in trained if "projector" in name]
+    patches = [name for name in trained if "patch_embedding" in name]
+    assert projector and patches
+    if variant == "paper":
+        assert measured == [name for name in trained if name not in projector] and not plan.unmasked
+    else:
+        assert plan.unmasked == [name for name in trained if name in projector + patches]
+    fishers = [
+        fisher_diagonal(wrapped, Encoder(processor, samples).batches(4), parameters=measured)
+        for samples in (facts[:2], facts[2:])
+    ]
+    density = mask_density(saliency_mask(*fishers), parts)
+    assert set(density["groups"]) == {"vision", "language"}
+    assert (
+        {"q_proj", "up_proj", "fc1"}
+        <= set(density["kinds"])
+        <= {"q_proj", "up_proj", "fc1", "patch_embedding"}
+    )
+    assert {"vision.0", "vision.1", "language.0", "language.1"} == set(density["layers"])

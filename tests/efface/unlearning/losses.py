@@ -1,0 +1,76 @@
+"""Losses of all methods on made batches: what the tests of losses share."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from efface.data.encoding import collate, encode
+from efface.unlearning.method import METHODS, Batch
+
+SETTINGS = {
+    "npo": {"beta": 0.1},
+    "simnpo": {"beta": 2.5, "delta": 0.2},
+    "idk_dpo": {"beta": 0.1},
+    "undial": {"beta": 3.0},
+    "rmu": {"layer": 1, "scale": 2.0},
+    "mmunlearner": {"variant": "paper"},
+    "system_prompt": {"instruction": "Which colour does red?"},
+}
+TRAINED = [name for name in METHODS if METHODS[name].edit is None]
+LOSSES = [
+    (name, side)
+    for name in TRAINED
+    for side in ("forget", "retain")
+    if getattr(METHODS[name], f"{side}_loss") is not None
+]
+
+
+def settings_of(method):
+    return SETTINGS.get(method.name, {})
+
+
+def moved(model, by=0.3):
+    """A model near the given one: the other side of every comparison with a reference."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(by * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def batch_of(processor, method, side, samples, reference):
+    """A batch with everything the method's loss reads, measured on the reference model."""
+    quantity = getattr(method, f"{side}_reference")
+
+    def made(answered):
+        inputs = collate(encode(processor, answered), processor.tokenizer.pad_token_id)
+        if quantity is None:
+            return Batch(inputs)
+        with torch.no_grad():
+            return Batch(inputs, quantity(reference, inputs, settings_of(method)))
+
+    batch = made(samples)
+    other = None
+    if method.other_answers is not None and side == "forget":
+        other = made(method.other_answers(samples, 0))
+    return Batch(batch.inputs, batch.reference, other)
+
+
+def lengthened(batch, extra, *, fill, seen):
+    """The same batch with more positions on the right: padding, or tokens that are seen and not labelled."""
+
+    def longer(inputs):
+        changed = dict(inputs)
+        for key, value in (("input_ids", fill), ("attention_mask", int(seen)), ("labels", -100)):
+            changed[key] = torch.nn.functional.pad(inputs[key], (0, extra), value=value)
+        return changed
+
+    other = batch.other and Batch(longer(batch.other.inputs), batch.other.reference)
+    return Batch(longer(batch.inputs), batch.reference, other, batch.seed)
+
+
+def loss_of(model, method, side, batch):
+    return getattr(method, f"{side}_loss")(model, batch, settings_of(method))

@@ -1,0 +1,91 @@
+"""The system prompt acts on the prompt that the model sees, and comes back from the saved folder."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from efface.data.encoding import Encoder, prompt_of
+from efface.errors import ModelError
+from efface.models import load_model, save_model
+from efface.unlearning import unlearn
+from efface.unlearning.loop import LoopConfig
+
+INSTRUCTION = 'Say "red" {{ and }} nothing else.\nNot blue.'
+ROLES = (
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+STRINGS = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}[[{{ m['content'] + '' }}]]"
+    "{% elif m['role'] == 'user' %}U:{{ m['content'][-1]['text'] }}{% else %}A:{{ m['content'] }}"
+    "{% endif %}{% endfor %}"
+)
+REFUSING = (
+    "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + ROLES
+)
+
+
+def instructed(model, processor, text=INSTRUCTION):
+    return unlearn(
+        model,
+        processor,
+        method="system_prompt",
+        forget=[],
+        retain=[],
+        settings={"instruction": text},
+        config=LoopConfig(learning_rate=0.0, steps=0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (ROLES, f"<system>{INSTRUCTION}<user><image>Who?<assistant>"),
+        (STRINGS, f"[[{INSTRUCTION}]]U:Who?"),
+        (REFUSING, f"{INSTRUCTION}\n<user><image>Who?<assistant>"),
+        (None, f"{INSTRUCTION}\nUSER: <image> Who? ASSISTANT:"),  # the sandbox's, which knows two roles
+    ],
+)
+def test_the_instruction_stands_where_the_template_puts_it(model, processor, template, expected):
+    processor = copy.deepcopy(processor)
+    processor.chat_template = template or processor.chat_template
+    result = instructed(model, processor)
+    assert prompt_of(processor, "Who?", image=True) == expected
+    assert result.steps == 0 and result.history == []
+
+
+def test_the_saved_folder_asks_with_the_instruction(model, processor, pictured, tmp_path):
+    changed = copy.deepcopy(processor)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plain = Encoder(processor, pictured).batch([0])
+    instructed(model, changed, "Which colour does this person like?")  # words the tiny tokenizer knows
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    save_model(model, changed, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    batch = Encoder(loaded.processor, pictured).batch([0])
+    extra = batch["input_ids"].shape[1] - plain["input_ids"].shape[1]
+    assert extra == 7
+    labels = [b["labels"][b["labels"] != -100].tolist() for b in (plain, batch)]
+    assert labels[0] == labels[1]
+    with torch.no_grad():
+        logits = [
+            loaded.model(**{k: v for k, v in asked.items() if k != "labels"}).logits[0, -2]
+            for asked in (plain, batch)
+        ]
+    assert not torch.allclose(*logits, atol=1e-2)
+
+
+def test_a_processor_without_template_is_refused(model, processor):
+    bare = copy.deepcopy(processor)
+    bare.chat_template = None
+    with pytest.raises(ModelError, match="has no chat template to put an instruction into"):
+        instructed(model, bare)
+
+
+def test_an_empty_instruction_is_refused(model, processor):
+    with pytest.raises(ValueError, match="system_prompt: settings.instruction is '': expected a text"):
+        instructed(model, processor, "")

@@ -1,0 +1,81 @@
+"""One small training run as a program: python training_run.py FOLDER OPTIONS; tests kill it and count.
+
+Writes the batches it drew, process by process, and at the end the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from efface.data.encoding import Encoder
+from efface.lora import Lora, add_lora
+from efface.models import sandbox
+from efface.unlearning import METHODS
+from efface.unlearning.checkpoint import Checkpoints
+from efface.unlearning.loop import LoopConfig, Terms, train
+from efface.unlearning.processes import Processes
+from efface.unlearning.streams import BatchStream
+from tests.efface.conftest import SHAPE, sample
+
+
+def made_model():
+    facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
+    corpus = [text for fact in facts for text in (fact.question, fact.answer)]
+    processor = sandbox.build_processor(sandbox.build_tokenizer(corpus), **SHAPE)
+    torch.manual_seed(0)
+    model = sandbox.build_model(
+        processor.tokenizer, **SHAPE, width=32, mlp_width=48, vision_layers=2, language_layers=2, heads=2
+    )
+    return model.eval(), processor
+
+
+def main(folder: Path, *, lora: bool, **settings) -> None:
+    torch.set_num_threads(1)
+    model, processor = made_model()
+    processes, drawn = Processes(), []
+    original = BatchStream.indices_at
+
+    def watched(self, position):
+        indices = original(self, position)
+        drawn.append([self.seed, list(indices)])
+        return indices
+
+    BatchStream.indices_at = watched
+    adapter = add_lora(model, Lora(4, 8.0, 0.2, ("language",)), seed=0) if lora else None
+    terms = Terms(
+        forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
+        retain=Encoder(processor, [sample(i, pictured=i % 2 > 0) for i in range(26)]),
+        method=METHODS["npo"],
+        settings={"beta": 0.1},
+    )
+    config = LoopConfig(learning_rate=1e-3, batch_size=2, weight_decay=0.01, seed=3, **settings)
+    result = train(
+        model, terms, config, adapter=adapter, checkpoints=Checkpoints(folder / "checkpoint", key="k")
+    )
+    named = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(named, folder / f"weights-{processes.rank}.safetensors")
+    record = {"history": result.history, "drawn": drawn, "processes": processes.count}
+    (folder / f"run-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def slow_steps(seconds: float) -> None:
+    """Make every optimizer step take a while, so that a kill lands between them."""
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        time.sleep(seconds)
+        return original(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = step
+
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[2])
+    slow_steps(options.pop("delay", 0.0))
+    main(Path(sys.argv[1]), **options)

@@ -1,0 +1,146 @@
+"""The stages importance and prune on a tiny model: one importance file, many prunings, no forward pass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from efface.data.samples import read_samples, write_samples
+from efface.errors import ArtifactError, DataError
+from efface.importance.files import load_tables
+from efface.models import anatomy, load_model
+from tasks import importance, prune
+from tests.efface.conftest import model, processor  # noqa: F401
+from tests.tiny_root import make_root, params_with
+
+PLAIN = {"selection": "importance", "fraction": 0.125, "scope": "tower", "layers": "all"}
+
+
+@pytest.fixture
+def root(tmp_path, model, processor):  # noqa: F811
+    return make_root(tmp_path, model, processor)
+
+
+def measured(root, **changes):
+    importance.run(params_with("importance", batch_size=4, **changes), root)
+    return load_tables(root / "masks" / "importance.safetensors")
+
+
+def pruned(root, **changes):
+    """What pruning says and the weights it leaves."""
+    params = params_with("prune")
+    method = type(params.prune.methods["manu"]).model_validate(PLAIN | changes)
+    methods = {"manu": method}
+    prune.run(
+        params.model_copy(update={"prune": params.prune.model_copy(update={"methods": methods})}),
+        "manu",
+        root,
+    )
+    folder = root / "models" / "unlearned" / "manu"
+    return json.loads((folder / "pruning.json").read_text()), load_model(folder, device="cpu").model
+
+
+def test_several_fractions_and_rankings_from_one_file_without_a_forward_pass(root, model, monkeypatch):  # noqa: F811
+    measured(root)
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a module was called"))
+    counts, chosen = {}, {}
+    for name, changes in {
+        "small": {"fraction": 0.0625},
+        "plain": {},
+        "random": {"selection": "random"},
+        "activation": {"selection": "activation"},
+        "no_retain": {"selection": "no_retain"},
+        "var": {"selection": "var"},
+        "language": {"layers": {"language": [1, 1]}},
+    }.items():
+        about, _ = pruned(root, **changes)
+        counts[name] = {tower: sum(of.values()) for tower, of in about["pruned"].items()}
+        chosen[name] = about["units"]
+    assert counts["small"] == {"vision": 6, "language": 6}
+    assert counts["plain"] == counts["random"] == counts["activation"] == {"vision": 12, "language": 12}
+    assert counts["language"] == {"vision": 0, "language": 12}
+    assert len({json.dumps(units) for units in chosen.values()}) == len(chosen)
+    assert {k: len(v) for k, v in chosen["random"].items()} == {k: len(v) for k, v in chosen["plain"].items()}
+
+
+def test_paper_zeroes_the_chosen_neurons(root, model):  # noqa: F811
+    measured(root)
+    about, after = pruned(root)
+    for mlp in anatomy(after).mlps:
+        units = about["units"].get(mlp.name, [])
+        silent = ~after.get_parameter(f"{mlp.down}.weight").any(dim=0)
+        assert silent.nonzero().flatten().tolist() == units
+
+
+def test_variance_only_needs_no_grey_picture(root):
+    blank, *_ = measured(root)
+    alone, units, _ = measured(root, vision_text_reference="variance_only")
+    seeing = [unit.name for unit in units if unit.tower == "vision"]
+    for name in seeing:
+        spread = alone["forget.multimodal.variance"][name].sqrt()
+        assert torch.allclose(alone["importance.forget"][name], spread, atol=1e-6)
+        assert not torch.allclose(blank["importance.forget"][name], spread, atol=1e-3)
+    speaking = [unit.name for unit in units if unit.tower == "language"]
+    assert all(torch.equal(alone["score"][name], blank["score"][name]) for name in speaking)
+    with pytest.raises(ValueError, match="has no abs to be ranked by"):
+        pruned(root, selection="abs")
+
+
+def test_official_code_zeroes_output_rows(root):
+    _, units, metadata = measured(root, variant="official_code")
+    assert metadata["variant"] == "official_code"
+    assert {unit.name.rpartition(".")[2] for unit in units} >= {"fc1", "fc2", "down_proj"}
+    about, after = pruned(root, fraction=0.1)
+    assert about["pruned"].keys() == {"vision", "language"}
+    for unit in units:
+        dead = ~after.get_parameter(f"{unit.name}.weight").any(dim=1)
+        assert dead.nonzero().flatten().tolist() == about["units"].get(unit.name, [])
+    total = sum(unit.width for unit in units if unit.tower == "vision")
+    assert sum(about["pruned"]["vision"].values()) == round(0.1 * total)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_recovery_trains_everything_but_what_was_pruned(root, model, variant):  # noqa: F811
+    measured(root, variant=variant)
+    about, bare = pruned(root)
+    recovery = {"steps": 3, "learning_rate": 1e-2, "batch_size": 4}
+    again, after = pruned(root, recovery=recovery)
+    assert again["units"] == about["units"]
+    moved = {name for name, p in after.named_parameters() if not torch.equal(p, bare.get_parameter(name))}
+    assert "lm_head.weight" in moved
+    for mlp in anatomy(after).mlps:
+        for name in (*mlp.up, mlp.down):
+            key, dim = f"{name}.weight", 1
+            if variant == "paper" and name == mlp.down:
+                dim = 0
+            silent = ~bare.get_parameter(key).any(dim=dim)
+            assert torch.equal(~after.get_parameter(key).any(dim=dim), silent), key
+            assert key in moved
+    record = json.loads((root / "runs" / "prune@manu.json").read_text())
+    assert len(record["history"]) == 3 and "prepared" in record["inputs"]
+
+
+def test_other_weights_are_refused(root, model, processor):  # noqa: F811
+    measured(root)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(root / "models" / "vanilla")
+    with pytest.raises(ArtifactError, match="made from other weights"):
+        pruned(root)
+
+
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_an_empty_set_is_an_error(root, split):
+    table = root / "prepared" / "samples.parquet"
+    write_samples([s for s in read_samples(table) if s.split != split], table)
+    with pytest.raises(DataError, match=f"the {split} set has no training fact"):
+        measured(root)
+
+
+def test_the_file_holds_float32(root):
+    measured(root)
+    tensors = load_file(root / "masks" / "importance.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -1,0 +1,167 @@
+"""The stage unlearn on a tiny model: what it writes when it ends well, early, in divergence, with LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from efface.data.samples import write_samples
+from tasks import unlearn
+from tasks.params import load_params
+from tasks.params.unlearning import Unlearn
+from tests.efface.conftest import sample
+
+PROJECT = Path(__file__).resolve().parents[2]
+LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.1, "components": ["language"], "keep_adapter": True}
+TRAINING = {
+    "start": "vanilla",
+    "mask": "none",
+    "settings": {},
+    "epochs": 2,
+    "learning_rate": 1e-3,
+    "forget_weight": 1.0,
+    "retain_weight": 1.0,
+    "max_grad_norm": 1.0,
+    "warmup_fraction": 0.0,
+    "weight_decay": 0.0,
+    "retain_batches_per_forget_batch": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    from efface.models import save_model
+    from tests.efface.unlearning.training_run import made_model
+
+    root = tmp_path_factory.mktemp("data")
+    (root / "prepared").mkdir()
+    facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
+    write_samples(facts, root / "prepared" / "samples.parquet")
+    save_model(*made_model(), root / "models" / "vanilla")
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "data"))
+
+
+def params(methods, **shared):
+    loaded = load_params(PROJECT / "params.yaml")
+    section = loaded.unlearn.model_dump(mode="json") | {"batch_size": 2, "checkpoint_every": 1}
+    return loaded.model_copy(
+        update={"unlearn": Unlearn.model_validate(section | {"methods": methods} | shared)}
+    )
+
+
+def record_of(root, name):
+    return json.loads((root / "runs" / f"unlearn@{name}.json").read_text())
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_method_starts_from_what_another_has_made(root, capsys):
+    methods = {
+        "grad_diff": TRAINING,
+        "npo": TRAINING | {"start": "unlearned/grad_diff", "settings": {"beta": 0.1}},
+    }
+    settings = params(methods)
+    for name in methods:
+        unlearn.run(settings, name, root=root)
+    assert "made by npo in 2 steps (ran its length); last losses: forget" in capsys.readouterr().out
+    record = record_of(root, "npo")
+    assert record["summary"] == {"steps": 2, "stopped_by": None, "status": "finished"}
+    assert record["inputs"]["start"] == record_of(root, "grad_diff")["outputs"]["grad_diff"]
+    assert not any((root / "checkpoints" / "unlearn@npo").iterdir())
+    one, two = (weights(root / "models" / "unlearned" / name) for name in methods)
+    assert any(bool((one[key] != two[key]).any()) for key in one)
+
+
+def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):
+    from efface.models import load_model
+
+    unlearn.run(params({"npo": TRAINING | {"settings": {"beta": 0.1}}}, lora=LORA), "npo", root=root)
+    folder, before = root / "models" / "unlearned" / "npo", weights(root / "models" / "vanilla")
+    after = weights(folder)
+    assert after.keys() == before.keys()
+    changed = {key for key in before if bool((before[key] != after[key]).any())}
+    assert changed and all("language_model" in key for key in changed)
+    assert (folder / "adapter" / "adapter_config.json").is_file()
+    load_model(folder)
+    assert record_of(root, "npo")["params"]["lora"] == LORA
+
+
+def test_a_prompt_is_a_model_folder_too(root, capsys):
+    from efface.data.encoding import prompt_of
+    from efface.models import load_model
+
+    entry = {"start": "vanilla", "mask": "none", "settings": {"instruction": "Say red."}}
+    unlearn.run(params({"system_prompt": entry}, lora=LORA), "system_prompt", root=root)
+    folder = root / "models" / "unlearned" / "system_prompt"
+    assert prompt_of(load_model(folder).processor, "Who?", image=False).startswith("Say red.\nUSER: Who?")
+    before, after = weights(root / "models" / "vanilla"), weights(folder)
+    assert all(bool((before[key] == after[key]).all()) for key in before)
+    assert "without training" in capsys.readouterr().out
+
+
+def test_a_stop_rule_ends_well_and_is_recorded(root):
+    stop = {"forget_loss": 1e-3, "retain_rise": None}
+    unlearn.run(params({"grad_diff": TRAINING}, stop=stop), "grad_diff", root=root)
+    summary = record_of(root, "grad_diff")["summary"]
+    assert summary["steps"] == 1 and summary["stopped_by"].endswith("> 0.001 at step 1")
+    assert summary["status"] == f"stopped by {summary['stopped_by']}"
+
+
+def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkeypatch):
+    from efface.unlearning import METHODS
+    from efface.unlearning.loop import DivergenceError
+    from efface.unlearning.methods import grad_diff
+
+    calls = 0
+
+    def breaking(*args):
+        nonlocal calls
+        calls += 1
+        term = METHODS["gradient_ascent"].forget_loss(*args)
+        return term if calls < 2 else dataclasses.replace(term, loss=term.loss * float("nan"))
+
+    monkeypatch.setattr(grad_diff, "METHOD", dataclasses.replace(grad_diff.METHOD, forget_loss=breaking))
+    with pytest.raises(
+        DivergenceError, match="forget_loss is nan at step 1 of 2; the checkpoint of step 1 is"
+    ):
+        unlearn.run(params({"grad_diff": TRAINING}), "grad_diff", root=root)
+    record = record_of(root, "grad_diff")
+    assert record["summary"]["status"].startswith("diverged: forget_loss is nan at step 1 of 2")
+    assert len(record["history"]) == 1 and record["outputs"] == {}
+    assert not (root / "models" / "unlearned" / "grad_diff").exists()
+    (checkpoint,) = (root / "checkpoints" / "unlearn@grad_diff").iterdir()
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (TRAINING | {"settings": {"beta": 1}}, "methods.grad_diff.settings.beta is 1: unknown setting"),
+        (
+            TRAINING | {"learning_rate": None},
+            "methods.grad_diff.learning_rate is null: expected a number above 0",
+        ),
+    ],
+)
+def test_bad_entries(entry, message):
+    with pytest.raises(ValueError, match=message):
+        params({"grad_diff": entry})
+
+
+def test_what_does_not_train_takes_no_training_keys():
+    entry = {"start": "vanilla", "mask": "none", "settings": {"instruction": "x"}, "epochs": 1}
+    with pytest.raises(ValueError, match="methods.system_prompt.epochs is 1: this method does not train"):
+        params({"system_prompt": entry})

@@ -1,0 +1,29 @@
+"""A data folder with a dozen samples and the tiny model as vanilla, for running single stages in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from efface.data.samples import write_samples
+from efface.models import save_model
+from tasks.params import Params, load_params
+from tests.efface.conftest import sample
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def make_root(folder: Path, model, processor) -> Path:
+    """Write `prepared/samples.parquet` (forget people 0 and 1, retain people 2 to 7) and `models/vanilla`."""
+    (folder / "prepared").mkdir()
+    rows = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
+    write_samples(rows, folder / "prepared" / "samples.parquet")
+    (folder / "models" / "vanilla").mkdir(parents=True)
+    save_model(model, processor, folder / "models" / "vanilla")
+    return folder
+
+
+def params_with(section: str, **changes: object) -> Params:
+    """The project's parameters with some keys of one section replaced, checked as always."""
+    data = load_params(PROJECT / "params.yaml").model_dump(mode="json")
+    data[section] |= changes
+    return Params.model_validate(data)
