@@ -14,7 +14,7 @@ Several processes and accumulation change one thing: a step takes more batches, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efface.data.encoding import Encoder, to_device
+from efface.data.encoding import Encoder
 from efface.settings import Settings
 from efface.unlearning.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
 from efface.unlearning.gradients import mask_for, take_gradients
-from efface.unlearning.method import FINE_TUNING, Batch, Loss, Method, Quantity
+from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
 from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.sides import Side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,28 +101,6 @@ def train(
             return run.go(label)
 
 
-class _Side:
-    """One set's part in the run: which batches meet in which step, and what its loss reads."""
-
-    def __init__(self, encoder: Encoder, loss: Loss, seed: int, batch_size: int):
-        self.encoder, self.loss = encoder, loss
-        self.stream = BatchStream(encoder, batch_size=batch_size, seed=seed)
-        self.other: Encoder | None = None
-        self.references: References | None = None
-        self.other_references: References | None = None
-
-    def batch(self, position: int, device: torch.device, seed: int) -> Batch:
-        indices = self.stream.indices_at(position)
-        inputs = to_device(self.encoder.batch(indices), device)
-        other = None
-        if self.other is not None:
-            others = to_device(self.other.batch(indices), device)
-            asked = self.other_references
-            other = Batch(others, None if asked is None else asked.of(indices, others), seed=seed)
-        asked = self.references
-        return Batch(inputs, None if asked is None else asked.of(indices, inputs), other, seed)
-
-
 class _Run:
     def __init__(
         self, model: PreTrainedModel, terms: Terms, config: LoopConfig, checkpoints: Checkpoints | None
@@ -151,12 +129,22 @@ class _Run:
 
     def begin(self, adapter: Adapter | None, folder: Path | None) -> None:
         """Measure references, then go back to the checkpoint if there is one."""
-        folder = folder or (None if adapter or not self.checkpoints else self.checkpoints.references)
+        if folder is None and adapter is None and self.checkpoints is not None:
+            folder = self.checkpoints.references
         method = self.terms.method
+        for side, quantity in (
+            (self.forget, method.forget_reference),
+            (self.retain, method.retain_reference),
+        ):
+            if side is not None and quantity is not None:
+                side.compare(self._references(quantity, adapter, folder))
+        self._resume()
+        self.model.train()
 
-        def references(encoder: Encoder | None, quantity: Quantity | None) -> References | None:
-            if encoder is None or quantity is None:
-                return None
+    def _references(
+        self, quantity: Quantity, adapter: Adapter | None, folder: Path | None
+    ) -> Callable[[Encoder], References]:
+        def made(encoder: Encoder) -> References:
             question = Question(
                 self.model, encoder, quantity, self.terms.settings, self.precision, self.config.batch_size
             )
@@ -164,14 +152,7 @@ class _Run:
                 return OnDisk(question, folder, self.processes)
             return InMemory(question) if adapter is None else AdapterOff(question, adapter)
 
-        if self.forget is not None:
-            self.forget.other = self.terms.other
-            self.forget.references = references(self.forget.encoder, method.forget_reference)
-            self.forget.other_references = references(self.forget.other, method.forget_reference)
-        if self.retain is not None:
-            self.retain.references = references(self.retain.encoder, method.retain_reference)
-        self._resume()
-        self.model.train()
+        return made
 
     def go(self, label: str) -> LoopResult:
         stopped_by = None
@@ -198,14 +179,14 @@ class _Run:
         self.model.eval()
         return LoopResult(steps=self.state.step, history=self.state.history, stopped_by=stopped_by)
 
-    def _sides(self) -> tuple[_Side | None, _Side | None]:
+    def _sides(self) -> tuple[Side | None, Side | None]:
         terms, config, method = self.terms, self.config, self.terms.method
         forget = retain = None
         if terms.forget is not None and config.forget_weight:
-            forget = _Side(terms.forget, method.forget_loss, config.seed, config.batch_size)
+            forget = Side(terms.forget, method.forget_loss, config, config.seed, other=terms.other)
         wanted = config.retain_weight and config.retain_batches_per_forget_batch
         if terms.retain is not None and method.retain_loss is not None and wanted:
-            retain = _Side(terms.retain, method.retain_loss, config.seed + 1, config.batch_size)
+            retain = Side(terms.retain, method.retain_loss, config, config.seed + 1)
         return forget, retain
 
     def _length(self) -> tuple[int, int]:
@@ -255,12 +236,12 @@ class _Run:
         beside = self.config.retain_batches_per_forget_batch
         return [position * beside + k for position in mine for k in range(beside)], count * beside
 
-    def _gradient(self, kind: str, side: _Side, step: int, record: dict[str, float]) -> dict[str, Tensor]:
+    def _gradient(self, kind: str, side: Side, step: int, record: dict[str, float]) -> dict[str, Tensor]:
         weight = self.config.forget_weight if kind == "forget" else self.config.retain_weight
         positions, count = self._positions(kind, step)
         total = 0.0
         for position in positions:
-            batch = side.batch(position, self.device, self.config.seed)
+            batch = side.batch(position, self.device)
             with self.precision.computing():
                 term = side.loss(self.model, batch, self.terms.settings)
             self.precision.backward(weight / count * term.loss)
