@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from efface.data.benchmarks import FRACTIONS
 from tasks.params.attribution import Importance, Saliency
-from tasks.params.data import Avatars, Prepare
+from tasks.params.data import Avatars, Benchmark, Prepare
 from tasks.params.errors import ParamsError, explain
 from tasks.params.evaluation import Evaluate, Report
 from tasks.params.file import PROFILES, merged, profiles_of, read
@@ -32,6 +33,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     """Seed of training and drawing."""
     avatars: Avatars
+    benchmark: Benchmark
     prepare: Prepare
     base: Base
     vanilla: Finetuning
@@ -42,6 +44,21 @@ class Params(Section):
     prune: Prune
     evaluate: Evaluate
     report: Report
+
+    @model_validator(mode="after")
+    def _the_benchmark_can_be_split_so(self) -> Params:
+        name, known = self.benchmark.name, FRACTIONS.get(self.benchmark.name)
+        if known is not None and self.prepare.forget_fraction not in known:
+            raise ValueError(
+                f"prepare.forget_fraction is {self.prepare.forget_fraction}: expected one of "
+                f"{', '.join(map(str, known))}, which {name} has"
+            )
+        if known is not None and self.prepare.forget_people is not None:
+            raise ValueError(
+                f"prepare.forget_people is {self.prepare.forget_people}: expected null, because {name} says "
+                "itself who is to be forgotten"
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_model_is_evaluated(self) -> Params:

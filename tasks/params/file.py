@@ -70,7 +70,7 @@ def _profile_mistakes(
     if mistakes:
         return mistakes
     # These shape dvc.yaml (which stages there are, what they read), and dvc.yaml reads the sections only.
-    fixed = ["avatars.profile", "prepare.benchmark", "evaluate.models"]
+    fixed = ["avatars.profile", "evaluate.models"]
     for kind in ("unlearn", "prune"):
         methods = overrides[kind].get("methods") or {}
         fixed += [f"{kind}.methods.{name}.mask" for name in methods]

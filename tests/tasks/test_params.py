@@ -91,7 +91,7 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "    prune: {}\n    more: {}\n",
             "profiles.quick.more",
             "not a section",
-            "avatars, prepare, base",
+            "avatars, benchmark, prepare, base",
         ),
         (
             "    unlearn: {}",
