@@ -19,7 +19,8 @@ from efface.errors import DataError
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 _BATCH_ROWS, _STREAMED_ROWS = 512, 16
-_GROUP_BYTES = 1 << 27
+_BUFFER_BYTES = 1 << 20  # read at a time when streaming, in place of a whole column of a row group
+_GROUP_BYTES = 1 << 26
 """Bytes of pictures, repeats counted, that close a row group: one array may hold 2 GiB, memory less."""
 # A dictionary page this large lets every picture of a row group be stored once, however often rows repeat it.
 _DICTIONARY_BYTES = 1 << 30
@@ -101,7 +102,7 @@ def read_rows(
     """
     shared: dict[bytes, bytes] = {}
     size = _STREAMED_ROWS if streaming else _BATCH_ROWS
-    with _opened(path) as file:
+    with _opened(path, buffered=_BUFFER_BYTES if streaming else 0) as file:
         names = file.schema_arrow.names
         if missing := [c for c in [*(columns or ()), *(where or ())] if c not in names]:
             raise DataError(
@@ -128,12 +129,12 @@ def read_column_names(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, *, buffered: int = 0) -> Iterator[Any]:
     """A parquet file to read; what goes wrong inside the block is told as damage to the file."""
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True, buffer_size=buffered) as file:
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: expected a parquet file; {_RESTORE}") from error

@@ -16,7 +16,7 @@ from tasks.params.attribution import Importance, Saliency
 from tasks.params.data import Avatars, Benchmark, Prepare
 from tasks.params.errors import ParamsError, explain
 from tasks.params.evaluation import Evaluate, Report
-from tasks.params.file import PROFILES, merged, profiles_of, read
+from tasks.params.file import PROFILES, for_sections_only, merged, profiles_of, read
 from tasks.params.models import Base, Finetuning
 from tasks.params.pruning import Prune
 from tasks.params.section import Section
@@ -101,6 +101,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             mistakes += explain(error, Params.model_json_schema(), name, profiles[name])
         else:
             loaded = params if name == chosen else loaded
+        mistakes += for_sections_only(name, profiles[name], data)
     if mistakes or loaded is None:
         raise ParamsError(path, mistakes)
     return loaded
