@@ -52,8 +52,9 @@ def fetch(source: str, patterns: Sequence[str]) -> Root:
 
 
 def _download(source: str, patterns: Sequence[str]) -> Root:
+    from httpx2 import HTTPError  # raised when a connection breaks; the base of the Hub's own errors
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     match = _URL.fullmatch(source)
     if match is None:
@@ -67,7 +68,7 @@ def _download(source: str, patterns: Sequence[str]) -> Root:
         folder = snapshot_download(
             match["id"], repo_type=kind, revision=match["revision"], allow_patterns=list(patterns)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         by_hand = f"hf download {match['id']} --repo-type {kind} --revision {match['revision']}"
         raise DataError(
