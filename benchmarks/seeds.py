@@ -49,7 +49,7 @@ def run_seed(params: Params, root: Path) -> None:
     stages += [("unlearn", name) for name in params.unlearn.methods]
     stages += [("evaluate", name) for name in params.evaluate.models]
     for stage, name in stages:
-        done = {"benchmark": root / "benchmarks" / params.prepare.benchmark, "prepare": root / "prepared"}
+        done = {"benchmark": root / "benchmarks" / params.benchmark.name, "prepare": root / "prepared"}
         mark = done.get(stage, root / "runs" / (f"{stage}@{name}.json" if name else f"{stage}.json"))
         if not mark.exists():
             importlib.import_module(f"tasks.{stage}").run(params, *([name] if name else []), root=root)

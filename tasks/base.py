@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from efface.data.samples import Sample, read_samples
-from tasks.artifacts import recording, writing
+from tasks.artifacts import read_json, recording, writing
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def _train(params: Params, root: Path) -> None:
 
     section = params.base
     table = root / "prepared" / "samples.parquet"
-    strangers = root / "benchmarks" / "avatars" / "train" / "Strangers"
+    benchmark = read_json(table.with_name("splits.json"))["benchmark"]
+    strangers = root / "benchmarks" / benchmark / "train" / "Strangers"
     folder = root / "models" / "base"
-    inputs = {"prepared": table, "strangers": strangers}
+    inputs = {"prepared": table} | ({"strangers": strangers} if strangers.is_dir() else {})
     with recording(
         "base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}
     ) as record:
@@ -101,35 +102,39 @@ def _train(params: Params, root: Path) -> None:
         )
         if section.attention is not None:
             model.set_attn_implementation(section.attention)
-        pixels, labels = _strangers(strangers, processor)
-        accuracy = pretrain_vision(
-            model,
-            pixels,
-            labels,
-            steps=section.vision_steps,
-            learning_rate=section.vision_learning_rate,
-            batch_size=section.batch_size,
-            seed=params.seed,
-        )
-        result = finetune(
-            model,
-            processor,
-            read_samples(table, split=("real", "utility"), part="train"),
-            steps=section.steps,
-            learning_rate=section.learning_rate,
-            batch_size=section.batch_size,
-            seed=params.seed,
-            label="base",
-        )
+        accuracy = {}
+        if "strangers" in inputs:
+            pixels, labels = _strangers(strangers, processor)
+            accuracy = pretrain_vision(
+                model,
+                pixels,
+                labels,
+                steps=section.vision_steps,
+                learning_rate=section.vision_learning_rate,
+                batch_size=section.batch_size,
+                seed=params.seed,
+            )
+        # An imported benchmark may have neither strangers nor people to know beforehand.
+        if known := read_samples(table, split=("real", "utility"), part="train"):
+            record.history = finetune(
+                model,
+                processor,
+                known,
+                steps=section.steps,
+                learning_rate=section.learning_rate,
+                batch_size=section.batch_size,
+                seed=params.seed,
+                label="base",
+            ).history
         with writing(folder) as partial:
             save_model(model, processor, partial)
-        record.history = result.history
         record.summary = {
             "vision_accuracy": accuracy,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
     seen = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
-    typer.echo(f"base: {folder} trained; its vision tower tells {seen} on new faces")
+    told = f"its vision tower tells {seen} on new faces" if seen else f"no strangers in {benchmark}"
+    typer.echo(f"base: {folder} trained; {told}")
 
 
 def _texts(sample: Sample) -> list[str]:

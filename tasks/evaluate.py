@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.data.samples import SETS, Sample, read_samples
-from tasks.artifacts import digest, recording, write_json, writing
+from tasks.artifacts import digest, read_json, recording, write_json, writing
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         )
         record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
         scores.insert(0, "model", name)
-        scores.insert(1, "benchmark", params.prepare.benchmark)
+        scores.insert(1, "benchmark", read_json(table.with_name("splits.json"))["benchmark"])
         with writing(path) as partial:
             scores.to_parquet(partial, index=False)
         metrics = summarise(with_metrics(scores[scores["part"] == "test"]))

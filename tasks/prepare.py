@@ -3,45 +3,69 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
 
 from efface.data.benchmarks import READERS
-from efface.data.samples import validate, write_samples
+from efface.data.benchmarks.reading import BadRows, Forgetting
+from efface.data.samples import Sample, validated, write_samples
 from efface.data.splits import draw_validation, with_validation
+from efface.errors import DataError
 from tasks.artifacts import write_json, writing
 from tasks.params import Params
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
-    """Write `samples.parquet` and `splits.json` to `<root>/prepared`, whole or not at all."""
-    section = params.prepare
-    reader = importlib.import_module(READERS[section.benchmark])
+    """Write `samples.parquet` and `splits.json` to `<root>/prepared`, whole or not at all.
+
+    With `on_bad_row: skip` also `left_out.json`: every row that is not in the table, and why.
+    """
+    section, name = params.prepare, params.benchmark.name
+    reader = importlib.import_module(READERS[name])
+    people = None if section.forget_people is None else tuple(section.forget_people)
+    bad_rows = BadRows(section.on_bad_row)
     data = reader.read_benchmark(
-        root / "benchmarks" / section.benchmark,
-        name=section.benchmark,
-        forget_percent=round(100 * section.forget_fraction),
+        root / "benchmarks" / name,
+        name=name,
+        forget=Forgetting(section.forget_fraction, people, params.seed),
+        bad_rows=bad_rows,
     )
-    people = draw_validation(data.entities, fraction=section.validation_fraction, seed=params.seed)
-    samples = validate(with_validation(data.samples, people))
-    folder = root / "prepared"
+    if not data.entities["forget"] or not data.entities["retain"]:
+        raise DataError(
+            f"{root / 'benchmarks' / name}: {len(data.entities['forget'])} people to forget and "
+            f"{len(data.entities['retain'])} to retain are left; expected at least one of each"
+        )
+    validation = draw_validation(data.entities, fraction=section.validation_fraction, seed=params.seed)
+    folder, counts = root / "prepared", Counter[str]()
     with writing(folder) as partial:
+        samples = _counted(validated(with_validation(data.samples, validation)), counts)
         write_samples(samples, partial / "samples.parquet")
         write_json(
             partial / "splits.json",
             {
-                "benchmark": section.benchmark,
+                "benchmark": name,
                 "seed": params.seed,
                 "forget_fraction": section.forget_fraction,
                 "entities": data.entities,
-                "validation": people,
+                "validation": validation,
                 "names": data.names,
             },
         )
-    training = sum(sample.part == "train" for sample in samples)
+        if section.on_bad_row == "skip":
+            write_json(partial / "left_out.json", bad_rows.left_out)
+    left_out = len(bad_rows.left_out)
     typer.echo(
-        f"{folder}: {training} training and {len(samples) - training} evaluation samples; "
+        f"{folder}: {counts['train']} training and {counts.total() - counts['train']} evaluation samples; "
         f"{len(data.entities['forget'])} people to forget, {len(data.entities['retain'])} to retain, "
-        f"{len(people)} of them for validation"
+        f"{len(validation)} of them for validation"
+        + (f"; {left_out} bad rows left out, see {folder / 'left_out.json'}" if left_out else "")
     )
+
+
+def _counted(samples: Iterable[Sample], counts: Counter[str]) -> Iterator[Sample]:
+    for sample in samples:
+        counts[sample.part] += 1
+        yield sample

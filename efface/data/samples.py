@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +128,7 @@ def _encoded(image: Any) -> bytes | None:
     return image["bytes"] if isinstance(image, Mapping) else image
 
 
-# Enough for every picture of a small benchmark; at a few megabytes each, large ones stay within gigabytes.
-@functools.lru_cache(maxsize=1024)
-def _decoded(encoded: bytes) -> Image:
+def _decode(encoded: bytes) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -141,6 +139,19 @@ def _decoded(encoded: bytes) -> Image:
             f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); "
             "expected a whole PNG or JPEG file"
         ) from error
+
+
+# Enough for every picture of a small benchmark; at a few megabytes each, large ones stay within gigabytes.
+_decoded = functools.lru_cache(maxsize=1024)(_decode)
+
+
+def undecodable(encoded: bytes) -> str | None:
+    """Why a picture cannot be decoded, or None. The decoded picture is not kept."""
+    try:
+        _decode(encoded)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def read_samples(
@@ -188,7 +199,7 @@ def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | st
     Raises:
         DataError: if a row has an unknown column or a value of the wrong type.
     """
-    rows = [s.row() if isinstance(s, Sample) else s for s in samples]
+    rows = (s.row() if isinstance(s, Sample) else s for s in samples)
     write_rows(rows, Path(path), SCHEMA)
 
 
@@ -198,13 +209,25 @@ def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
     Raises:
         DataError: naming the first offending row (number and id) and the reason.
     """
-    checked: list[Sample] = []
+    return list(validated(samples, pictures=True))
+
+
+def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool = False) -> Iterator[Sample]:
+    """The samples one by one, each once it keeps to the data model and fits those before it.
+
+    Args:
+        samples: samples, or rows keyed by column.
+        pictures: decode every picture too. They are held until the end, so this is for small tables.
+
+    Raises:
+        DataError: naming the first offending row (number and id) and the reason.
+    """
     ids: dict[str, int] = {}
     splits: dict[str, tuple[str, int]] = {}
-    pictures: set[int] = set()
+    decoded: dict[int, bytes] = {}
     for number, given in enumerate(samples):
         sample = given if isinstance(given, Sample) else Sample.from_row(given)
-        reason = _fault(sample) or _picture_fault(sample, pictures)
+        reason = fault(sample) or (_picture_fault(sample, decoded) if pictures else None)
         if not reason and (first := ids.setdefault(sample.sample_id, number)) != number:
             reason = f"duplicate sample_id, first used by row {first}; ids must be unique"
         if not reason:
@@ -216,12 +239,11 @@ def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
                 )
         if reason:
             raise DataError(f"row {number} (sample_id {sample.sample_id!r}): {reason}")
-        checked.append(sample)
-    return checked
+        yield sample
 
 
-def _fault(sample: Sample) -> str | None:
-    """Why a sample on its own breaks the data model, or None."""
+def fault(sample: Sample) -> str | None:
+    """Why a sample on its own breaks the data model, or None; whether its picture decodes is not asked."""
     for name in ("sample_id", "entity_id", "question", "answer"):
         value = getattr(sample, name)
         if not isinstance(value, str) or not value.strip():
@@ -244,15 +266,13 @@ def _fault(sample: Sample) -> str | None:
     return None
 
 
-def _picture_fault(sample: Sample, seen: set[int]) -> str | None:
+def _picture_fault(sample: Sample, seen: dict[int, bytes]) -> str | None:
     if sample.image_bytes is None or id(sample.image_bytes) in seen:
         return None
-    try:
-        _decoded(sample.image_bytes)
-    except DataError as error:
-        return str(error)
-    seen.add(id(sample.image_bytes))
-    return None
+    reason = undecodable(sample.image_bytes)
+    if reason is None:
+        seen[id(sample.image_bytes)] = sample.image_bytes  # held, so that the id stays its own
+    return reason
 
 
 def text_rendering(question: str, name: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,10 +43,9 @@ def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, s
     return sorted(drawn)
 
 
-def with_validation(samples: Iterable[Sample], people: Iterable[str]) -> list[Sample]:
-    """The samples, evaluation rows of these people moved from part `test` to part `validation`."""
+def with_validation(samples: Iterable[Sample], people: Iterable[str]) -> Iterator[Sample]:
+    """The samples as they come, evaluation rows of these people moved from part `test` to `validation`."""
     chosen = frozenset(people)
-    return [
-        dataclasses.replace(s, part="validation") if s.part == "test" and s.entity_id in chosen else s
-        for s in samples
-    ]
+    for s in samples:
+        moved = s.part == "test" and s.entity_id in chosen
+        yield dataclasses.replace(s, part="validation") if moved else s

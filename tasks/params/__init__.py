@@ -11,11 +11,12 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from efface.data.benchmarks import FRACTIONS
 from tasks.params.attribution import Importance, Saliency
-from tasks.params.data import Avatars, Prepare
+from tasks.params.data import Avatars, Benchmark, Prepare
 from tasks.params.errors import ParamsError, explain
 from tasks.params.evaluation import Attack, Evaluate, Report
-from tasks.params.file import PROFILES, merged, profiles_of, read
+from tasks.params.file import PROFILES, for_sections_only, merged, profiles_of, read
 from tasks.params.models import Base, Finetuning
 from tasks.params.pruning import Prune
 from tasks.params.section import Section
@@ -32,6 +33,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     """Seed of training and drawing."""
     avatars: Avatars
+    benchmark: Benchmark
     prepare: Prepare
     base: Base
     vanilla: Finetuning
@@ -52,6 +54,21 @@ class Params(Section):
                     f"unlearn.methods.{name}.mask is {method.mask}: no stage makes that mask; "
                     f"add {method.mask} to saliency.controls"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_benchmark_can_be_split_so(self) -> Params:
+        name, known = self.benchmark.name, FRACTIONS.get(self.benchmark.name)
+        if known is not None and self.prepare.forget_fraction not in known:
+            raise ValueError(
+                f"prepare.forget_fraction is {self.prepare.forget_fraction}: expected one of "
+                f"{', '.join(map(str, known))}, which {name} has"
+            )
+        if known is not None and self.prepare.forget_people is not None:
+            raise ValueError(
+                f"prepare.forget_people is {self.prepare.forget_people}: expected null, because {name} says "
+                "itself who is to be forgotten"
+            )
         return self
 
     @model_validator(mode="after")
@@ -106,6 +123,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             mistakes += explain(error, Params.model_json_schema(), name, profiles[name])
         else:
             loaded = params if name == chosen else loaded
+        mistakes += for_sections_only(name, profiles[name], data)
     if mistakes or loaded is None:
         raise ParamsError(path, mistakes)
     return loaded

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from efface.data.benchmarks import READERS, ROOTS
 from tasks.params.file import PROFILES
 from tasks.params.section import Count, Section, Share
 
@@ -14,7 +15,7 @@ class Avatars(Section):
     """The embedded benchmark: who exists and how many pictures of them."""
 
     profile: Literal[PROFILES]  # type: ignore[valid-type]
-    """Which entry of `profiles` replaces values of the sections."""
+    """Which entry of `profiles` replaces values of the sections; it may choose another benchmark too."""
     seed: Annotated[int, Field(ge=0)]
     """Draws people, facts and pictures."""
     people: Annotated[int, Field(ge=7, le=2000)]
@@ -35,12 +36,33 @@ class Avatars(Section):
     """Side of a portrait, pixels."""
 
 
+class Benchmark(Section):
+    """Which people there are: drawn here (`avatars`) or imported."""
+
+    name: Literal[tuple(READERS)]  # type: ignore[valid-type]
+    """Folder under data/benchmarks."""
+    roots: dict[str, str]
+    """What an imported benchmark is read from, by role (mllmu: eval and train): a folder or table;
+    hf://datasets/OWNER/NAME@COMMIT, a dataset of the Hub; hf://OWNER/NAME@COMMIT, a model repository."""
+
+    @model_validator(mode="after")
+    def _has_its_roots(self) -> Benchmark:
+        wanted = set(ROOTS.get(self.name, ()))
+        if set(self.roots) != wanted:
+            expected = ", ".join(sorted(wanted)) or "none, it is made here"
+            given = ", ".join(sorted(self.roots)) or "none"
+            raise ValueError(f"roots of {self.name}: expected {expected}; given {given}")
+        return self
+
+
 class Prepare(Section):
     """One benchmark as one table of samples, split into who is forgotten and who is kept."""
 
-    benchmark: Literal["avatars"]
-    """Folder under data/benchmarks."""
-    forget_fraction: Literal[0.05, 0.1, 0.15]
-    """Share of the fictitious people to forget; the benchmark's files know these three."""
+    forget_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the people to forget, in (0, 1); avatars and mllmu know 0.05, 0.1 and 0.15."""
+    forget_people: Annotated[list[str], Field(min_length=1)] | None
+    """Ids of the people to forget, in place of the share; only for vqa, which has no sets of its own."""
     validation_fraction: Share
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
+    on_bad_row: Literal["stop", "skip"]
+    """A row that cannot be used stops the import, or is left out, counted and listed."""

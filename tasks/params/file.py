@@ -8,7 +8,11 @@ from typing import Any
 
 from tasks.params.errors import ParamsError
 
-PROFILES = ("quick", "laptop", "study")
+SANDBOX = ("quick", "laptop", "study")
+"""Profiles of the embedded benchmark."""
+PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b")
+"""Profiles of published benchmarks and models; docs/reproducing-the-papers.md."""
+PROFILES = (*SANDBOX, *PUBLISHED)
 
 
 def read(path: Path, sections: Sequence[str]) -> dict[str, Any]:
@@ -36,11 +40,12 @@ def read(path: Path, sections: Sequence[str]) -> dict[str, Any]:
 
 def profiles_of(data: dict[str, Any], path: str | Path, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The overrides of each profile; every profile lists every section, so DVC can track each of them."""
-    profiles = data.get("profiles")
-    if not isinstance(profiles, dict):
+    given = data.get("profiles")
+    if not isinstance(given, dict):
         raise ParamsError(
             path, [f"profiles is missing: expected {', '.join(PROFILES)}, each with every section"]
         )
+    profiles = _by_name(given)
     mistakes = [
         f"profiles.{name} is missing: add it with every section" for name in PROFILES if name not in profiles
     ]
@@ -52,31 +57,41 @@ def profiles_of(data: dict[str, Any], path: str | Path, sections: Sequence[str])
                 f"profiles.{name} is {overrides!r}: expected every section, each with its overrides or {{}}"
             )
         else:
-            mistakes += _profile_mistakes(f"profiles.{name}", overrides, data, sections)
+            mistakes += _profile_mistakes(f"profiles.{name}", overrides, sections)
     if mistakes:
         raise ParamsError(path, mistakes)
     return profiles
 
 
-def _profile_mistakes(
-    where: str, overrides: dict[str, Any], data: dict[str, Any], sections: Sequence[str]
-) -> list[str]:
+def _by_name(profiles: dict[str, Any]) -> dict[str, Any]:
+    """Profiles by their names. DVC takes a dot in a name for a level, so the file writes it as one."""
+    found: dict[str, Any] = {}
+    for key, value in profiles.items():
+        dotted = any(name.startswith(f"{key}.") for name in PROFILES) and isinstance(value, dict)
+        found |= {f"{key}.{inner}": each for inner, each in value.items()} if dotted else {key: value}
+    return found
+
+
+def _profile_mistakes(where: str, overrides: dict[str, Any], sections: Sequence[str]) -> list[str]:
     mistakes = [f"{where}.{key} is missing: add `{key}: {{}}`" for key in sections if key not in overrides]
     for key, section in overrides.items():
         if key not in sections:
             mistakes.append(f"{where}.{key} is not a section; allowed: {', '.join(sections)}")
         elif not isinstance(section, dict):
             mistakes.append(f"{where}.{key} is {section!r}: expected keys to replace, or {{}}")
-    if mistakes:
-        return mistakes
+    return mistakes
+
+
+def for_sections_only(name: str, overrides: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """Mistakes of a profile that replaces what only the sections may say."""
     # These shape dvc.yaml (which stages there are, what they read), and dvc.yaml reads the sections only.
-    fixed = ["avatars.profile", "prepare.benchmark", "evaluate.models"]
+    fixed = ["avatars.profile", "evaluate.models"]
     for kind in ("unlearn", "prune"):
         methods = overrides[kind].get("methods") or {}
         fixed += [f"{kind}.methods.{name}.{key}" for name in methods for key in ("mask", "start")]
         fixed += [f"{kind}.methods.{name}" for name in methods if not _has(data, f"{kind}.methods.{name}")]
     return [
-        f"{where}.{key} is for the section only, not for a profile; set {key} instead"
+        f"profiles.{name}.{key} is for the section only, not for a profile; set {key} instead"
         for key in sorted(fixed)
         if _has(overrides, key)
     ]

@@ -77,8 +77,8 @@ class Finetuning(Section):
     """Attention kernel while training; null leaves the choice to transformers, auto takes flash attention
     where it is installed and can run. For sequences of a few dozen tokens on a processor, eager is the faster
     one."""
-    text_share: Annotated[float, Field(gt=0, le=1)]
-    """Share of the text renderings trained on, in (0, 1]; words are learnt sooner than pictures."""
+    text_share: Level
+    """Share of the text renderings trained on, in [0, 1]; words are learnt sooner than pictures."""
     replay_share: Level
     """Skills and `real` people replayed beside the facts, as a share of them, in [0, 1]."""
     checkpoint_every: Count

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from efface.data.benchmarks import LAYOUTS, READERS
+
 PROJECT = Path(__file__).resolve().parents[2]
 FLOORS = ("efface", "tasks", "flows")
 
@@ -28,8 +30,9 @@ GLUE = {
 
 
 PLUGINS = {
-    "prepare": "efface/data/benchmarks/mllmu.py",
-    "unlearn": "efface/unlearning/methods/{key}.py",
+    "benchmark": [f"{module.replace('.', '/')}.py" for module in LAYOUTS.values()],
+    "prepare": [f"{module.replace('.', '/')}.py" for module in READERS.values()],
+    "unlearn": ["efface/unlearning/methods/{key}.py"],
 }
 """Modules found by name at run time: the stage of a method depends on that method's file alone."""
 
@@ -148,8 +151,8 @@ def contents(folder: Path) -> set[Path]:
 def used_code(stage: str, key: str) -> set[Path]:
     """What a stage imports, and the files that lie beside it in its packages (templates, styles)."""
     used = closure(PROJECT / "tasks" / f"{stage}.py")
-    if stage in PLUGINS:
-        used |= closure(PROJECT / PLUGINS[stage].format(key=key))
+    for plugin in PLUGINS.get(stage, ()):
+        used |= closure(PROJECT / plugin.format(key=key))
     beside = {f for p in used for f in p.parent.iterdir() if f.is_file() and f.suffix not in (".py", ".pyc")}
     return {p for p in used if relative(p) not in GLUE} | beside
 
@@ -211,7 +214,7 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         or "__import__(" in path.read_text(encoding="utf-8")
     }
     # efface.evaluation passes on `score` for users; stages import it from its own module.
-    known = {"tasks/__main__.py", "tasks/prepare.py", "efface/unlearning/method.py"}
+    known = {"tasks/__main__.py", "tasks/benchmark.py", "tasks/prepare.py", "efface/unlearning/method.py"}
     assert dynamic <= known | {"efface/evaluation/__init__.py"}, "add it to PLUGINS and to dvc.yaml"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.params import PROFILES, ParamsError, load_params
+from tasks.params import ParamsError, load_params
+from tasks.params.file import PUBLISHED, SANDBOX
 
 PROJECT = Path(__file__).resolve().parents[2]
 TEXT = (PROJECT / "params.yaml").read_text(encoding="utf-8")
@@ -154,7 +155,7 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "    prune: {}\n    more: {}\n",
             "profiles.quick.more",
             "not a section",
-            "avatars, prepare, base",
+            "avatars, benchmark, prepare, base",
         ),
         (
             "    unlearn: {}",
@@ -198,12 +199,48 @@ def test_a_missing_file_says_where_to_stand(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", SANDBOX)
 def test_the_chosen_profile_replaces_values_and_leaves_the_rest(tmp_path, profile):
     loaded = load_params(edited(tmp_path, "profile: laptop ", f"profile: {profile} "))
     laptop = load_params(PROJECT / "params.yaml")
     assert loaded.avatars.people == {"quick": 20, "laptop": laptop.avatars.people, "study": 200}[profile]
     assert loaded.avatars.picture_size == laptop.avatars.picture_size
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_a_published_profile_chooses_another_benchmark(tmp_path, profile):
+    loaded = load_params(edited(tmp_path, "profile: laptop ", f"profile: {profile} "))
+    assert loaded.avatars.profile == profile
+    assert loaded.benchmark.name == profile.split("-")[0]
+    assert all(root.startswith("hf://") for root in loaded.benchmark.roots.values())
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_dvc_finds_a_profile_whose_name_has_a_dot(profile):
+    from dvc.dependency.param import read_param_file
+    from dvc.fs import localfs
+
+    path = f"profiles.{profile}.benchmark"
+    read = read_param_file(localfs, str(PROJECT / "params.yaml"), [path], flatten=True)
+    assert read[path]["name"] == profile.split("-")[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("name: avatars ", "name: mllmu ", "benchmark.roots of mllmu: expected eval, train; given none"),
+        ("roots: {} ", "roots: {eval: x} ", "benchmark.roots of avatars: expected none, it is made here"),
+        ("name: avatars ", "name: mlmu ", "benchmark.name is 'mlmu': expected one of: avatars, mllmu"),
+        (
+            "forget_people: null ",
+            "forget_people: [a] ",
+            "prepare.forget_people is ['a']: expected null, because avatars says itself",
+        ),
+        ("on_bad_row: stop ", "on_bad_row: go ", "prepare.on_bad_row is 'go': expected one of: stop, skip"),
+    ],
+)
+def test_a_benchmark_and_its_roots_belong_together(tmp_path, old, new, line):
+    assert any(found.startswith(line) for found in mistakes_of(tmp_path, old, new))
 
 
 def test_a_profile_can_replace_one_key_of_one_method(tmp_path):

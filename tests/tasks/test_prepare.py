@@ -27,8 +27,12 @@ def parameters(seed=0, fraction=0.1, validation=0.15, people=40):
             skill_samples=5,
             picture_size=32,
         ),
+        benchmark=SimpleNamespace(name="avatars", roots={}),
         prepare=SimpleNamespace(
-            benchmark="avatars", forget_fraction=fraction, validation_fraction=validation
+            forget_fraction=fraction,
+            forget_people=None,
+            validation_fraction=validation,
+            on_bad_row="stop",
         ),
     )
 

@@ -1,11 +1,13 @@
 """One small benchmark for every test of the data."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from efface.data.benchmarks.avatars.generate import Sizes, generate
-from efface.data.benchmarks.mllmu import BenchmarkData, read_benchmark
+from efface.data.benchmarks.mllmu import read_benchmark
+from efface.data.benchmarks.reading import BadRows, BenchmarkData, Forgetting
 
 SIZES = Sizes(
     people=20,
@@ -17,6 +19,12 @@ SIZES = Sizes(
     skill_samples=10,
     picture_size=48,
 )
+
+
+def in_full(root: Path, *, name: str, fraction: float = 0.1, read=read_benchmark) -> BenchmarkData:
+    """A benchmark with all its samples in a list."""
+    found = read(root, name=name, forget=Forgetting(fraction), bad_rows=BadRows())
+    return dataclasses.replace(found, samples=list(found.samples))
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +41,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(folder: Path) -> BenchmarkData:
-    return read_benchmark(folder, name="avatars", forget_percent=10)
+    return in_full(folder, name="avatars")

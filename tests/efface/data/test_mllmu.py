@@ -1,5 +1,6 @@
 """MLLMU-Bench files become samples: the embedded benchmark's, and files without its added columns."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from efface.data.benchmarks.avatars import questions
-from efface.data.benchmarks.mllmu import read_benchmark, read_roots
+from efface.data.benchmarks.mllmu import read_roots
+from efface.data.benchmarks.reading import BadRows, Forgetting
 from efface.data.samples import validate
 from efface.errors import DataError
+from tests.efface.data.conftest import in_full
 
 FILE = "train-00000-of-00001.parquet"
 
@@ -23,8 +26,8 @@ def test_every_row_keeps_to_the_data_model(data):
 
 
 def test_reading_twice_gives_the_same(folder, data):
-    assert read_benchmark(folder, name="avatars", forget_percent=10) == data
-    other = read_benchmark(folder, name="other", forget_percent=10)
+    assert in_full(folder, name="avatars") == data
+    other = in_full(folder, name="other")
     assert not {s.sample_id for s in other.samples} & {s.sample_id for s in data.samples}
 
 
@@ -184,8 +187,10 @@ def change(file: Path, edit):
     pq.write_table(pa.Table.from_pylist([edit(row) for row in table.to_pylist()], schema=table.schema), file)
 
 
-def read(roots, **options):
-    return read_roots(*roots, name="mllmu", forget_percent=10, **options)
+def read(roots, policy="stop", fraction=0.1):
+    bad_rows = BadRows(policy)
+    found = read_roots(*roots, name="mllmu", forget=Forgetting(fraction), bad_rows=bad_rows)
+    return dataclasses.replace(found, samples=list(found.samples))
 
 
 def test_published_files_need_no_added_columns(published, data):
@@ -272,9 +277,9 @@ def test_a_missing_folder_is_named(published):
 
 
 def test_training_and_evaluation_must_agree_on_the_people(published):
-    change(published[1] / "forget_10" / FILE, lambda row: row | {"ID": "019"})
+    change(published[1] / "forget_10" / FILE, lambda row: row | {"ID": "777"})
     with pytest.raises(
-        DataError, match=r"disagree on the forget people: only in training \['fictitious/019'\]"
+        DataError, match=r"disagree on the forget people: only in training \['fictitious/777'\]"
     ):
         read(published)
 
@@ -285,17 +290,18 @@ def test_a_wrong_letter_names_the_question(published):
         return row
 
     change(published[0] / "forget_10" / FILE, edit)
-    with pytest.raises(DataError, match=r"of ID \d+ has the correct answer 'E'; expected one of"):
+    with pytest.raises(DataError, match=r"forget_10.*ID \d+, question .*'E' is none of the options"):
         read(published)
 
 
 def test_bad_metadata_names_the_person(published):
     change(published[1] / "forget_10" / FILE, lambda row: row | {"metadata": "{not json"})
-    with pytest.raises(DataError, match=r"metadata of ID \d+ is not a JSON list"):
+    with pytest.raises(DataError, match=r"forget_10.*ID \d+: metadata is not JSON"):
         read(published)
 
 
 def test_a_person_without_a_name_is_an_error(published):
-    change(published[0] / "Full_Set" / FILE, lambda row: row | {"biography": "{}"})
-    with pytest.raises(DataError, match="has no Name in the biography"):
+    for folder in ("Full_Set", "forget_10", "retain_90"):
+        change(published[0] / folder / FILE, lambda row: row | {"biography": "{}"})
+    with pytest.raises(DataError, match="no Name in the biography"):
         read(published)

@@ -47,5 +47,5 @@ def test_only_evaluation_rows_of_the_drawn_move():
     def sample(entity, part):
         return Sample.from_row({"sample_id": entity + part, "entity_id": entity, "part": part})
 
-    moved = with_validation([sample("a", "train"), sample("a", "test"), sample("b", "test")], ["a"])
+    moved = list(with_validation([sample("a", "train"), sample("a", "test"), sample("b", "test")], ["a"]))
     assert [s.part for s in moved] == ["train", "validation", "test"]

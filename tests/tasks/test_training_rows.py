@@ -1,0 +1,80 @@
+"""What the stages train on and measure with: training facts alone, in no words of the evaluation."""
+
+import importlib
+import re
+from collections import defaultdict
+
+import pytest
+
+from efface.data.encoding import Encoder
+from efface.data.samples import read_samples
+from tests.made_mllmu import Made
+from tests.made_run import imported, parameters
+
+pytestmark = pytest.mark.slow
+STAGES = ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "importance")
+
+
+@pytest.mark.parametrize("benchmark", ["avatars", "mllmu"])
+def test_no_evaluation_question_reaches_training_saliency_or_importance(tmp_path, monkeypatch, benchmark):
+    if benchmark == "mllmu":
+        made = Made(tmp_path / "download").write()
+        choice = imported("mllmu", eval=made.eval_root, train=made.train_root)
+    else:
+        choice = {}
+    params = parameters(tmp_path, choice)
+    used = spy(monkeypatch)
+    for stage in STAGES:
+        used.stage = stage
+        importlib.import_module(f"tasks.{stage}").run(params, root=tmp_path / "data")
+    for method in params.unlearn.methods:
+        used.stage = f"unlearn@{method}"
+        importlib.import_module("tasks.unlearn").run(params, method, root=tmp_path / "data")
+
+    table = read_samples(tmp_path / "data" / "prepared")
+    facts = {s.sample_id for s in table if s.part == "train"}
+    asked = {
+        text
+        for s in table
+        if s.part != "train"
+        for text in (s.question, s.paraphrase, *(s.wrong_answers or ()))
+        if text
+    }
+    names = sorted({s.answer for s in table if s.task == "name"}, key=len, reverse=True)
+    asked = {plain(text, names) for text in asked}
+    trained = {stage for stage, samples in used.samples.items() if samples}
+    wanted = {"vanilla", "retrained", "saliency", "importance"}
+    assert trained >= wanted | {f"unlearn@{method}" for method in params.unlearn.methods}
+    for stage, samples in used.samples.items():
+        strangers = {s.sample_id for s in samples} - facts
+        assert not strangers, f"{stage} uses rows that are no training facts: {strangers}"
+        worded = {s.question for s in samples if plain(s.question, names) in asked}
+        worded |= {s.answer for s in samples if plain(s.answer, names) in asked}
+        assert not worded, f"{stage} uses words of the evaluation: {worded}"
+
+
+class Used:
+    """What every stage gave to a model with its answer."""
+
+    def __init__(self):
+        self.stage = ""
+        self.samples = defaultdict(list)
+
+
+def spy(monkeypatch):
+    used, original = Used(), Encoder.__init__
+
+    def recording(self, processor, samples, **options):
+        used.samples[used.stage] += samples
+        original(self, processor, samples, **options)
+
+    monkeypatch.setattr(Encoder, "__init__", recording)
+    return used
+
+
+def plain(text, names):
+    """A text about anybody: names and the like as "this person", no case, no punctuation."""
+    for name in names:
+        text = text.replace(name, "this person")
+    text = re.sub(r"\b(this|the) (person|individual)\b", "this person", text, flags=re.IGNORECASE)
+    return re.sub(r"\W+", " ", text).strip().lower()
