@@ -1,23 +1,29 @@
 """Metrics: pure functions of score tables, each with its range and direction.
 
 A metric reads one row of a score table (a sample) and gives that row's value, or None where the row has
-nothing to say about it; the metric of a set is the mean over the rows that have.
+nothing to say about it: another task, or a benchmark without the paraphrases the metric needs. The metric of
+a set is the mean over the rows that have a value; where none has, it is not available, which is never the
+same as 0.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from efface.evaluation import likelihood, texts
+from efface.evaluation.texts import exact_match, normalise, rouge_l
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["METRICS", "STORED", "Metric", "choice", "exact_match", "normalise", "rouge_l", "summarise"]
+
+Row = Mapping[str, Any]
 FACT_TASKS = ("choice", "cloze", "qa", "name")
-_NOT_WORD = re.compile(r"[^\w\s]|_")
+FORGET_SETS = ("forget", "test")
 
 
 @dataclass(frozen=True)
@@ -29,32 +35,23 @@ class Metric:
         value_of: value of one row of a score table, or None.
         low: least possible value.
         high: greatest possible value.
-        higher_is_better: direction on people who are kept; on forgotten people it turns round.
+        higher_is_better: direction on people who are kept; on forgotten people it turns round, but for the
+            metrics whose ``turns`` is False.
         description: one sentence for tables and reports.
+        needs: columns without which it is not available.
+        turns: whether the direction turns round on people to forget.
+        stored: whether score tables keep a column of it; the others are made from the tables when asked for.
     """
 
     name: str
-    value_of: Callable[[Mapping[str, Any]], float | None]
+    value_of: Callable[[Row], float | None]
     description: str
     low: float = 0.0
     high: float = 1.0
     higher_is_better: bool = True
-
-
-def normalise(text: str) -> str:
-    """Lower case, punctuation gone, single spaces: the form in which facts are compared."""
-    return " ".join(_NOT_WORD.sub(" ", text.lower()).split())
-
-
-def exact_match(generation: str, gold: str) -> float:
-    """1.0 if the normalised generation is the normalised gold, else 0.0."""
-    return float(normalise(generation) == normalise(gold))
-
-
-def rouge_l(generation: str, gold: str) -> float:
-    """ROUGE-L F-measure with stemming, in [0, 1]; an empty generation scores 0. Computed by the rouge-score
-    package."""
-    return float(_rouge().score(gold, generation)["rougeL"].fmeasure)
+    needs: tuple[str, ...] = ("generation",)
+    turns: bool = True
+    stored: bool = False
 
 
 def choice(option_logprobs: Sequence[float]) -> int:
@@ -69,26 +66,82 @@ def choice(option_logprobs: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "exact_match",
-            lambda row: exact_match(row["generation"], row["gold"]) if row["task"] in FACT_TASKS else None,
-            "share of questions about one fact whose generated answer is that fact",
-        ),
-        Metric(
-            "choice_accuracy",
-            lambda row: float(row["correct"]) if row["task"] == "choice" else None,
-            "share of multiple-choice questions whose likeliest option per token is the right one",
-        ),
-        Metric(
-            "rouge_l",
-            lambda row: rouge_l(row["generation"], row["gold"]) if row["task"] == "generation" else None,
-            "ROUGE-L F-measure of generated sentences",
-        ),
-    )
-}
+def given(row: Row, column: str) -> Any:
+    """What a row holds in a column, None where there is nothing: no column, null, NaN or an empty list."""
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return None if hasattr(value, "__len__") and len(value) == 0 else value
+
+
+def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table with a column for each metric it does not hold yet, in the order of :data:`METRICS`.
+
+    Args:
+        scores: a score table.
+        names: metrics to add; None adds all.
+
+    Raises:
+        ValueError: if a metric is unknown, or a log-probability of the table is NaN.
+    """
+    import pandas as pd
+
+    wanted = [metric_named(name) for name in (METRICS if names is None else names)]
+    missing = [metric for metric in wanted if metric.name not in scores.columns]
+    check_finite(scores)
+    rows = [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
+    added = {
+        metric.name: pd.Series([metric.value_of(row) for row in rows], index=scores.index, dtype="Float64")
+        for metric in missing
+    }
+    return scores.assign(**added)
+
+
+def check_finite(scores: pd.DataFrame) -> None:
+    """Refuse a table with a log-probability that is not a finite number.
+
+    Raises:
+        ValueError: naming the column, how many rows have it and the first of them.
+    """
+    import numpy as np
+
+    if "nll_gold" not in scores.columns:
+        return
+    for column in ("nll_gold", "option_logprobs", "nll_wrong", "token_logprobs"):
+        if column not in scores.columns:
+            continue
+        bad = [
+            row["sample_id"]
+            for row in scores[["sample_id", column]].to_dict("records")
+            if row[column] is not None and not np.all(np.isfinite(np.asarray(row[column], dtype=float)))
+        ]
+        if bad:
+            raise ValueError(
+                f"{column} of {len(bad)} of {len(scores)} rows (such as sample {bad[0]}) is not a finite "
+                "number, so nothing can be said about this model; its weights are probably damaged: make it "
+                "and score it again"
+            )
+
+
+def metric_named(name: str) -> Metric:
+    """The metric called ``name``.
+
+    Raises:
+        ValueError: listing the known ones.
+    """
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; known are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def unavailable(scores: pd.DataFrame) -> dict[str, str]:
+    """Metrics that this table cannot give, with the reason in words: never a silent 0."""
+    found = {}
+    for metric in METRICS.values():
+        lacking = [c for c in metric.needs if c not in scores.columns or not _any(scores[c])]
+        if lacking:
+            found[metric.name] = f"not available: the samples have no {', no '.join(lacking)}"
+    return found
 
 
 def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -101,17 +154,135 @@ def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, f
         set -> modality -> metric -> ``{"value", "n"}``; combinations without rows are left out.
     """
     result: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    columns = [metric for metric in METRICS if metric in scores.columns]
     for (name, modality), rows in scores.groupby(["set", "modality"], sort=True):
         metrics = result.setdefault(str(name), {}).setdefault(str(modality), {})
-        for metric in METRICS:
-            values = rows[metric].dropna()
+        for metric in columns:
+            # Sorted before they are summed, so that the order of the rows changes no digit.
+            values = rows[metric].dropna().sort_values()
             if len(values):
                 metrics[metric] = {"value": float(values.mean()), "n": len(values)}
     return result
 
 
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+def _any(column: pd.Series[Any]) -> bool:
+    return any(given({"value": value}, "value") is not None for value in column)
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+
+def _choice(row: Row) -> float | None:
+    return float(row["correct"]) if row["task"] == "choice" and given(row, "correct") is not None else None
+
+
+def _exact(row: Row) -> float | None:
+    return exact_match(row["generation"], row["gold"]) if row["task"] in FACT_TASKS else None
+
+
+def _rouge(name: str, part: str) -> Callable[[Row], float | None]:
+    def value_of(row: Row) -> float | None:
+        if row["task"] not in texts.SENTENCE_TASKS:
+            return None
+        return float(getattr(texts.rouge(row["generation"], row["gold"])[name], part))
+
+    return value_of
+
+
+def _bleu(row: Row) -> float | None:
+    return texts.bleu(row["generation"], row["gold"]) if row["task"] in texts.SENTENCE_TASKS else None
+
+
+def _probability(row: Row) -> float | None:
+    return None if given(row, "nll_gold") is None else likelihood.probability(row["nll_gold"])
+
+
+def _probability_among(row: Row) -> float | None:
+    if given(row, "nll_gold") is None or given(row, "nll_wrong") is None:
+        return None
+    return likelihood.probability_among(row["nll_gold"], row["nll_wrong"])
+
+
+def _truth_ratio(row: Row) -> float | None:
+    if given(row, "nll_paraphrase") is None or given(row, "nll_wrong") is None:
+        return None
+    forget = row["set"] in FORGET_SETS
+    return likelihood.truth_ratio_score(row["nll_paraphrase"], row["nll_wrong"], forget=forget)
+
+
+def _ranked(function: Callable[[Sequence[int]], float]) -> Callable[[Row], float | None]:
+    return lambda row: None if given(row, "token_ranks") is None else function(row["token_ranks"])
+
+
+def _metrics() -> list[Metric]:
+    rouges = [
+        Metric(
+            f"{name}{suffix}", _rouge(name, part), f"{name.upper().replace('_', '-')} {words} of sentences"
+        )
+        for name in ("rouge_l", "rouge_1", "rouge_2")
+        for suffix, part, words in (("", "f_measure", "F-measure"), ("_recall", "recall", "recall"))
+    ]
+    return [
+        Metric(
+            "exact_match",
+            _exact,
+            "share of questions about one fact whose generated answer is that fact",
+            stored=True,
+        ),
+        Metric(
+            "choice_accuracy",
+            _choice,
+            "share of multiple-choice questions whose likeliest option per token is the right one",
+            needs=("option_logprobs",),
+            stored=True,
+        ),
+        Metric(
+            "rouge_l", _rouge("rouge_l", "f_measure"), "ROUGE-L F-measure of generated sentences", stored=True
+        ),
+        *rouges[1:],
+        Metric("bleu", _bleu, "sentence BLEU of generated sentences"),
+        Metric(
+            "probability",
+            _probability,
+            "probability per token of the right answer, geometric mean",
+            needs=("nll_gold",),
+        ),
+        Metric(
+            "probability_among",
+            _probability_among,
+            "probability of the right answer among it and the wrong ones",
+            needs=("nll_gold", "nll_wrong"),
+        ),
+        Metric(
+            "truth_ratio",
+            _truth_ratio,
+            "on people to forget, how alike truth and error are; on others, how much likelier the truth is",
+            needs=("nll_paraphrase", "nll_wrong"),
+            turns=False,
+        ),
+        Metric(
+            "exact_memorisation",
+            _ranked(likelihood.exact_memorisation),
+            "share of answer tokens that are the likeliest of all",
+            needs=("token_ranks",),
+        ),
+        Metric(
+            "extraction_strength",
+            _ranked(likelihood.extraction_strength),
+            "share of the answer that follows by itself from the shortest sufficient beginning",
+            needs=("token_ranks",),
+        ),
+        Metric(
+            "fluency",
+            lambda row: float(texts.is_fluent(row["generation"], row["task"])),
+            "share of generations that are an answer: not empty, of the expected form, without loops",
+            turns=False,
+        ),
+        Metric(
+            "refusal_rate",
+            lambda row: float(texts.is_refusal(row["generation"])),
+            "share of generations that begin with a refusal",
+            higher_is_better=False,
+        ),
+    ]
+
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _metrics()}
+STORED = {name: metric for name, metric in METRICS.items() if metric.stored}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from efface.data.encoding import Inputs, collate, encode, encode_prompts, to_device
 from efface.data.samples import Sample
-from efface.evaluation.metrics import METRICS, choice
+from efface.evaluation.metrics import STORED, choice
 from efface.models.answers import answer_log_probs
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def score(
             logprobs = [-next(options)[0] for _ in sample.options or ()]
             rows[i] = _row(sample, generation, gold, logprobs)
     table = pd.DataFrame(rows)
-    for name in METRICS:
+    for name in STORED:
         table[name] = table[name].astype("Float64")
     return table
 
@@ -128,4 +128,4 @@ def _row(sample: Sample, generation: str, gold: tuple[float, int], logprobs: lis
         "option_logprobs": logprobs or None,
         "correct": sample.options[choice(logprobs)] == sample.answer if sample.options else None,
     }
-    return row | {name: metric.value_of(row) for name, metric in METRICS.items()}
+    return row | {name: metric.value_of(row) for name, metric in STORED.items()}

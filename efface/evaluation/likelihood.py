@@ -1,0 +1,99 @@
+"""What can be said about the likelihood of answers: pure functions of numbers of one sample.
+
+``nll`` is the mean negative log-likelihood in nats per answer token, a rank counts the tokens of the
+vocabulary that were likelier than the right one under teacher forcing.
+
+Reference:
+    Probability, truth ratio and their names: Maini et al., "TOFU", arXiv:2401.06121; multimodal form:
+    Dontsov et al., "CLEAR", arXiv:2410.18057, whose code takes one mean over all wrong answers of all rows
+    where the definition, followed here, takes each row's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def probability(nll: float) -> float:
+    """Probability per token (geometric mean), in (0, 1]: exp(-nll)."""
+    return math.exp(-_finite(nll, "nll"))
+
+
+def probability_among(nll: float, nll_wrong: Sequence[float]) -> float:
+    """Probability of the right answer among it and the wrong ones, p / (p + sum p_wrong), in [0, 1].
+
+    Raises:
+        ValueError: if there is no wrong answer, or a number is not finite.
+    """
+    wrong = _several(nll_wrong, "nll_wrong")
+    return 1.0 / (1.0 + math.fsum(math.exp(min(_finite(nll, "nll") - other, 700.0)) for other in wrong))
+
+
+def log_truth_ratio(nll_paraphrase: float, nll_wrong: Sequence[float]) -> float:
+    """Natural logarithm of the truth ratio: mean nll of the wrong answers minus nll of the paraphrase."""
+    wrong = _several(nll_wrong, "nll_wrong")
+    return math.fsum(wrong) / len(wrong) - _finite(nll_paraphrase, "nll_paraphrase")
+
+
+def truth_ratio(nll_paraphrase: float, nll_wrong: Sequence[float]) -> float:
+    """R = p_paraphrase / geometric mean of p_wrong, in (0, inf); above 1 the truth is likelier.
+
+    Args:
+        nll_paraphrase: of the right answer in other words.
+        nll_wrong: of the wrong answers in the same words; at least one.
+
+    Raises:
+        ValueError: if there is no wrong answer, or a number is not finite.
+    """
+    return math.exp(min(log_truth_ratio(nll_paraphrase, nll_wrong), 700.0))
+
+
+def truth_ratio_score(nll_paraphrase: float, nll_wrong: Sequence[float], *, forget: bool) -> float:
+    """The truth ratio as a score in [0, 1].
+
+    On people to forget min(R, 1/R), best at 1, where truth and error are equally likely; on others
+    max(0, 1 - 1/R), best at 1, where the truth is far likelier.
+    """
+    log_ratio = log_truth_ratio(nll_paraphrase, nll_wrong)
+    return math.exp(-abs(log_ratio)) if forget else max(0.0, -math.expm1(-log_ratio))
+
+
+def exact_memorisation(ranks: Sequence[int]) -> float:
+    """Share of answer tokens that are the likeliest of the vocabulary under teacher forcing, in [0, 1]."""
+    values = _ranks(ranks)
+    return sum(rank == 0 for rank in values) / len(values)
+
+
+def extraction_strength(ranks: Sequence[int]) -> float:
+    """1 - k / n, k the length of the shortest prefix after which every token is the likeliest; in [0, 1].
+
+    Reference:
+        Carlini et al., arXiv:2012.07805. 0 when not even the last token is the likeliest; OpenUnlearning
+        returns 1 / n there.
+    """
+    values = _ranks(ranks)
+    tail = 0
+    while tail < len(values) and values[-1 - tail] == 0:
+        tail += 1
+    return tail / len(values)
+
+
+def _finite(value: float, name: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: expected a finite number of nats; score the sample again")
+    return float(value)
+
+
+def _several(values: Sequence[float], name: str) -> list[float]:
+    found = [_finite(value, name) for value in values]
+    if not found:
+        raise ValueError(f"{name} is empty: expected the nll of at least one wrong answer")
+    return found
+
+
+def _ranks(ranks: Sequence[int]) -> list[int]:
+    values = [int(rank) for rank in ranks]
+    if not values or min(values) < 0:
+        raise ValueError(f"expected the ranks of one or more answer tokens, from 0, got {values}")
+    return values

@@ -1,0 +1,100 @@
+"""Membership inference: can one tell from the likelihoods who was in the training data?
+
+A signal is one number per sample, higher for what looks like training data. Members are the people to
+forget, the others people nobody was ever trained on. An ideal model gives an AUC of 0.5; as chance moves it,
+the distance to the retrained model's AUC is the figure of merit.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+LOWEST = 0.4
+"""Share of the least likely tokens that min-k looks at."""
+
+
+def loss_signal(nll: float) -> float:
+    """Minus the mean nll of the answer. Yeom et al., arXiv:1709.01604."""
+    return -nll
+
+
+def zlib_signal(nll: float, tokens: int, text: str) -> float:
+    """Minus the answer's total nll over its compressed size in bytes. Carlini et al., arXiv:2012.07805."""
+    return -nll * tokens / len(zlib.compress(text.encode()))
+
+
+def min_k_signal(token_logprobs: Sequence[float], *, lowest: float = LOWEST) -> float:
+    """Mean log-probability of the least likely share of the tokens, at least one.
+
+    Reference:
+        Shi et al., arXiv:2310.16789.
+    """
+    return _lowest_mean(token_logprobs, lowest)
+
+
+def min_k_pp_signal(token_zscores: Sequence[float], *, lowest: float = LOWEST) -> float:
+    """The same of standardised log-probabilities. Zhang et al., "Min-K%++", arXiv:2404.02936.
+
+    Args:
+        token_zscores: per token, log-probability minus its mean over the vocabulary, over its standard
+            deviation, both under the model's own distribution.
+        lowest: share of tokens, in (0, 1].
+    """
+    return _lowest_mean(token_zscores, lowest)
+
+
+def auc(members: Sequence[float], others: Sequence[float]) -> float:
+    """Probability that a member's signal is above another's, ties counted half; in [0, 1].
+
+    Raises:
+        ValueError: if a group is empty or a signal is not finite.
+    """
+    from scipy.stats import rankdata
+
+    inside, outside = np.asarray(list(members), float), np.asarray(list(others), float)
+    if not len(inside) or not len(outside):
+        raise ValueError(
+            f"an AUC needs members and others, got {len(inside)} and {len(outside)} samples; "
+            "membership inference needs a holdout set"
+        )
+    both = np.concatenate([inside, outside])
+    if not np.all(np.isfinite(both)):
+        raise ValueError("a membership signal is not finite; score the model again")
+    ranks = rankdata(both)[: len(inside)].sum()
+    return float((ranks - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
+
+
+def privacy_leak(value: float, retrained: float) -> float:
+    """((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained); 0 is ideal.
+
+    Below 0 members still stand out; above 0 they stand out as unnaturally unlikely, which betrays them too.
+
+    Args:
+        value: AUC of the model, in [0, 1].
+        retrained: AUC of the retrained model, in [0, 1).
+
+    Raises:
+        ValueError: if an AUC is out of range, or the retrained model's is 1, where the leak is not defined.
+
+    Reference:
+        Shi et al., "MUSE", arXiv:2407.06460, as a share instead of per cent.
+    """
+    if not (0 <= value <= 1 and 0 <= retrained < 1):
+        raise ValueError(
+            f"expected an AUC in [0, 1] and one of the retrained model below 1, got {value} and {retrained}"
+        )
+    return (retrained - value) / (1 - retrained)
+
+
+def _lowest_mean(values: Sequence[float], lowest: float) -> float:
+    if not 0 < lowest <= 1:
+        raise ValueError(f"lowest is {lowest}: expected a share in (0, 1]")
+    found = sorted(float(value) for value in values)
+    if not found:
+        raise ValueError("expected numbers of one or more answer tokens, got none")
+    kept = found[: max(1, int(lowest * len(found)))]
+    return math.fsum(kept) / len(kept)

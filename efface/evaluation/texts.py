@@ -1,0 +1,144 @@
+"""What can be said about a generated text: does it hold the fact, how much does it share with a reference,
+is it an answer at all. Everything here is a pure function of strings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+REFUSALS = (
+    "i do not know",
+    "i don t know",
+    "i do not have",
+    "i don t have",
+    "i have no",
+    "i am not able",
+    "i m not able",
+    "i am unable",
+    "i m unable",
+    "i am not sure",
+    "i m not sure",
+    "i am not familiar",
+    "i m not familiar",
+    "i am not aware",
+    "i m not aware",
+    "i cannot",
+    "i can not",
+    "i can t",
+    "i could not",
+    "i couldn t",
+    "i am sorry",
+    "i m sorry",
+    "sorry",
+    "unfortunately i",
+    "as an ai",
+    "that s not something i",
+    "that is not something i",
+    "it is not possible to",
+    "there is no information",
+)
+"""How a refusal begins, normalised: no capitals, no punctuation."""
+
+SENTENCE_TASKS = ("generation", "caption")
+_NOT_WORD = re.compile(r"[^\w\s]|_")
+_REPEATS = 4
+_LONGEST_LOOP = 4
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of a text with a reference, each in [0, 1]."""
+
+    precision: float
+    recall: float
+    f_measure: float
+
+
+def normalise(text: str) -> str:
+    """Lower case, punctuation gone, single spaces: the form in which facts are compared."""
+    return " ".join(_NOT_WORD.sub(" ", text.lower()).split())
+
+
+def exact_match(generation: str, gold: str) -> float:
+    """1.0 if the normalised generation is the normalised gold, else 0.0."""
+    return float(normalise(generation) == normalise(gold))
+
+
+def rouge(generation: str, gold: str) -> dict[str, Overlap]:
+    """ROUGE with stemming: ``rouge_1``, ``rouge_2`` and ``rouge_l``; an empty generation scores 0.
+
+    Computed by the rouge-score package, the gold answer as the target.
+    """
+    return _rouge(generation, gold)
+
+
+def rouge_l(generation: str, gold: str) -> float:
+    """ROUGE-L F-measure with stemming, in [0, 1]; an empty generation scores 0."""
+    return rouge(generation, gold)["rouge_l"].f_measure
+
+
+def bleu(generation: str, gold: str) -> float:
+    """Sentence BLEU of the sacrebleu package divided by 100, in [0, 1].
+
+    Effective order, as sacrebleu advises for sentences: orders beyond the longest n-gram that matches do not
+    count, so a one-word answer can score 1.
+    """
+    score: float = _bleu().sentence_score(generation, [gold]).score / 100
+    return min(max(score, 0.0), 1.0)  # sacrebleu sums logarithms: a perfect text may score 100.00000000000004
+
+
+def is_fluent(generation: str, task: str) -> bool:
+    """Whether a generation is an answer at all, right or wrong.
+
+    It holds a word, it has the expected form (two words or more where a sentence is asked for, a single line
+    elsewhere), and no word, nor a phrase of up to four words, comes four times in a row.
+    """
+    words = normalise(generation).split()
+    if not words or (task in SENTENCE_TASKS and len(words) < 2):
+        return False
+    if task not in SENTENCE_TASKS and "\n" in generation.strip():
+        return False
+    return not any(_loops(words, length) for length in range(1, _LONGEST_LOOP + 1))
+
+
+def is_refusal(generation: str, lines: Sequence[str] = REFUSALS) -> bool:
+    """Whether a generation begins with a refusal line; case and punctuation do not count."""
+    start = f"{normalise(generation)} "
+    return any(start.startswith(f"{line} ") for line in lines)
+
+
+def _loops(words: Sequence[str], length: int) -> bool:
+    run = 0
+    for i in range(length, len(words)):
+        run = run + 1 if words[i] == words[i - length] else 0
+        if run >= (_REPEATS - 1) * length:
+            return True
+    return False
+
+
+@lru_cache(maxsize=1 << 14)  # several metrics read one comparison
+def _rouge(generation: str, gold: str) -> dict[str, Overlap]:
+    scores = _scorer().score(gold, generation)
+    names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    return {
+        name: Overlap(float(scores[key].precision), float(scores[key].recall), float(scores[key].fmeasure))
+        for name, key in names.items()
+    }
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+
+
+@cache
+def _bleu() -> Any:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True)
