@@ -3,7 +3,8 @@
 EffaceError(ValueError)
 ├── DataError        a table, picture or split that breaks the data model
 ├── ModelError       a model, processor or checkpoint that cannot be used as asked
-└── ArtifactError    a file that is missing, damaged, or belongs to something else
+├── ArtifactError    a file that is missing, damaged, or belongs to something else
+└── EvaluationError  score tables from which a number cannot be made
 """
 
 
@@ -21,3 +22,7 @@ class ModelError(EffaceError):
 
 class ArtifactError(EffaceError):
     """A file that is missing, damaged, or was made from something else."""
+
+
+class EvaluationError(EffaceError):
+    """Score tables from which a number cannot be made."""

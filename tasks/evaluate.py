@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,11 +17,14 @@ from efface.data.samples import SETS, Sample, read_samples
 from tasks.artifacts import digest, read_json, recording, write_json, writing
 from tasks.params import Params
 
+if TYPE_CHECKING:
+    from efface.evaluation.parts import Parts
+
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Score the model of that name and write `scores/<name>.parquet` and `scores/<name>.json`."""
-    from efface.evaluation import score
-    from efface.evaluation.metrics import summarise
+    from efface.evaluation.metrics import summarise, unavailable, with_metrics
+    from efface.evaluation.scoring import score
     from efface.models import load_model
 
     section = params.evaluate
@@ -28,11 +35,13 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         "batch_size": section.batch_size,
         "max_new_tokens": section.max_new_tokens,
         "max_people": section.max_people,
+        "share_prefix": section.share_prefix,
     }
     with recording(
         "evaluate", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
     ) as record:
         samples = _drawn(read_samples(table, set=SETS), section.max_people, params.seed)
+        parts = _parts(root, name, settings, params.seed, inputs)
         loaded = load_model(folder)
         started = time.perf_counter()
         scores = score(
@@ -41,23 +50,51 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             samples,
             batch_size=section.batch_size,
             max_new_tokens=section.max_new_tokens,
+            share_prefix=section.share_prefix,
+            parts=parts,
         )
         record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
         scores.insert(0, "model", name)
         scores.insert(1, "benchmark", read_json(table.with_name("splits.json"))["benchmark"])
         with writing(path) as partial:
             scores.to_parquet(partial, index=False)
-        metrics = summarise(scores[scores["part"] == "test"])
+        metrics = summarise(with_metrics(scores[scores["part"] == "test"]))
         write_json(
             path.with_suffix(".json"),
-            {"model": name, "digest": digest(folder), "rows": len(scores), "metrics": metrics},
+            {
+                "model": name,
+                "digest": digest(folder),
+                "rows": len(scores),
+                "metrics": metrics,
+                "unavailable": unavailable(scores),
+            },
         )
+        parts.remove()
     shown = ", ".join(
         f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
         for kind in ("forget", "retain")
         if kind in metrics
     )
     typer.echo(f"evaluate: {path} holds {len(scores)} answers of {name}; exact match with pictures: {shown}")
+
+
+def _parts(
+    root: Path, name: str, settings: Mapping[str, Any], seed: int, inputs: Mapping[str, Path]
+) -> Parts:
+    """Where the finished batches of this very scoring are; those of other scorings are deleted."""
+    from efface.evaluation.parts import Parts
+
+    digests = {key: digest(path) for key, path in inputs.items()}
+    basis = json.dumps({"settings": settings, "seed": seed, "inputs": digests}, sort_keys=True)
+    key = hashlib.sha256(basis.encode()).hexdigest()
+    folder = root / "checkpoints" / f"evaluate@{name}"
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other.name != key[:16]:
+            shutil.rmtree(other)
+    done = sum(1 for _ in (folder / key[:16]).glob("*.json"))
+    if done:
+        typer.echo(f"evaluate: going on after {done} finished batches in {folder / key[:16]}", err=True)
+    return Parts(folder / key[:16], key=key)
 
 
 def _drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,29 @@ from tqdm import tqdm
 
 from efface.data.encoding import Inputs, collate, encode, encode_prompts, to_device
 from efface.data.samples import Sample
+from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
-from efface.models.answers import answer_log_probs
+from efface.evaluation.parts import Parts
+from efface.evaluation.prefix import Prefix, answer_tokens, prefix_of, score_after
+from efface.evaluation.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, ProcessorMixin
+
+_PROBED = 2
+"""Samples by which a shared prompt is held against whole prompts."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE = 0.25
+"""Difference of log-probabilities that half-precision arithmetic may explain."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model says to one sample: its own answer, and how likely it finds given ones."""
+
+    generation: str
+    scores: dict[str, TokenScores]
 
 
 @torch.no_grad()
@@ -27,78 +45,203 @@ def score(
     *,
     batch_size: int,
     max_new_tokens: int = 32,
+    share_prefix: bool = True,
+    parts: Parts | None = None,
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
 
-    For each sample: the greedy generation, the mean NLL of the gold answer in nats per token, and for
-    multiple choice the log-probability per token of each option. Options are scored as answers to the bare
-    question.
+    For each sample: the greedy generation, and under teacher forcing the mean NLL of the gold answer, its
+    paraphrase and each wrong answer in nats per token, the log-probability per token of each option, and what
+    every token of the gold answer got. Answers and options are scored as answers to the bare question.
 
     Args:
         model: a multimodal LLM; measured in evaluation mode.
         processor: its processor.
         samples: evaluation samples; pictures are decoded batch by batch.
-        batch_size: samples per batch.
+        batch_size: samples, or answers to them, side by side.
         max_new_tokens: longest generation, in tokens.
+        share_prefix: read picture and question once for all answers where the family allows it; False never.
+        parts: where finished batches are kept and found again; None keeps none.
 
     Returns:
         One row per sample in the order given, with the sample's own columns, ``generation, nll_gold,
-        n_tokens, option_logprobs, correct`` and one column per metric of ``efface.evaluation.metrics`` (empty
-        where it does not apply).
+        n_tokens, nll_paraphrase, nll_wrong, token_logprobs, token_ranks, token_zscores, options,
+        option_logprobs, correct`` and one column per stored metric of ``efface.evaluation.metrics``
+        (all empty where they do not apply).
 
     Raises:
         ValueError: if there are no samples.
+        ModelError: if the model gives a log-probability that is not finite.
     """
     import pandas as pd
 
     if not samples:
         raise ValueError("no samples to score; check the evaluation sets in data/prepared/samples.parquet")
     model.eval()
+    scorer = Scorer(
+        model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens, share_prefix=share_prefix
+    )
     rows: list[dict[str, Any]] = [{} for _ in samples]
     batches = list(_batches(samples, batch_size))
     for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
         part = [samples[i] for i in indices]
-        generations = generate(model, processor, part, max_new_tokens=max_new_tokens)
-        golds = _answers(model, processor, [(sample, sample.answer) for sample in part], batch_size)
-        pairs = [(sample, option) for sample in part for option in sample.options or ()]
-        options = iter(_answers(model, processor, pairs, batch_size))
-        for i, sample, generation, gold in zip(indices, part, generations, golds, strict=True):
-            logprobs = [-next(options)[0] for _ in sample.options or ()]
-            rows[i] = _row(sample, generation, gold, logprobs)
+        stored = parts.load(part) if parts is not None else None
+        if stored is None:
+            answers = scorer.answers(part)
+            _check_finite(part, answers)
+            if parts is not None:
+                parts.save(part, [asdict(answer) for answer in answers])
+        else:
+            answers = [_restored(content) for content in stored]
+        for i, sample, answer in zip(indices, part, answers, strict=True):
+            rows[i] = _row(sample, answer)
     table = pd.DataFrame(rows)
+    table["nll_paraphrase"] = table["nll_paraphrase"].astype("float64")
     for name in STORED:
         table[name] = table[name].astype("Float64")
     return table
 
 
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], *, max_new_tokens: int
-) -> list[str]:
-    """Greedy answers to the samples' questions, all multimodal or all text-only, stripped of special
-    tokens."""
-    prompts = encode_prompts(processor, [s.question for s in samples], [s.image for s in samples])
-    tokenizer = processor.tokenizer
-    batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), model.device)
-    tokens = model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
-        **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+class Scorer:
+    """Puts batches of samples to a model; finds out once per kind of sample whether prompts can be shared.
+
+    Args:
+        model: a multimodal LLM in evaluation mode.
+        processor: its processor.
+        batch_size: answers scored side by side.
+        max_new_tokens: longest generation, in tokens.
+        share_prefix: False scores every answer with its whole prompt.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        share_prefix: bool = True,
+    ):
+        self.model = model
+        self.processor = processor
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.shares: dict[bool, bool] = {} if share_prefix else {True: False, False: False}
+        """Whether prompts with a picture (True) and without (False) are shared, as far as it is known."""
+
+    def answers(self, samples: Sequence[Sample]) -> list[Answers]:
+        """The model's answers to samples that are all multimodal or all text-only."""
+        generations, prefix = self._generate(samples)
+        candidates = [_candidates(sample) for sample in samples]
+        kind = samples[0].image_bytes is not None
+        scores = self._shared(samples, candidates, prefix, kind) if prefix is not None else None
+        if scores is None:
+            scores = self._separate(samples, candidates)
+        return [Answers(text, found) for text, found in zip(generations, scores, strict=True)]
+
+    def _generate(self, samples: Sequence[Sample]) -> tuple[list[str], Prefix | None]:
+        prompts = encode_prompts(self.processor, [s.question for s in samples], [s.image for s in samples])
+        tokenizer = self.processor.tokenizer
+        batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), self.model.device)
+        result = self.model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
+            **batch,
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+        )
+        tokens = result.sequences[:, batch["input_ids"].shape[1] :]
+        texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        if not self.shares.get(samples[0].image_bytes is not None, True):
+            return texts, None
+        return texts, prefix_of(self.model, batch, result.past_key_values, tokens.shape[1])
+
+    def _shared(
+        self,
+        samples: Sequence[Sample],
+        candidates: Sequence[Sequence[str]],
+        prefix: Prefix,
+        kind: bool,
+    ) -> list[dict[str, TokenScores]] | None:
+        tokens = [
+            answer_tokens(self.processor, sample.question, texts, image=kind)
+            for sample, texts in zip(samples, candidates, strict=True)
+        ]
+        flat = [(row, ids) for row, answers in enumerate(tokens) for ids in answers or ()]
+        if None in tokens:
+            return None
+        if kind not in self.shares:
+            self.shares[kind] = self._agrees(samples, candidates, prefix, flat)
+            if not self.shares[kind]:
+                return None
+        scores = iter(score_after(self.model, prefix, flat, batch_size=self.batch_size))
+        return [{text: next(scores) for text in texts} for texts in candidates]
+
+    def _agrees(
+        self,
+        samples: Sequence[Sample],
+        candidates: Sequence[Sequence[str]],
+        prefix: Prefix,
+        flat: Sequence[tuple[int, Sequence[int]]],
+    ) -> bool:
+        """Whether answers to the shortest and the longest question get the same numbers both ways."""
+        lengths = prefix.batch["attention_mask"].sum(dim=1).tolist()
+        order = sorted(range(len(samples)), key=lengths.__getitem__)
+        probed = sorted({order[0], order[-1]})[:_PROBED]
+        firsts = [next(answer for answer in flat if answer[0] == row) for row in probed]
+        shared = score_after(self.model, prefix, firsts, batch_size=self.batch_size)
+        whole = self._separate([samples[i] for i in probed], [candidates[i][:1] for i in probed])
+        tolerance = _TOLERANCE.get(self.model.dtype, _COARSE)
+        return all(
+            len(here.logprobs) == len(there.logprobs)
+            and max(abs(a - b) for a, b in zip(here.logprobs, there.logprobs, strict=True)) <= tolerance
+            for here, there in zip(shared, (next(iter(found.values())) for found in whole), strict=True)
+        )
+
+    def _separate(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]]
+    ) -> list[dict[str, TokenScores]]:
+        """Every answer with its whole prompt: slower, and right for any family."""
+        pairs = [
+            replace(sample, answer=text)
+            for sample, texts in zip(samples, candidates, strict=True)
+            for text in texts
+        ]
+        scores: list[TokenScores] = []
+        for start in range(0, len(pairs), self.batch_size):
+            rows: list[Inputs] = encode(self.processor, pairs[start : start + self.batch_size])
+            batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
+            labels = batch.pop("labels")
+            scores += token_scores(self.model(**batch).logits[:, :-1], labels[:, 1:])
+        each = iter(scores)
+        return [{text: next(each) for text in texts} for texts in candidates]
+
+
+def _candidates(sample: Sample) -> list[str]:
+    """Every answer to score, once."""
+    rewordings = [sample.paraphrase] if sample.paraphrase else []
+    return list(
+        dict.fromkeys([sample.answer, *rewordings, *(sample.wrong_answers or ()), *(sample.options or ())])
     )
-    texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
 
 
-def _answers(
-    model: PreTrainedModel, processor: ProcessorMixin, pairs: Sequence[tuple[Sample, str]], batch_size: int
-) -> list[tuple[float, int]]:
-    """NLL in nats per token and number of tokens of each answer to its sample's question."""
-    result: list[tuple[float, int]] = []
-    for start in range(0, len(pairs), batch_size):
-        chosen = [replace(sample, answer=answer) for sample, answer in pairs[start : start + batch_size]]
-        rows: list[Inputs] = encode(processor, chosen)
-        batch = to_device(collate(rows, processor.tokenizer.pad_token_id), model.device)
-        answers = answer_log_probs(model, batch)
-        result += zip(answers.nll.tolist(), answers.tokens.tolist(), strict=True)
-    return result
+def _check_finite(samples: Sequence[Sample], answers: Sequence[Answers]) -> None:
+    for sample, answer in zip(samples, answers, strict=True):
+        for text, found in answer.scores.items():
+            if not all(math.isfinite(value) for value in (*found.logprobs, *found.zscores)):
+                raise ModelError(
+                    f"the model gives the answer {text!r} to sample {sample.sample_id} a log-"
+                    f"probability that is not a finite number ({found.logprobs}), so it cannot be scored; "
+                    "its weights are damaged or have diverged: make the model again, with a smaller "
+                    "learning rate if training diverged"
+                )
+
+
+def _restored(content: dict[str, Any]) -> Answers:
+    return Answers(
+        generation=content["generation"],
+        scores={text: TokenScores(**found) for text, found in content["scores"].items()},
+    )
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
@@ -109,7 +252,10 @@ def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
         yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
 
 
-def _row(sample: Sample, generation: str, gold: tuple[float, int], logprobs: list[float]) -> dict[str, Any]:
+def _row(sample: Sample, answers: Answers) -> dict[str, Any]:
+    scores, gold = answers.scores, answers.scores[sample.answer]
+    logprobs = [-scores[option].nll for option in sample.options or ()]
+    wrong = [scores[text].nll for text in sample.wrong_answers or ()]
     row: dict[str, Any] = {
         "set": sample.set,
         "part": sample.part,
@@ -121,9 +267,14 @@ def _row(sample: Sample, generation: str, gold: tuple[float, int], logprobs: lis
         "pair_id": sample.pair_id,
         "question": sample.question,
         "gold": sample.answer,
-        "generation": generation,
-        "nll_gold": gold[0],
-        "n_tokens": gold[1],
+        "generation": answers.generation,
+        "nll_gold": gold.nll,
+        "n_tokens": len(gold.logprobs),
+        "nll_paraphrase": scores[sample.paraphrase].nll if sample.paraphrase else None,
+        "nll_wrong": wrong or None,
+        "token_logprobs": gold.logprobs,
+        "token_ranks": gold.ranks,
+        "token_zscores": gold.zscores,
         "options": list(sample.options) if sample.options else None,
         "option_logprobs": logprobs or None,
         "correct": sample.options[choice(logprobs)] == sample.answer if sample.options else None,

@@ -9,7 +9,10 @@ from typing import Any
 import pandas as pd
 
 from efface.errors import ArtifactError
+from efface.evaluation.tables import check_same_samples
 from efface.report.measures import MEASURES, Estimates, lookup
+
+__all__ = ["COLUMNS", "YARDSTICKS", "check_same_samples", "check_summary", "check_table", "check_yardsticks"]
 
 YARDSTICKS = ("base", "vanilla", "retrained")
 COLUMNS = (
@@ -71,41 +74,6 @@ def check_table(model: str, table: pd.DataFrame) -> None:
         )
 
 
-def check_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse tables scored on different samples: their numbers do not compare.
-
-    The first table is the reference. Compared are sample ids with their set, part, question and gold answer.
-
-    Raises:
-        ArtifactError: naming each differing model, by how much, and one sample.
-    """
-    names = list(tables)
-    reference = _identity(tables[names[0]])
-    complaints = []
-    for name in names[1:]:
-        here = _identity(tables[name])
-        lacking, extra = reference.keys() - here.keys(), here.keys() - reference.keys()
-        changed = {sample for sample in reference.keys() & here.keys() if reference[sample] != here[sample]}
-        parts = [
-            f"{len(found)} {word} (such as {min(found)})"
-            for found, word in (
-                (lacking, "missing"),
-                (extra, "extra"),
-                (changed, "with another question or gold"),
-            )
-            if found
-        ]
-        if parts:
-            complaints.append(f"{name}: {', '.join(parts)}")
-    if complaints:
-        raise ArtifactError(
-            f"the score tables were made from different samples, so they do not compare; against {names[0]} "
-            f"({len(reference)} samples) differ "
-            + "; ".join(complaints)
-            + "; score them again with: dvc repro"
-        )
-
-
 def check_summary(model: str, table: pd.DataFrame, summary: Mapping[str, Any], estimates: Estimates) -> None:
     """Refuse a table and a summary file of two different evaluations.
 
@@ -132,13 +100,6 @@ def check_summary(model: str, table: pd.DataFrame, summary: Mapping[str, Any], e
                         f"{told['value']}, its table gives {found.value if found else 'no such rows'}; "
                         f"{_again(model)}"
                     )
-
-
-def _identity(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    columns = ["set", "part", "entity_id", "question", "gold"]
-    keys = table["sample_id"].astype(str)
-    values = zip(*(table[column].astype(str) for column in columns), strict=True)
-    return dict(zip(keys, values, strict=True))
 
 
 def _again(model: str) -> str:

@@ -18,6 +18,8 @@ class Evaluate(Section):
     """Longest answer, tokens."""
     max_people: Count | None
     """People asked about per set, drawn by the seed; null: everybody."""
+    share_prefix: bool
+    """Read picture and question once for all answers scored after them, where the family allows it."""
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str]
     """Name in the report: folder under data/models."""
 

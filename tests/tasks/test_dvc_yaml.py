@@ -202,10 +202,12 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         if "import_module(" in path.read_text(encoding="utf-8")
         or "__import__(" in path.read_text(encoding="utf-8")
     }
+    # efface.evaluation passes on `score` for users; stages import it from its own module.
     assert dynamic <= {
         "tasks/__main__.py",
         "tasks/benchmark.py",
         "tasks/prepare.py",
+        "efface/evaluation/__init__.py",
         "efface/unlearning/method.py",
     }, "add it to PLUGINS and to dvc.yaml"
 

@@ -1,4 +1,4 @@
-"""Scoring and metrics: batches equal singles, options and gold by the definition, golden values, bounds."""
+"""Facts in generations, the likeliest option, and the summary of a table: golden values, bounds, order."""
 
 from __future__ import annotations
 
@@ -9,67 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.data.encoding import encode
-from efface.evaluation import score
 from efface.evaluation.metrics import METRICS, choice, exact_match, normalise, rouge_l, summarise
-from tests.efface.conftest import COLOURS, sample
-from tests.efface.unlearning.test_methods import slow_log_prob
-
-
-def questions():
-    rows = []
-    for i in range(6):
-        for pictured in (True, False):
-            kind = ("choice", "cloze", "generation")[i % 3]
-            options = COLOURS if kind == "choice" else None
-            answer = COLOURS[i % 4] if kind != "generation" else None
-            rows.append(
-                sample(
-                    i, pictured=pictured, answer=answer, part="test", task=kind, options=options, set="retain"
-                )
-            )
-    return rows
-
-
-def test_batches_give_what_single_samples_give(model, processor):
-    rows = questions()
-    together = score(model, processor, rows, batch_size=5, max_new_tokens=6)
-    alone = pd.concat(
-        [score(model, processor, [row], batch_size=1, max_new_tokens=6) for row in rows], ignore_index=True
-    )
-    assert together["generation"].tolist() == alone["generation"].tolist()
-    assert together["nll_gold"].tolist() == pytest.approx(alone["nll_gold"].tolist(), abs=1e-5)
-    for a, b in zip(together["option_logprobs"], alone["option_logprobs"], strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert list(a) == pytest.approx(list(b), abs=1e-5)
-
-
-def test_rows_follow_the_definitions(model, processor):
-    rows = questions()
-    table = score(model, processor, rows, batch_size=4, max_new_tokens=6)
-    assert table["sample_id"].tolist() == [row.sample_id for row in rows]
-    for row, found in zip(rows, table.to_dict("records"), strict=True):
-        (encoded,) = encode(processor, [row])
-        assert found["nll_gold"] * found["n_tokens"] == pytest.approx(
-            -slow_log_prob(model, encoded), abs=1e-3
-        )
-        if row.task == "choice":
-            per_token = []
-            for option in row.options:
-                (encoded,) = encode(
-                    processor, [sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=option)]
-                )
-                per_token.append(slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
-            assert list(found["option_logprobs"]) == pytest.approx(per_token, abs=1e-4)
-            assert found["correct"] == (row.options[per_token.index(max(per_token))] == row.answer)
-        else:
-            assert found["options"] is None and found["correct"] is None
-
-
-def test_nothing_to_score_is_an_error(model, processor):
-    with pytest.raises(ValueError, match="no samples to score"):
-        score(model, processor, [], batch_size=4)
 
 
 @pytest.mark.parametrize(

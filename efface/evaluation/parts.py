@@ -1,0 +1,54 @@
+"""Finished batches on disk, so that an interrupted scoring goes on with the next batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.data.samples import Sample
+
+
+class Parts:
+    """The finished batches of one scoring, a small JSON file each, named after all that it depends on.
+
+    Args:
+        folder: where they lie; made when the first batch is done.
+        key: what the numbers depend on besides the samples: model, settings.
+    """
+
+    def __init__(self, folder: Path, *, key: str):
+        self.folder = folder
+        self.key = key
+
+    def load(self, samples: Sequence[Sample]) -> list[dict[str, Any]] | None:
+        """What was stored for a batch of these samples, None if nothing whole was."""
+        try:
+            content = json.loads(self._path(samples).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None  # a damaged part costs one batch, scored again
+        return content if isinstance(content, list) and len(content) == len(samples) else None
+
+    def save(self, samples: Sequence[Sample], content: Sequence[dict[str, Any]]) -> None:
+        """Store a batch: whole or not at all, even if the process is killed."""
+        path = self._path(samples)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        partial.write_text(json.dumps(list(content), allow_nan=False), encoding="utf-8")
+        os.replace(partial, path)
+
+    def remove(self) -> None:
+        """Delete everything stored; the scoring is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, samples: Sequence[Sample]) -> Path:
+        total = hashlib.sha256(self.key.encode())
+        for sample in samples:
+            texts = [sample.sample_id, sample.question, sample.answer, sample.paraphrase]
+            total.update(json.dumps([texts, sample.options, sample.wrong_answers]).encode())
+            total.update(hashlib.sha256(sample.image_bytes or b"").digest())
+        return self.folder / f"{total.hexdigest()[:32]}.json"

@@ -1,0 +1,250 @@
+"""The scoring engine: batches and shared prompts equal single samples, definitions, interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from efface.data.encoding import encode
+from efface.errors import ModelError
+from efface.evaluation import score, scoring
+from efface.evaluation.parts import Parts
+from efface.evaluation.scoring import Scorer
+from efface.evaluation.tokens import token_scores
+from efface.models import load_model, save_model
+from tests.efface.conftest import COLOURS, sample
+from tests.efface.unlearning.test_methods import slow_log_prob
+
+
+def questions():
+    rows = []
+    for i in range(6):
+        for pictured in (True, False):
+            kind = ("choice", "cloze", "generation")[i % 3]
+            options = COLOURS if kind == "choice" else None
+            answer = COLOURS[i % 4] if kind != "generation" else None
+            changes = {"part": "test", "task": kind, "options": options, "set": "retain"}
+            if kind == "generation":
+                changes |= {"paraphrase": "red or blue", "wrong_answers": ["white", "green and white"]}
+            rows.append(sample(i, pictured=pictured, answer=answer, **changes))
+    return rows
+
+
+def assert_same(first, second, tolerance=1e-5):
+    """Two score tables with the same decisions and the same numbers."""
+    assert list(first.columns) == list(second.columns)
+    for a, b in zip(first.to_dict("records"), second.to_dict("records"), strict=True):
+        for column, value in a.items():
+            if isinstance(value, float) or (isinstance(value, list) and isinstance(value[0], float)):
+                assert value == pytest.approx(b[column], abs=tolerance, nan_ok=True), column
+            else:
+                assert value is b[column] or value == b[column], column
+
+
+@pytest.fixture
+def single(model, processor):
+    """The slow reference: one sample at a time, every answer with its whole prompt."""
+    tables = [
+        score(model, processor, [row], batch_size=1, max_new_tokens=6, share_prefix=False)
+        for row in questions()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_give_what_single_samples_give(model, processor, single, shared):
+    together = score(model, processor, questions(), batch_size=5, max_new_tokens=6, share_prefix=shared)
+    assert_same(together, single)
+
+
+def test_prompts_are_shared_and_read_once(model, processor):
+    scorer = Scorer(model, processor, batch_size=4, max_new_tokens=6)
+    pictures = []
+    tower = model.model.vision_tower
+    handle = tower.register_forward_pre_hook(lambda *_: pictures.append(1))
+    rows = [row for row in questions() if row.image_bytes is not None]
+    scorer.answers(rows)
+    assert scorer.shares == {True: True}
+    scorer.answers(rows[:3])
+    handle.remove()
+    assert len(pictures) == 3  # generation, the probe of whole prompts, and the second generation
+
+
+def test_a_cache_that_cannot_be_cut_is_not_used(model, processor, single):
+    """A family with a sliding window keeps the last few keys only."""
+    model.config.get_text_config().layer_types = ["sliding_attention"] * 2
+    model.config.get_text_config().sliding_window = 4096
+    scorer = Scorer(model, processor, batch_size=4, max_new_tokens=6)
+    _, prefix = scorer._generate(questions()[:1])
+    assert prefix is None
+    assert_same(score(model, processor, questions(), batch_size=5, max_new_tokens=6), single)
+
+
+def test_a_cache_that_gives_other_numbers_is_not_used(model, processor, single, monkeypatch):
+    """Positions counted wrongly, as they are where a family counts pictures in its own way."""
+    right = scoring.score_after
+
+    def wrong(*args, **options):
+        found = right(*args, **options)
+        for scores in found:
+            scores.logprobs[-1] -= 0.01
+        return found
+
+    monkeypatch.setattr(scoring, "score_after", wrong)
+    scorer = Scorer(model, processor, batch_size=4, max_new_tokens=6)
+    scorer.answers([row for row in questions() if row.image_bytes is None])
+    assert scorer.shares == {False: False}
+    assert_same(score(model, processor, questions(), batch_size=5, max_new_tokens=6), single)
+
+
+def test_rows_follow_the_definitions(model, processor):
+    rows = questions()
+    table = score(model, processor, rows, batch_size=4, max_new_tokens=6)
+    assert table["sample_id"].tolist() == [row.sample_id for row in rows]
+    for row, found in zip(rows, table.to_dict("records"), strict=True):
+        (encoded,) = encode(processor, [row])
+        assert found["nll_gold"] * found["n_tokens"] == pytest.approx(
+            -slow_log_prob(model, encoded), abs=1e-3
+        )
+        if row.task == "choice":
+            per_token = []
+            for option in row.options:
+                (encoded,) = encode(
+                    processor, [sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=option)]
+                )
+                per_token.append(slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
+            assert list(found["option_logprobs"]) == pytest.approx(per_token, abs=1e-4)
+            assert found["correct"] == (row.options[per_token.index(max(per_token))] == row.answer)
+        else:
+            assert found["options"] is None and found["correct"] is None
+        if row.task == "generation":
+            per_token = []
+            for answer in (row.paraphrase, *row.wrong_answers):
+                changed = sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=answer)
+                (encoded,) = encode(processor, [changed])
+                per_token.append(-slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
+            assert [found["nll_paraphrase"], *found["nll_wrong"]] == pytest.approx(per_token, abs=1e-4)
+        else:
+            assert pd.isna(found["nll_paraphrase"]) and found["nll_wrong"] is None
+        assert sum(found["token_logprobs"]) == pytest.approx(-found["nll_gold"] * found["n_tokens"])
+        assert len(found["token_ranks"]) == len(found["token_zscores"]) == found["n_tokens"]
+
+
+def test_nothing_to_score_is_an_error(model, processor):
+    with pytest.raises(ValueError, match="no samples to score"):
+        score(model, processor, [], batch_size=4)
+
+
+def test_token_scores_by_the_definition():
+    """Slow reference: the vocabulary sorted, mean and spread summed word by word."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [6, -100, 0]])
+    for row, found in enumerate(token_scores(logits, targets)):
+        places = [t for t in range(3) if targets[row, t] != -100]
+        assert len(found.logprobs) == len(places)
+        for t, logprob, rank, zscore in zip(places, found.logprobs, found.ranks, found.zscores, strict=True):
+            p = torch.softmax(logits[row, t].double(), 0)
+            target = int(targets[row, t])
+            assert logprob == pytest.approx(float(p[target].log()), abs=1e-6)
+            assert rank == p.argsort(descending=True).tolist().index(target)
+            mean = sum(float(q * q.log()) for q in p)
+            variance = sum(float(q * q.log() ** 2) for q in p) - mean**2
+            assert zscore == pytest.approx((logprob - mean) / variance**0.5, abs=1e-5)
+    flat = token_scores(torch.zeros(1, 1, 4), torch.tensor([[2]]))[0]
+    assert flat.ranks == [0] and flat.zscores == [0.0]  # nothing is likelier, nothing stands out
+    with pytest.raises(ValueError, match="row 1 has no answer token"):
+        token_scores(logits, torch.tensor([[1, 2, 3], [-100, -100, -100]]))
+
+
+def test_a_model_that_has_diverged_is_an_error(model, processor):
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="a log-probability that is not a finite number"):
+        score(model, processor, questions(), batch_size=4, max_new_tokens=2)
+
+
+def test_finished_batches_are_not_scored_again(model, processor, tmp_path, monkeypatch):
+    rows = questions()
+    whole = score(model, processor, rows, batch_size=4, max_new_tokens=6)
+    parts = Parts(tmp_path / "parts", key="this model")
+    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=parts), whole, 0)
+    files = sorted(parts.folder.iterdir())
+    assert len(files) == 4
+    files[0].write_text(files[0].read_text()[:100])  # damaged: scored again
+    files[1].unlink()
+    asked = []
+    answers = Scorer.answers
+    monkeypatch.setattr(Scorer, "answers", lambda self, part: asked.append(1) or answers(self, part))
+    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=parts), whole, 0)
+    assert len(asked) == 2
+    other = Parts(tmp_path / "parts", key="another model")
+    score(model, processor, rows[:1], batch_size=4, max_new_tokens=6, parts=other)
+    assert len(asked) == 3
+    changed = [sample(0, pictured=False, answer="white")]
+    score(model, processor, changed, batch_size=4, max_new_tokens=6, parts=parts)
+    assert len(asked) == 4
+    parts.remove()
+    assert not parts.folder.exists()
+
+
+SLOW_SCORING = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from efface.evaluation.parts import Parts
+from efface.evaluation import score
+from efface.evaluation.scoring import Scorer
+from efface.models import load_model
+from tests.efface.evaluation.test_scoring import questions
+
+answers = Scorer.answers
+def slow(self, part):
+    time.sleep(0.5)
+    return answers(self, part)
+Scorer.answers = slow
+folder = Path(sys.argv[1])
+loaded = load_model(folder / "model")
+score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6,
+      parts=Parts(folder / "parts", key="k"))
+"""
+
+
+def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monkeypatch):
+    save_model(model, processor, tmp_path / "model")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SCORING, str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("parts/*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = len(list(tmp_path.glob("parts/*.json")))
+    assert 2 <= kept < 6
+    asked = []
+    answers = Scorer.answers
+    monkeypatch.setattr(Scorer, "answers", lambda self, part: asked.append(1) or answers(self, part))
+    loaded = load_model(tmp_path / "model", device="cpu")
+    resumed = score(
+        loaded.model,
+        loaded.processor,
+        questions(),
+        batch_size=2,
+        max_new_tokens=6,
+        parts=Parts(tmp_path / "parts", key="k"),
+    )
+    assert len(asked) == 6 - kept
+    assert_same(resumed, score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6))
