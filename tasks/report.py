@@ -40,6 +40,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     """Write the page, its numbers and its plots to ``<root>/report``."""
     from efface.report.measures import long_table, plain_values
     from efface.report.page import render_page, render_summary
+    from efface.report.scorecard import plain_scorecard
 
     page = build_page(params, root)
     folder = root / "report"
@@ -51,6 +52,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
         long_table(page.estimates).to_csv(partial / "comparison.csv", index=False)
         _tradeoff(page.estimates).to_csv(partial / "forget_retain.csv", index=False)
     write_json(folder / "metrics.json", plain_values(page.estimates))
+    if page.scorecard is not None:
+        write_json(folder / "scores.json", plain_scorecard(page.scorecard))
     with writing(folder / "summary.md") as partial:
         partial.write_text(render_summary(page), encoding="utf-8")
     with writing(folder / "index.html") as partial:
@@ -71,6 +74,7 @@ def build_page(params: Params, root: Path) -> Page:
     """
     from efface.report.compose import tradeoff_plots
     from efface.report.page import Page
+    from efface.report.scorecard import scorecard
     from efface.report.targets import targets
     from efface.report.verdict import verdict
 
@@ -84,6 +88,7 @@ def build_page(params: Params, root: Path) -> Page:
         targets=targets(estimates, params.report.targets.model_dump()),
         estimates=estimates,
         plots=tradeoff_plots(estimates),
+        scorecard=scorecard(tables, seed=params.seed),
         layer_plots=_layer_plots(params, root),
         training=_training(records),
         costs=_costs(records),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,12 +87,10 @@ def harmonic_mean(values: Sequence[float]) -> float:
     Raises:
         ValueError: if there is no value, or one is negative or not finite.
     """
-    from scipy.stats import hmean
-
     found = [float(value) for value in values]
     if not found or any(not math.isfinite(value) or value < 0 for value in found):
         raise ValueError(f"expected one or more finite values of at least 0 for a harmonic mean, got {found}")
-    return 0.0 if 0.0 in found else float(hmean(found))
+    return float(statistics.harmonic_mean(found))
 
 
 def _paired(first: Sequence[float], second: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

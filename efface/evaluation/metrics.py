@@ -74,6 +74,11 @@ def given(row: Row, column: str) -> Any:
     return None if hasattr(value, "__len__") and len(value) == 0 else value
 
 
+def records(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, keyed by column."""
+    return [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
+
+
 def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
     """The table with a column for each metric it does not hold yet, in the order of :data:`METRICS`.
 
@@ -89,7 +94,9 @@ def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd
     wanted = [metric_named(name) for name in (METRICS if names is None else names)]
     missing = [metric for metric in wanted if metric.name not in scores.columns]
     check_finite(scores)
-    rows = [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
+    if not missing:
+        return scores
+    rows = records(scores)
     added = {
         metric.name: pd.Series([metric.value_of(row) for row in rows], index=scores.index, dtype="Float64")
         for metric in missing
@@ -110,10 +117,13 @@ def check_finite(scores: pd.DataFrame) -> None:
     for column in ("nll_gold", "option_logprobs", "nll_wrong", "token_logprobs"):
         if column not in scores.columns:
             continue
+        whole = [[] if value is None else np.atleast_1d(value) for value in scores[column]]
+        if not whole or np.all(np.isfinite(np.concatenate(whole).astype(float))):
+            continue
         bad = [
-            row["sample_id"]
-            for row in scores[["sample_id", column]].to_dict("records")
-            if row[column] is not None and not np.all(np.isfinite(np.asarray(row[column], dtype=float)))
+            name
+            for name, values in zip(scores["sample_id"], whole, strict=True)
+            if not np.all(np.isfinite(np.asarray(values, dtype=float)))
         ]
         if bad:
             raise ValueError(

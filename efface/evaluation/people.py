@@ -39,7 +39,8 @@ def cell_means(
         length: if one set of people cannot be drawn from, none is.
     """
     cells = list(dict.fromkeys(cells))
-    table = with_metrics(table, sorted({metric for _, _, metric in cells}))
+    metrics = sorted({metric for _, _, metric in cells})
+    table = with_metrics(table, metrics)[["set", "modality", "entity_id", *metrics]]
     groups = {name: _group(name) for name, _, _ in cells}
     people = {
         group: sorted({str(e) for e in table.loc[table["set"].map(groups.get) == group, "entity_id"]})

@@ -22,6 +22,7 @@ from efface.report.measures import (
     lookup,
     ordered,
 )
+from efface.report.scorecard import Scorecard, markdown_scorecard
 from efface.report.scores import YARDSTICKS
 from efface.report.targets import Target
 from efface.report.verdict import LEARNT, Verdict
@@ -70,6 +71,7 @@ class Page:
     targets: Sequence[Target]
     estimates: Mapping[str, Estimates]
     plots: Sequence[Plot]
+    scorecard: Scorecard | None = None
     layer_plots: Sequence[Plot] = ()
     training: Sequence[Plot] = ()
     costs: Sequence[Cost] = ()
@@ -168,6 +170,8 @@ def render_summary(page: Page) -> str:
         "",
         "Exact match of the fact, 0 to 1; yardsticks in italics. Intervals: `data/report/index.html`.",
     ]
+    if page.scorecard is not None:
+        lines += ["", markdown_scorecard(page.scorecard).rstrip()]
     return "\n".join(lines) + "\n"
 
 

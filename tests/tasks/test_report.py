@@ -95,7 +95,7 @@ def test_page_needs_no_network_and_no_script(study, page):
 def test_sections_link_to_headings(study, page):
     text = (study / "report" / "index.html").read_text(encoding="utf-8")
     targets = [reference[1:] for reference in page.references if reference.startswith("#")]
-    assert len(targets) == 7
+    assert len(targets) == 8
     assert all(f'id="{target}"' in text for target in targets)
     assert len(re.findall(r'\bid="([^"]+)"', text)) == len(set(re.findall(r'\bid="([^"]+)"', text)))
 
@@ -129,8 +129,13 @@ def test_plots_and_summary_are_written(study):
     assert list(tradeoff["model"]) == list(FEW)
     summary = (study / "report" / "summary.md").read_text()
     rows = [line for line in summary.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(FEW)
-    assert len({row.count("|") for row in rows}) == 1
+    assert len(rows) == 2 * (1 + len(FEW))  # exact match, then the score with its parts
+    card = json.loads((study / "report" / "scores.json").read_text())
+    assert set(card["models"]) == set(FEW)
+    assert card["models"]["vanilla"]["score"]["full"]["value"] == 0
+    assert card["models"]["vanilla"]["auc"] is None  # no holdout people here: not available, not 0
+    assert len({row.count("|") for row in rows[: 1 + len(FEW)]}) == 1
+    assert len({row.count("|") for row in rows[1 + len(FEW) :]}) == 1
 
 
 def test_the_same_results_give_the_same_bytes(study, copy):
