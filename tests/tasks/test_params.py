@@ -56,6 +56,8 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "'audio'",
             "vision, projector",
         ),
+        ("shots: 0 ", "shots: 2 ", "evaluate", "shots is 2", "expected 0 with prompts bare"),
+        ("prompts: bare ", "prompts: raw ", "evaluate.prompts", "'raw'", "bare, published, published_llava"),
         ("mask: none", "mask: true", "unlearn.methods.grad_diff.mask", "True", "saliency, none"),
         (
             "    grad_diff:\n",
