@@ -10,7 +10,7 @@ from tasks.params.errors import ParamsError
 
 SANDBOX = ("quick", "laptop", "study")
 """Profiles of the embedded benchmark."""
-PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b")
+PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b", "clear-llava-1.5-7b", "clear-qwen2-vl-7b")
 """Profiles of published benchmarks and models; docs/reproducing-the-papers.md."""
 PROFILES = (*SANDBOX, *PUBLISHED)
 
