@@ -1,8 +1,6 @@
 """The quick profile from end to end on CLEAR's published layout, imported like anybody's download."""
 
 import json
-import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,39 +9,16 @@ from benchmarks.seeds import run_seed
 from efface.data.samples import read_samples
 from efface.evaluation.benchmarks.clear import forget_quality
 from tasks import report
-from tasks.params import Params, load_params
 from tests.efface.data.clear_fixture import write_clear
+from tests.made_run import imported, parameters
 
-PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-
-SMALL = {
-    r"^  profile: \w+": "  profile: quick",
-    r"^  on_bad_row: stop": "  on_bad_row: skip",
-    r"^  prompts: bare": "  prompts: published",
-    r"^    base: \{vision_steps.*": "    base: {vision_steps: 1, steps: 1, batch_size: 8, width: 32, "
-    "mlp_width: 64, vision_layers: 2, language_layers: 2}",
-    r"^    vanilla: \{.*": "    vanilla: {steps: 40, batch_size: 16}",
-    r"^    retrained: \{.*": "    retrained: {steps: 20, batch_size: 16}",
-    r"^    saliency: \{.*": "    saliency: {fisher_samples: 8}",
-    r"^    importance: \{.*": "    importance: {samples: 8}",
-    r"^    evaluate: \{.*": "    evaluate: {max_people: 2}",
-}
-
-
-def parameters(folder: Path, download: Path) -> Params:
-    """params.yaml with the quick profile, very small, and the benchmark's root as a user writes it."""
-    text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
-    imported = {r"^    benchmark: \{\}": f"    benchmark: {{name: clear, roots: {{data: {download}}}}}"}
-    for pattern, replacement in (SMALL | imported).items():
-        text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
-        assert count == 1, f"{pattern} is not in params.yaml"
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
-    return load_params(folder / "params.yaml")
 
 
 def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
-    params = parameters(tmp_path, write_clear(tmp_path / "download"))
+    changes = imported("clear", data=write_clear(tmp_path / "download"))
+    changes |= {r"^  prompts: bare": "  prompts: published", r"^  on_bad_row: stop": "  on_bad_row: skip"}
+    params = parameters(tmp_path, changes)
     root = tmp_path / "data"
     run_seed(params, root)
     report.run(params, root)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from efface.evaluation.metrics import METRICS
 from efface.evaluation.parsers import (
     contains_gold,
     fills_blank,
@@ -131,3 +132,15 @@ def test_a_letter_alone_is_read_alike_in_every_dress(option, dress):
     index = CITIES.index(option)
     assert strict_choice(dress.format("ABCD"[index]), CITIES) == index
     assert strict_choice(dress.format("abcd"[index]), CITIES) == index
+
+
+def test_the_metrics_read_answers_so():
+    choice = {"task": "choice", "generation": "The answer is B", "gold": "Tartu", "options": CITIES}
+    cloze = {"task": "cloze", "generation": "heart", "gold": "art", "options": None}
+    read = {name: METRICS[name].value_of for name in METRICS if "generated" in name or "cloze" in name}
+    assert {name: value_of(choice) for name, value_of in read.items()} == {
+        "choice_accuracy_generated": 1.0, "cloze_accuracy": None, "cloze_accuracy_legacy": None,
+    }  # fmt: skip
+    assert {name: value_of(cloze) for name, value_of in read.items()} == {
+        "choice_accuracy_generated": None, "cloze_accuracy": 0.0, "cloze_accuracy_legacy": 1.0,
+    }  # fmt: skip
