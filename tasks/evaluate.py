@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Score the model of that name and write `scores/<name>.parquet` and `scores/<name>.json`."""
+    from efface.evaluation.asking import Asking
+    from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
+    from efface.evaluation.prompts import draw_shots
     from efface.evaluation.scoring import score
     from efface.models import load_model
 
@@ -36,11 +39,16 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         "max_new_tokens": section.max_new_tokens,
         "max_people": section.max_people,
         "share_prefix": section.share_prefix,
+        "prompts": section.prompts,
+        "shots": section.shots,
     }
     with recording(
         "evaluate", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
     ) as record:
-        samples = drawn(read_samples(table, set=SETS), section.max_people, params.seed)
+        benchmark = read_json(table.with_name("splits.json"))["benchmark"]
+        questions = read_samples(table, set=SETS)
+        shots = draw_shots(questions, people=section.shots, seed=params.seed)
+        samples = drawn(questions, section.max_people, params.seed)
         parts = _parts(root, name, settings, params.seed, inputs)
         loaded = load_model(folder)
         started = time.perf_counter()
@@ -51,11 +59,12 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             batch_size=section.batch_size,
             max_new_tokens=section.max_new_tokens,
             share_prefix=section.share_prefix,
+            asking=Asking(benchmark, section.prompts, tuple(shots)),
             parts=parts,
         )
         record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
         scores.insert(0, "model", name)
-        scores.insert(1, "benchmark", read_json(table.with_name("splits.json"))["benchmark"])
+        scores.insert(1, "benchmark", benchmark)
         with writing(path) as partial:
             scores.to_parquet(partial, index=False)
         metrics = summarise(with_metrics(scores[scores["part"] == "test"]))
@@ -67,6 +76,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 "rows": len(scores),
                 "metrics": metrics,
                 "unavailable": unavailable(scores),
+                "published": view_of(scores, benchmark),
             },
         )
         parts.remove()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from efface.evaluation import likelihood, texts
+from efface.evaluation import likelihood, parsers, texts
 from efface.evaluation.texts import exact_match, normalise, rouge_l
 
 if TYPE_CHECKING:
@@ -183,6 +183,17 @@ def _choice(row: Row) -> float | None:
     return float(row["correct"]) if row["task"] == "choice" and given(row, "correct") is not None else None
 
 
+def _choice_generated(row: Row) -> float | None:
+    if row["task"] != "choice" or given(row, "options") is None:
+        return None
+    index = parsers.strict_choice(row["generation"], list(row["options"]))
+    return float(index is not None and row["options"][index] == row["gold"])
+
+
+def _cloze(row: Row, holds: Callable[[str, str], bool] = parsers.fills_blank) -> float | None:
+    return float(holds(row["generation"], row["gold"])) if row["task"] == "cloze" else None
+
+
 def _exact(row: Row) -> float | None:
     return exact_match(row["generation"], row["gold"]) if row["task"] in FACT_TASKS else None
 
@@ -242,6 +253,17 @@ def _metrics() -> list[Metric]:
             "share of multiple-choice questions whose likeliest option per token is the right one",
             needs=("option_logprobs",),
             stored=True,
+        ),
+        Metric(
+            "choice_accuracy_generated",
+            _choice_generated,
+            "share of multiple-choice questions whose generated answer states the right option",
+        ),
+        Metric("cloze_accuracy", _cloze, "share of blanks whose answer holds the fact as whole words"),
+        Metric(
+            "cloze_accuracy_legacy",
+            lambda row: _cloze(row, parsers.contains_gold),
+            "share of blanks whose answer holds the fact as a substring, as MLLMU-Bench counts",
         ),
         Metric(
             "rouge_l", _rouge("rouge_l", "f_measure"), "ROUGE-L F-measure of generated sentences", stored=True

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from efface.data.encoding import Inputs, collate, encode, encode_prompts, to_device
+from efface.data.encoding import Inputs, collate, encode, to_device
 from efface.data.samples import Sample
 from efface.errors import ModelError
+from efface.evaluation.asking import Asking
 from efface.evaluation.metrics import STORED, choice
 from efface.evaluation.parts import Parts
 from efface.evaluation.prefix import Prefix, answer_tokens, prefix_of, score_after
@@ -46,6 +47,7 @@ def score(
     batch_size: int,
     max_new_tokens: int = 32,
     share_prefix: bool = True,
+    asking: Asking | None = None,
     parts: Parts | None = None,
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
@@ -61,6 +63,7 @@ def score(
         batch_size: samples, or answers to them, side by side.
         max_new_tokens: longest generation, in tokens.
         share_prefix: read picture and question once for all answers where the family allows it; False never.
+        asking: words of the questions that the model answers freely; None asks the bare questions.
         parts: where finished batches are kept and found again; None keeps none.
 
     Returns:
@@ -79,7 +82,12 @@ def score(
         raise ValueError("no samples to score; check the evaluation sets in data/prepared/samples.parquet")
     model.eval()
     scorer = Scorer(
-        model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens, share_prefix=share_prefix
+        model,
+        processor,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        share_prefix=share_prefix,
+        asking=asking,
     )
     rows: list[dict[str, Any]] = [{} for _ in samples]
     batches = list(_batches(samples, batch_size))
@@ -111,6 +119,7 @@ class Scorer:
         batch_size: answers scored side by side.
         max_new_tokens: longest generation, in tokens.
         share_prefix: False scores every answer with its whole prompt.
+        asking: words of the questions; a prompt in other words than the bare question is not shared.
     """
 
     def __init__(
@@ -121,11 +130,13 @@ class Scorer:
         batch_size: int,
         max_new_tokens: int,
         share_prefix: bool = True,
+        asking: Asking | None = None,
     ):
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
+        self.asking = asking or Asking()
         self.shares: dict[bool, bool] = {} if share_prefix else {True: False, False: False}
         """Whether prompts with a picture (True) and without (False) are shared, as far as it is known."""
 
@@ -140,7 +151,7 @@ class Scorer:
         return [Answers(text, found) for text, found in zip(generations, scores, strict=True)]
 
     def _generate(self, samples: Sequence[Sample]) -> tuple[list[str], Prefix | None]:
-        prompts = encode_prompts(self.processor, [s.question for s in samples], [s.image for s in samples])
+        prompts = self.asking.prompts(self.processor, samples)
         tokenizer = self.processor.tokenizer
         batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), self.model.device)
         result = self.model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
@@ -152,7 +163,8 @@ class Scorer:
         )
         tokens = result.sequences[:, batch["input_ids"].shape[1] :]
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        if not self.shares.get(samples[0].image_bytes is not None, True):
+        bare = all(map(self.asking.is_bare, samples))
+        if not bare or not self.shares.get(samples[0].image_bytes is not None, True):
             return texts, None
         return texts, prefix_of(self.model, batch, result.past_key_values, tokens.shape[1])
 

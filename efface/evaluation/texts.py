@@ -5,6 +5,7 @@ is it an answer at all. Everything here is a pure function of strings.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -60,7 +61,8 @@ class Overlap:
 
 def normalise(text: str) -> str:
     """Lower case, punctuation gone, single spaces: the form in which facts are compared."""
-    return " ".join(_NOT_WORD.sub(" ", text.lower()).split())
+    composed = unicodedata.normalize("NFC", text.lower())  # else an accent on its own counts as punctuation
+    return " ".join(_NOT_WORD.sub(" ", composed).split())
 
 
 def exact_match(generation: str, gold: str) -> float:

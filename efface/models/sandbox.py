@@ -111,8 +111,8 @@ def build_model(
         projection_dim=width,
         hidden_act="gelu",
     )
-    # Transformers draws weights with a deviation of 0.02, made for widths of thousands. In a model this narrow
-    # that lets signals fade from layer to layer, and learning takes several times as many steps.
+    # Transformers draws weights with a deviation of 0.02, made for widths of thousands. In a model this
+    # narrow that lets signals fade from layer to layer, and learning takes several times as many steps.
     deviation = width**-0.5
     text = LlamaConfig(
         initializer_range=deviation,

@@ -50,7 +50,7 @@ MEASURES: tuple[Measure, ...] = (
         "rouge_l",
         "ROUGE-L",
         "rouge_l",
-        ("generation",),
+        ("generation", "caption"),
         "overlap of free answers with the reference sentence, 0 to 1",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.params.section import Count, Level, Rate, Section
 
@@ -20,8 +20,23 @@ class Evaluate(Section):
     """People asked about per set, drawn by the seed; null: everybody."""
     share_prefix: bool
     """Read picture and question once for all answers scored after them, where the family allows it."""
+    prompts: Literal["bare", "published", "published_llava"]
+    """Words of the questions the model answers freely: the bare question, those of the benchmark's published
+    code in the model's chat template, or MLLMU-Bench's whole string for LLaVA-1.5."""
+    shots: Annotated[int, Field(ge=0)]
+    """Retain people, of those set aside for validation, whose solved questions stand before each question;
+    more than 0 only with published_llava."""
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str]
     """Name in the report: folder under data/models."""
+
+    @model_validator(mode="after")
+    def _shots_are_published_as_whole_strings(self) -> Evaluate:
+        if self.shots and self.prompts != "published_llava":
+            raise ValueError(
+                f"shots is {self.shots}: expected 0 with prompts {self.prompts}; only published_llava "
+                "has shots"
+            )
+        return self
 
 
 class Relearn(Section):

@@ -10,7 +10,7 @@ from tasks.params.errors import ParamsError
 
 SANDBOX = ("quick", "laptop", "study")
 """Profiles of the embedded benchmark."""
-PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b")
+PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b", "clear-llava-1.5-7b", "clear-qwen2-vl-7b")
 """Profiles of published benchmarks and models; docs/reproducing-the-papers.md."""
 PROFILES = (*SANDBOX, *PUBLISHED)
 
@@ -106,10 +106,16 @@ def _has(tree: Any, dotted: str) -> bool:
 
 
 def merged(base: Any, override: Any) -> Any:
-    """`base` with the values of `override`, mapping by mapping; nothing else is merged."""
+    """`base` with the values of `override`, mapping by mapping; nothing else is merged.
+
+    Roots are replaced as a whole: those of one benchmark are not those of another.
+    """
     if not (isinstance(base, dict) and isinstance(override, dict)):
         return override
     return {
         **base,
-        **{key: merged(base[key], value) if key in base else value for key, value in override.items()},
+        **{
+            key: merged(base[key], value) if key in base and key != "roots" else value
+            for key, value in override.items()
+        },
     }

@@ -71,6 +71,8 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "add random to saliency.controls",
         ),
         ("controls: []", "controls: [random, random]", "saliency.controls", "random", "each control once"),
+        ("shots: 0 ", "shots: 2 ", "evaluate", "shots is 2", "expected 0 with prompts bare"),
+        ("prompts: bare ", "prompts: raw ", "evaluate.prompts", "'raw'", "bare, published, published_llava"),
         (
             "    grad_diff:\n",
             "    grad_dif:\n",
@@ -308,3 +310,13 @@ def test_an_unlisted_method_names_the_listed_ones(tmp_path):
     assert "nope" in done.stderr
     assert "mmunlearner, grad_diff, gradient_ascent, npo" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_ones_own_leaves_the_presets_as_they_are(tmp_path):
+    path = edited(tmp_path, "  name: avatars ", "  name: clear ")
+    path.write_text(path.read_text().replace("  roots: {} ", "  roots: {data: my/clear} ", 1))
+    params = load_params(path)
+    assert params.benchmark.roots == {"data": "my/clear"}
+    text = path.read_text().replace("profile: laptop ", "profile: mllmu-qwen2-vl-7b ", 1)
+    path.write_text(text)
+    assert set(load_params(path).benchmark.roots) == {"eval", "train"}

@@ -16,6 +16,7 @@ import torch
 from efface.data.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
+from efface.evaluation.asking import Asking
 from efface.evaluation.parts import Parts
 from efface.evaluation.scoring import Scorer
 from efface.evaluation.tokens import token_scores
@@ -248,3 +249,21 @@ def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monke
     )
     assert len(asked) == 6 - kept
     assert_same(resumed, score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6))
+
+
+def test_other_words_change_what_is_generated_and_no_likelihood(model, processor):
+    rows = questions()
+    bare = score(model, processor, rows, batch_size=4, max_new_tokens=6)
+    asked = score(
+        model,
+        processor,
+        rows,
+        batch_size=4,
+        max_new_tokens=6,
+        asking=Asking(benchmark="mllmu", style="published"),
+    )
+    assert asked["generation"].tolist() != bare["generation"].tolist()
+    assert asked["nll_gold"].tolist() == pytest.approx(bare["nll_gold"].tolist(), abs=1e-4)
+    assert asked["question"].tolist() == [row.question for row in rows]
+    plain = score(model, processor, rows, batch_size=4, max_new_tokens=6, asking=Asking("mllmu"))
+    assert plain["generation"].tolist() == bare["generation"].tolist()

@@ -1,0 +1,65 @@
+"""How questions are put to a model: in which words, and with which solved questions before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from efface.data.encoding import Inputs, encode_prompts
+from efface.data.samples import Sample
+from efface.errors import ModelError
+from efface.evaluation.prompts import llava_prompt, shots_for, user_turn
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+_IMAGE = "<image>"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The words of the questions a model answers freely; likelihoods are of answers to bare questions."""
+
+    benchmark: str = "avatars"
+    """Whose words ``published`` are."""
+    style: str = "bare"
+    """One of `efface.evaluation.prompts.STYLES`."""
+    shots: tuple[Sample, ...] = ()
+    """Solved questions to choose from, from `draw_shots`; for ``published_llava`` only."""
+
+    def __post_init__(self) -> None:
+        if self.shots and self.style != "published_llava":
+            raise ValueError(
+                f"few-shot prompts are published as whole strings only: style is {self.style!r}, expected "
+                "'published_llava', or no shots"
+            )
+
+    def is_bare(self, sample: Sample) -> bool:
+        """Whether this sample is asked with nothing but its question."""
+        if self.style == "published_llava":
+            return False
+        return user_turn(sample, benchmark=self.benchmark, style=self.style) == sample.question
+
+    def prompts(self, processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
+        """Processor output of the prompts, for generation; samples all with or all without a picture.
+
+        Raises:
+            ModelError: if a whole LLaVA string is to be put to a family with another picture token.
+        """
+        if self.style == "published_llava":
+            return [self._whole(processor, sample) for sample in samples]
+        turns = [user_turn(sample, benchmark=self.benchmark, style=self.style) for sample in samples]
+        return encode_prompts(processor, turns, [sample.image for sample in samples])
+
+    def _whole(self, processor: ProcessorMixin, sample: Sample) -> Inputs:
+        token = getattr(processor, "image_token", _IMAGE)
+        if token != _IMAGE:
+            raise ModelError(
+                f"{type(processor).__name__} has the picture token {token!r}, and the style "
+                f"published_llava writes {_IMAGE!r}; use evaluate.prompts: published for this family"
+            )
+        shots = shots_for(sample, self.shots)
+        pictures = [shown.image for shown in (*shots, sample) if shown.image_bytes is not None]
+        images = {"images": pictures} if pictures else {}
+        return dict(processor(text=[llava_prompt(sample, shots)], return_tensors="pt", **images))

@@ -1,0 +1,56 @@
+"""MLLMU-Bench's table: three tasks by two modalities by four sets.
+
+The published numbers are ``accuracy_first_letter`` (classification), ``accuracy_contains`` (cloze) and the
+sentence measures (generation), in percent but for the last. MMUnlearner's code reads classification by
+``accuracy_first_alphanumeric``. The strict readings beside them tell how much of a number is format.
+
+Reference:
+    Liu et al., "MLLMU-Bench", arXiv:2410.22108. Its code asks few-shot with questions of the evaluated people
+    and leaves these out of the count; here everybody is counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from efface.evaluation.benchmarks.reading import CHOICE, CLOZE, SENTENCE, Cell, Reading, rows_of, summed_up
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETS = {"forget": "Forget", "test": "Test", "retain": "Retain", "real": "Real Celebrity"}
+"""Sets and what the paper calls them; on the first two low is good, on the others high."""
+
+TASKS: dict[str, tuple[str, dict[str, Reading]]] = {
+    "classification": ("choice", CHOICE),
+    "cloze": ("cloze", CLOZE),
+    "generation": ("generation", SENTENCE),
+}
+"""Task of the paper to the task of the samples and how its answers are read."""
+
+Table = dict[str, dict[str, dict[str, dict[str, Cell]]]]
+
+
+def view(scores: pd.DataFrame) -> dict[str, Any]:
+    """The table of one model.
+
+    Args:
+        scores: rows of the model's score table that count (part ``test``).
+
+    Returns:
+        ``tables[set][task][modality][reading]`` with ``value`` in [0, 1] and ``n``; what has no rows is left
+        out.
+    """
+    tables: Table = {}
+    rows = rows_of(scores)
+    for set_name in SETS:
+        for task, (asked, readings) in TASKS.items():
+            for modality in ("multimodal", "text"):
+                chosen = [
+                    row
+                    for row in rows
+                    if (row["set"], row["task"], row["modality"]) == (set_name, asked, modality)
+                ]
+                if cells := summed_up(chosen, readings):
+                    tables.setdefault(set_name, {}).setdefault(task, {})[modality] = cells
+    return {"benchmark": "mllmu", "tables": tables}

@@ -1,0 +1,109 @@
+"""How a view reads one answer, and how it sums up many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from efface.evaluation import parsers, texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+Reading = Callable[[Row], float | None]
+Cell = dict[str, float | int]
+"""`value`, the mean over rows; `n`, how many rows."""
+
+
+def rows_of(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries, lists as lists, nothing as None."""
+    return [
+        {str(key): _plain(value) for key, value in row.items()} for row in scores.to_dict(orient="records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def choice_read_by(parser: Callable[[str, list[str]], int | None]) -> Reading:
+    """Whether the option that a parser reads out of the answer is the right one."""
+
+    def read(row: Row) -> float:
+        index = parser(row["generation"], row["options"])
+        return float(index is not None and row["options"][index] == row["gold"])
+
+    return read
+
+
+def states_an_option(row: Row) -> float:
+    """Whether the answer states an option at all, right or wrong."""
+    return float(parsers.strict_choice(row["generation"], row["options"]) is not None)
+
+
+def likeliest_option(row: Row) -> float | None:
+    """Whether the right option is the likeliest per token."""
+    return None if row.get("correct") is None else float(row["correct"])
+
+
+CHOICE: dict[str, Reading] = {
+    "accuracy_strict": choice_read_by(parsers.strict_choice),
+    "accuracy_first_letter": choice_read_by(parsers.first_letter_choice),
+    "accuracy_first_alphanumeric": choice_read_by(parsers.first_alphanumeric_choice),
+    "accuracy_likelihood": likeliest_option,
+    "states_an_option": states_an_option,
+}
+"""Readings of multiple choice."""
+
+CLOZE: dict[str, Reading] = {
+    "accuracy_strict": lambda row: float(parsers.fills_blank(row["generation"], row["gold"])),
+    "accuracy_contains": lambda row: float(parsers.contains_gold(row["generation"], row["gold"])),
+}
+"""Readings of a filled blank."""
+
+
+def _overlap(name: str) -> Reading:
+    return lambda row: texts.rouge(row["generation"], row["gold"])[name].f_measure
+
+
+SENTENCE: dict[str, Reading] = {
+    "rouge_l": _overlap("rouge_l"),
+    "rouge_1": _overlap("rouge_1"),
+    "rouge_2": _overlap("rouge_2"),
+    "bleu_nltk": lambda row: bleu_nltk(row["generation"], row["gold"]),
+}
+"""Readings of a sentence."""
+
+
+def bleu_nltk(generation: str, gold: str) -> float:
+    """BLEU as the published codes compute it, in [0, 1]: words split at blanks, orders 1 to 4, smoothing 1.
+
+    Orders longer than the sentence count, so a right answer of three words scores 0.56.
+    """
+    if not generation.split():
+        return 0.0
+    score, smoothing = _nltk()
+    return float(score([gold.split()], generation.split(), smoothing_function=smoothing))
+
+
+@cache
+def _nltk() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    return sentence_bleu, SmoothingFunction().method1
+
+
+def summed_up(rows: Iterable[Row], readings: Mapping[str, Reading]) -> dict[str, Cell]:
+    """Mean of every reading over the rows that have one; a reading that no row has is left out."""
+    rows = list(rows)
+    cells: dict[str, Cell] = {}
+    for name, reading in readings.items():
+        values = sorted(value for value in map(reading, rows) if value is not None)
+        if values:
+            cells[name] = {"value": math.fsum(values) / len(values), "n": len(values)}
+    return cells

@@ -1,0 +1,113 @@
+"""What an answer says: which option it picks, whether it fills the blank, whether it names the person.
+
+Each question has a strict reading, which takes an option only where the answer states it, and the readings
+of the published evaluation codes, kept so that published numbers can be compared. Those look at the first
+character alone, so that "Because ..." picks option B. Which reading made a number is part of its name.
+
+An option is returned as its index, None where the answer picks none.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Sequence
+
+from efface.evaluation.texts import normalise
+
+_NOT_ALPHANUMERIC = re.compile(r"[^a-zA-Z0-9]")
+_MARKUP = re.compile(r"[*`_\"“”]+")
+_LETTER = r"[(\[]?([A-Za-z])[)\]]?"
+_ALONE = re.compile(rf"{_LETTER}[.):,;!]*$")
+_SET_OFF = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?:[.):,]|[ \t]*\n))(.*)$", re.DOTALL)
+_BEFORE_WORDS = re.compile(r"([A-Z])\s+(.+)$", re.DOTALL)
+_ANNOUNCED = re.compile(
+    r"(?:(?:the|my) )?(?:(?:correct|right|best) )?(?:answer|option|choice)(?: is)?\s*:?\s*(?:option )?"
+    rf"{_LETTER}(?:[.):,;!]+|$)(.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_LISTED = re.compile(r"[(\[]([A-Za-z])[)\]]|(?<!\w)([A-Z])(?=[.):,]|\s+(?:or|and)\b|\s*$)")
+_VERB = re.compile(r"(?:is|because|since|seems|would)\b")
+_WORDS = "AI"  # the letters that are English words
+
+
+def strict_choice(answer: str, options: Sequence[str]) -> int | None:
+    """Index of the option the answer states, or None: no option, several, or none of those on offer.
+
+    In this order: a letter alone ("B", "(b)"), a letter set off by a bracket, punctuation or the end of the
+    line ("B) Tartu"), a letter before words ("B Tartu", "B because ..."), an announced letter ("The answer is
+    B"), and the text of exactly one option as whole words. "A" before words must be followed by its option's
+    text or a verb, because "A person ..." is no answer. An answer that lists several letters states none.
+    """
+    text = _MARKUP.sub("", answer).strip()
+    for letter, rest in _stated_letters(text, options):
+        index = _index(letter, options)
+        if index is not None:
+            listed = {(a or b).upper() for a, b in _LISTED.findall(rest)} - {letter.upper()}
+            return None if any(_index(other, options) is not None for other in listed) else index
+    return _only_option_in(text, options)
+
+
+def _stated_letters(text: str, options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Letters the text may state as its answer, surest first, each with the text after it."""
+    if found := _ALONE.match(text):
+        yield found[1], ""
+    if found := _SET_OFF.match(text):
+        yield found[1] or found[2], found[3]
+    if found := _BEFORE_WORDS.match(text):
+        index = _index(found[1], options)
+        own = index is not None and normalise(found[2]).startswith(normalise(options[index]))
+        if found[1] not in _WORDS or own or _VERB.match(found[2]):
+            yield found[1], found[2]
+    if found := _ANNOUNCED.match(text):
+        yield found[1], found[2]
+
+
+def first_letter_choice(answer: str, options: Sequence[str]) -> int | None:
+    """The reading of MLLMU-Bench's code: the first character, upper-cased, if it is a letter of an option."""
+    stripped = answer.strip()
+    return _index(stripped[0], options) if stripped else None
+
+
+def first_alphanumeric_choice(answer: str, options: Sequence[str]) -> int | None:
+    """The reading of MMUnlearner's code, for MLLMU-Bench and CLEAR: as above once everything but Latin
+    letters and digits is deleted."""
+    return first_letter_choice(_NOT_ALPHANUMERIC.sub("", answer), options)
+
+
+def fills_blank(answer: str, gold: str) -> bool:
+    """Whether the gold stands in the answer as whole words, case and punctuation aside.
+
+    A gold without any letter or digit must be the whole answer.
+    """
+    wanted = normalise(gold)
+    if not wanted:
+        return answer.strip() == gold.strip()
+    return f" {wanted} " in f" {normalise(answer)} "
+
+
+def contains_gold(answer: str, gold: str) -> bool:
+    """The reading of MLLMU-Bench's code: the lower-cased gold is a substring of the lower-cased answer.
+
+    "art" is found in "heart", and an empty gold is always found.
+    """
+    return gold.lower() in answer.lower()
+
+
+def _index(letter: str, options: Sequence[str]) -> int | None:
+    """Index of an option letter, A being the first, or None if no option has it."""
+    index = string.ascii_uppercase.find(letter.upper()) if len(letter) == 1 else -1
+    return index if 0 <= index < len(options) else None
+
+
+def _only_option_in(answer: str, options: Sequence[str]) -> int | None:
+    """The one option whose text the answer contains; "New York" does not contain the option "York"."""
+    text, found = f" {normalise(answer)} ", set()
+    for option in sorted({normalise(option) for option in options}, key=len, reverse=True):
+        if option and f" {option} " in text:
+            found.add(option)
+            text = text.replace(f" {option} ", " | ")
+    if len(found) != 1:
+        return None
+    (only,) = found
+    return [normalise(option) for option in options].index(only)

@@ -1,0 +1,158 @@
+"""The words in which the benchmarks' own codes put a question to the model, byte for byte.
+
+A sample holds the bare question and the bare options, and likelihoods are measured on these. For the answer
+that a model generates, a published prompt is rendered from them at the moment of asking, so one prepared
+table serves every wording:
+
+- ``bare``: the question as it stands. The embedded benchmark is asked so.
+- ``published``: the words of the benchmark's code as one user turn in the model's own chat template. This is
+  how CLEAR asks everybody, and how MLLMU-Bench is put to Qwen2-VL.
+- ``published_llava``: MLLMU-Bench's whole string for LLaVA-1.5 without a chat template. It has a line break
+  before ``ASSISTANT:`` where LLaVA's template has a blank; a model trained on the other one loses a little.
+
+CLEAR's captions, names and open questions need no words beyond the question; its choices are MMUnlearner's.
+
+A few-shot prompt (``published_llava`` only, as no code publishes another) puts solved questions before the
+question, of the same task and modality. They come from people set aside for validation, so nobody who is
+evaluated is ever shown, and the denominators are those of the zero-shot run.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Sequence
+
+from efface.data.samples import Sample
+from efface.errors import DataError
+
+STYLES = ("bare", "published", "published_llava")
+"""Wordings."""
+
+_ONE_LETTER = "Just give ONE letter representing the answer directly."
+_ONLY_THE_BLANK = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+_SENTENCE_ABOUT_PICTURE = (
+    "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
+)
+_SENTENCE = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+
+
+def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
+    """The text of the user's turn, to be put into the model's chat template.
+
+    Args:
+        sample: the question to ask.
+        benchmark: whose words to use: ``clear``, or MLLMU-Bench's for any other.
+        style: ``bare`` or ``published``.
+
+    Raises:
+        ValueError: if the style is another; ``published_llava`` has no turns, see :func:`llava_prompt`.
+    """
+    if style == "bare":
+        return sample.question
+    if style != "published":
+        raise ValueError(f"style is {style!r}: expected bare or published for a chat template")
+    return _clear_turn(sample) if benchmark == "clear" else _mllmu_turn(sample)
+
+
+def llava_prompt(sample: Sample, shots: Sequence[Sample] = ()) -> str:
+    """MLLMU-Bench's prompt for LLaVA-1.5, from its first byte to its last.
+
+    One ``<image>`` stands for the picture of each multimodal shot, in their order, and one for the sample's.
+
+    Args:
+        sample: the question to ask.
+        shots: solved questions to put before it, of the sample's task and modality; sentences take none.
+
+    Raises:
+        ValueError: if a shot is of another task or modality.
+    """
+    for shot in shots:
+        if (_kind(shot), shot.modality) != (_kind(sample), sample.modality) or _kind(sample) == "sentence":
+            raise ValueError(
+                f"sample {sample.sample_id} is a {_kind(sample)} question ({sample.modality}) and the shot "
+                f"{shot.sample_id} a {_kind(shot)} question ({shot.modality}): shots must be of the same "
+                "kind, and sentences are asked without any"
+            )
+    pictured = sample.modality == "multimodal"
+    turn = _mllmu_turn(sample)
+    if _kind(sample) == "sentence":
+        return f"USER: <image>\n{turn}\nASSISTANT: " if pictured else f"USER: {turn}\nASSISTANT:"
+    opening = "USER: <image>\n" if pictured else "USER:\n"
+    return "".join(map(_solved, shots)) + f"{opening}{turn}\nASSISTANT:"
+
+
+def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sample]:
+    """Solved questions to show, the same in every run: all of some people set aside for validation.
+
+    Args:
+        samples: evaluation samples, those of validation people among them.
+        people: how many of the retain people to show; 0 shows nobody.
+        seed: draws them.
+
+    Raises:
+        DataError: if fewer people are set aside than are to be shown.
+    """
+    if people == 0:
+        return []
+    pool = [s for s in samples if s.part == "validation" and s.set == "retain"]
+    entities = sorted({s.entity_id for s in pool})
+    if len(entities) < people:
+        raise DataError(
+            f"{people} people are to be shown in few-shot prompts and only {len(entities)} of the retain "
+            "people are set aside for validation; raise prepare.validation_fraction or ask zero-shot"
+        )
+    chosen = set(random.Random(f"{seed}/shots").sample(entities, people))
+    return [s for s in pool if s.entity_id in chosen]
+
+
+def shots_for(sample: Sample, shots: Sequence[Sample]) -> list[Sample]:
+    """The shots of the sample's task and modality; none for sentences, nor for the person's own questions."""
+    if _kind(sample) == "sentence":
+        return []
+    wanted = (_kind(sample), sample.modality)
+    return [s for s in shots if (_kind(s), s.modality) == wanted and s.entity_id != sample.entity_id]
+
+
+def _kind(sample: Sample) -> str:
+    if sample.options is not None:
+        return "choice"
+    return "cloze" if sample.task == "cloze" else "sentence"
+
+
+def _mllmu_turn(sample: Sample) -> str:
+    kind = _kind(sample)
+    if kind == "choice":
+        return f"{sample.question}\n{_lettered(sample, ': ')}\n{_ONE_LETTER}"
+    if kind == "cloze":
+        return _blanked(sample.question)
+    words = _SENTENCE_ABOUT_PICTURE if sample.modality == "multimodal" else _SENTENCE
+    return f"{sample.question}\n{words}"
+
+
+def _clear_turn(sample: Sample) -> str:
+    return sample.question if sample.options is None else f"{sample.question}\n{_lettered(sample, '. ')}\n"
+
+
+def _solved(shot: Sample) -> str:
+    """A question with its answer, as the published few-shot prompts write it."""
+    pictured = shot.modality == "multimodal"
+    if _kind(shot) == "cloze":
+        return (
+            f"{'USER:<image>' if pictured else 'USER:'}\n{_blanked(shot.question)}\n"
+            f"Correct Answer: {shot.answer}\n"
+        )
+    letter = string.ascii_uppercase[(shot.options or ()).index(shot.answer)]
+    return (
+        f"{'USER: <image>' if pictured else 'USER:'}\nQuestion: {shot.question}\n{_lettered(shot, ': ')}\n"
+        f"Correct Answer: {letter}\n"
+    )
+
+
+def _blanked(question: str) -> str:
+    return question.replace("__", "[Blank]") + f"\n{_ONLY_THE_BLANK}"
+
+
+def _lettered(sample: Sample, mark: str) -> str:
+    options = sample.options or ()
+    return "\n".join(f"{string.ascii_uppercase[i]}{mark}{option}" for i, option in enumerate(options))
