@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from efface.errors import EffaceError
@@ -37,28 +37,39 @@ class StageFailed(EffaceError):
     """A stage ended badly; the message holds its last lines."""
 
 
-def reproduce(stage: str, device: Device, say: Callable[[str], None], *, flow_run_id: str = "") -> str:
-    """Bring one stage up to date through DVC; its upstream stages must be already.
+def reproduce(
+    stages: Sequence[str],
+    device: Device,
+    say: Callable[[str], None],
+    *,
+    folder: str = ".",
+    upstream: bool = False,
+    flow_run_id: str = "",
+) -> str:
+    """Bring stages up to date through DVC.
 
     Args:
-        stage: its name in dvc.yaml.
-        device: where it may compute.
+        stages: their names in dvc.yaml.
+        device: where they may compute.
         say: gets each line of output as it comes.
+        folder: the DVC project.
+        upstream: whether to bring up to date what they need as well; else that must be already.
         flow_run_id: what tracking will name as the run's origin.
 
     Returns:
-        "ran", "restored" (from DVC's cache) or "cached" (nothing to do after all).
+        "ran", "restored" (from DVC's cache) or "cached" (nothing to do after all), the first of these that
+        holds for any stage.
 
     Raises:
-        StageFailed: with the stage's name and last lines.
+        StageFailed: with the stages' names and last lines.
     """
     command = [sys.executable, "-m", "flows.children", str(os.getpid())]
     # Our own stages finish side by side, so each waits for DVC's lock instead of failing on it.
-    command += ["--wait-for-lock", "repro", "--single-item", stage]
+    command += ["--wait-for-lock", "--cd", folder, "repro", *([] if upstream else ["--single-item"]), *stages]
     # DVC runs `python`: it shall be this one.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
     ours = {"PATH": path, "PYTHONUNBUFFERED": "1", "EFFACE_FLOW_RUN_ID": flow_run_id}
-    outcome, last = "ran", deque[str](maxlen=_LAST_LINES)
+    seen, last = set[str](), deque[str](maxlen=_LAST_LINES)
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -72,7 +83,7 @@ def reproduce(stage: str, device: Device, say: Callable[[str], None], *, flow_ru
     try:
         assert child.stdout is not None
         for line in _lines(child.stdout):
-            outcome = next((name for pattern, name in _OUTCOMES if pattern.search(line)), outcome)
+            seen |= {name for pattern, name in _OUTCOMES if pattern.search(line)}
             last.append(line)
             say(line)
         code = child.wait()
@@ -80,8 +91,9 @@ def reproduce(stage: str, device: Device, say: Callable[[str], None], *, flow_ru
         with _guard:
             _running.discard(child)
     if code:
-        raise StageFailed(f"stage {stage} failed (exit code {code}). Its last lines:\n" + "\n".join(last))
-    return outcome
+        what = f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
+        raise StageFailed(f"{what} failed (exit code {code}). The last lines:\n" + "\n".join(last))
+    return next((name for _, name in _OUTCOMES if name in seen), "ran")
 
 
 def terminate_all() -> None:

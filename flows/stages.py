@@ -76,7 +76,7 @@ def run_stage(stage: str, upstream: list[Record]) -> Record | State[Record]:
     with work.slots, device(wanted=work.ledger.stages[stage].gpu, workers=beside) as granted:
         started, row.outcome = time.monotonic(), "failed"
         try:
-            row.outcome = reproduce(stage, granted, log.info, flow_run_id=str(flow_run.get_id() or ""))
+            row.outcome = reproduce([stage], granted, log.info, flow_run_id=str(flow_run.get_id() or ""))
         except StageFailed as error:
             return Failed(message=str(error))
         finally:

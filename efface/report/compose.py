@@ -15,8 +15,13 @@ FORGET_TEXT = ("forget", "text", "exact_match")
 RETAIN = ("retain", "multimodal", "exact_match")
 
 
-def tradeoff_plots(estimates: Mapping[str, Estimates]) -> list[Plot]:
-    """Forgetting against keeping, and forgetting by picture against forgetting by name."""
+def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") -> list[Plot]:
+    """Forgetting against keeping, and forgetting by picture against forgetting by name.
+
+    Args:
+        estimates: one point per model.
+        over: what the intervals are over, for the caption.
+    """
     return [
         _two(
             estimates,
@@ -25,7 +30,7 @@ def tradeoff_plots(estimates: Mapping[str, Estimates]) -> list[Plot]:
             (FORGET, "exact match on the people to forget, by picture"),
             (RETAIN, "exact match on the people to keep, by picture"),
             "Upper left is better: the people to forget gone, the others kept. "
-            "Bars are 95% intervals over people; hollow marks are the yardsticks.",
+            f"Bars are 95% intervals over {over}; hollow marks are the yardsticks.",
         ),
         _two(
             estimates,

@@ -134,7 +134,7 @@ def render_page(page: Page) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["data_uri"] = _svg_uri
+    environment.filters["data_uri"] = svg_uri
     environment.filters["number"] = number
     template = environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
@@ -180,5 +180,6 @@ def number(value: Any, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _svg_uri(content: bytes) -> str:
+def svg_uri(content: bytes) -> str:
+    """An SVG picture as an address that needs no file."""
     return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

@@ -20,6 +20,7 @@ from tasks.params.file import PROFILES, for_sections_only, merged, profiles_of, 
 from tasks.params.models import Base, Finetuning
 from tasks.params.pruning import Prune
 from tasks.params.section import Section
+from tasks.params.study import Study
 from tasks.params.unlearning import Unlearn
 
 __all__ = ["PROFILES", "SECTIONS", "YARDSTICKS", "Params", "ParamsError", "load_params"]
@@ -45,6 +46,7 @@ class Params(Section):
     evaluate: Evaluate
     attack: Attack
     report: Report
+    study: Study
 
     @model_validator(mode="after")
     def _every_mask_is_made(self) -> Params:
@@ -97,6 +99,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _every_start_is_made(self) -> Params:
         self.unlearn.starts_from(self.prune.methods)
+        return self
+
+    @model_validator(mode="after")
+    def _a_study_names_known_methods(self) -> Params:
+        known = (*self.unlearn.methods, *self.prune.methods)
+        for key, names in (("methods", self.study.methods or ()), ("grid", self.study.grid)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"study.{key} names {name}; expected some of: {', '.join(known)}")
         return self
 
 

@@ -41,18 +41,18 @@ def project(tmp_path, monkeypatch):
 def test_lines_arrive_and_the_outcome_is_told_apart(project):
     said: list[str] = []
     device = Device({"WHERE": "on device 7"})
-    assert reproduce("good", device, said.append) == "ran"
+    assert reproduce(["good"], device, said.append) == "ran"
     assert "one" in said
     assert "on device 7" in said
-    assert reproduce("good", device, said.append) == "cached"
+    assert reproduce(["good"], device, said.append) == "cached"
     (project / "good.txt").unlink()
-    assert reproduce("good", device, said.append) == "restored"
+    assert reproduce(["good"], device, said.append) == "restored"
     assert (project / "good.txt").read_text() == "two\n"
 
 
 def test_a_failure_names_the_stage_and_its_last_lines(project):
     with pytest.raises(StageFailed, match=r"stage bad failed \(exit code \d+\)") as caught:
-        reproduce("bad", Device({}), lambda line: None)
+        reproduce(["bad"], Device({}), lambda line: None)
     assert "error - it broke" in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_dvc_and_its_stage_end_with_the_flow(project, number):
     code = (
         "from flows.children import reproduce\n"
         "from flows.devices import Device\n"
-        "reproduce('slow', Device({}), print)\n"
+        "reproduce(['slow'], Device({}), print)\n"
     )
     flow = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, MARK: mark}, stdout=subprocess.DEVNULL

@@ -70,6 +70,6 @@ def test_the_flow_is_short_enough_to_read():
 def test_the_table_counts_outcomes_and_names_the_report():
     rows = [Row("prepare", "cached"), Row("vanilla", "ran", 12.34), Row("report", "ran", 1.0)]
     assert closing_line(rows).startswith("3 stages: 1 cached, 2 ran. Report: ")
-    assert "| vanilla | ran | 12.3 |" in markdown(rows)
+    assert "| vanilla | ran | 12.3 |" in markdown(rows, closing_line(rows))
     assert "Report" not in closing_line(rows[:2])
     assert "Report" not in closing_line([Row("report", "failed", 1.0)])

@@ -1,0 +1,162 @@
+"""Many runs of one method become one line of a table: mean over seeds, interval, and the settings chosen.
+
+Settings are chosen on the validation people and reported on the others, every method with the settings it was
+given to choose from. A number is the mean over seeds of that number in each seed's run; its interval is
+Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from efface.errors import EvaluationError
+from efface.evaluation.goals import PARTS, Goal, unlearning_score
+from efface.evaluation.people import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = {
+    "forget, picture": ("forget", "multimodal"),
+    "forget, unseen picture": ("test", "multimodal"),
+    "forget, by name": ("forget", "text"),
+    "retain, picture": ("retain", "multimodal"),
+    "retain, by name": ("retain", "text"),
+    "real, picture": ("real", "multimodal"),
+    "skills": ("utility", "multimodal"),
+}
+"""Exact match of the fact, by set and modality."""
+SCORES = ("score", *PARTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The score tables of one model, with the yardsticks it is held against.
+
+    Attributes:
+        fraction: share of the people to forget.
+        seed: of people, weights and batches.
+        model: name of the method, or of a yardstick.
+        variant: the method with its settings; for a yardstick its name.
+        table: score table of the model.
+        vanilla: score table of the model that unlearning started from.
+        retrained: score table of the model that never saw the people to forget.
+    """
+
+    fraction: float
+    seed: int
+    model: str
+    variant: str
+    table: pd.DataFrame
+    vanilla: pd.DataFrame
+    retrained: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over seeds with its 95 % interval, None with fewer than two seeds; None for what no run has."""
+
+    value: float
+    interval: tuple[float, float] | None
+    seeds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table of a study.
+
+    Attributes:
+        fraction, model: what was run.
+        variant: the settings that were reported.
+        tried: how many variants there were to choose from.
+        seeds: seeds whose run finished, for this variant.
+        numbers: column (of ``COLUMNS`` or ``SCORES``) to its mean; a score that is refused is missing.
+        refused: why there is no score, or None.
+    """
+
+    fraction: float
+    model: str
+    variant: str
+    tried: int
+    seeds: tuple[int, ...]
+    numbers: Mapping[str, Mean]
+    refused: str | None
+
+
+def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
+    """One line per fraction and model, in the order in which they first come.
+
+    Raises:
+        EvaluationError: if there is no run.
+    """
+    if not runs:
+        raise EvaluationError("no run of the study finished, so there is nothing to compare")
+    lines = []
+    for fraction, model in dict.fromkeys((run.fraction, run.model) for run in runs):
+        own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
+        variants = list(dict.fromkeys(run.variant for run in own))
+        chosen = _chosen(own, variants, goal)
+        lines.append(
+            _line(fraction, model, [run for run in own if run.variant == chosen], len(variants), goal)
+        )
+    return lines
+
+
+def _chosen(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
+    """The variant with the highest mean score on the validation people, over the seeds that all have."""
+    if len(variants) == 1:
+        return variants[0]
+    seeds = [{run.seed for run in runs if run.variant == variant} for variant in variants]
+    common = set.intersection(*seeds) or set.union(*seeds)
+    means = {
+        variant: fmean(
+            unlearning_score(
+                run.table,
+                vanilla=run.vanilla,
+                retrained=run.retrained,
+                goal=goal,
+                part="validation",
+                resamples=0,
+            ).value
+            for run in runs
+            if run.variant == variant and run.seed in common
+        )
+        for variant in variants
+        if any(run.variant == variant and run.seed in common for run in runs)
+    }
+    return max(means, key=lambda variant: means[variant])
+
+
+def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Goal) -> Line:
+    numbers: dict[str, Mean] = {}
+    for column, (kind, modality) in COLUMNS.items():
+        values = [value for run in runs if (value := _exact_match(run.table, kind, modality)) is not None]
+        if values:
+            numbers[column] = _mean(values)
+    refused = None
+    try:
+        scores = [
+            unlearning_score(run.table, vanilla=run.vanilla, retrained=run.retrained, goal=goal, resamples=0)
+            for run in runs
+        ]
+    except EvaluationError as error:  # a yardstick that never learnt: shown instead of a number
+        refused = str(error)
+    else:
+        numbers["score"] = _mean([score.value for score in scores])
+        numbers |= {part: _mean([getattr(score, part) for score in scores]) for part in PARTS}
+    return Line(
+        fraction, model, runs[0].variant, tried, tuple(sorted(run.seed for run in runs)), numbers, refused
+    )
+
+
+def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:
+    rows = table[(table["part"] == "test") & (table["set"] == kind) & (table["modality"] == modality)]
+    values = rows["exact_match"].dropna()
+    return None if values.empty else float(values.mean())
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    return Mean(fmean(values), mean_interval(values), tuple(values))

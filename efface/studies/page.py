@@ -1,0 +1,109 @@
+"""The page of a study: one table over seeds, forgetting against keeping, and what did not finish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from efface.report.compose import tradeoff_plots
+from efface.report.figures import Plot
+from efface.report.measures import Estimate, Estimates
+from efface.report.page import number, svg_uri
+from efface.studies.compare import COLUMNS, SCORES, Line, Mean
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """Everything the page shows.
+
+    Attributes:
+        lines: the table.
+        goal: what the score asks for.
+        unfinished: cell to why it did not finish.
+        provenance: label to value.
+    """
+
+    lines: Sequence[Line]
+    goal: str
+    unfinished: Mapping[str, str]
+    provenance: Mapping[str, str]
+
+    @property
+    def fractions(self) -> list[float]:
+        """The shares of people to forget, in the order of the lines."""
+        return list(dict.fromkeys(line.fraction for line in self.lines))
+
+    def of(self, fraction: float) -> list[Line]:
+        """The lines of one fraction."""
+        return [line for line in self.lines if line.fraction == fraction]
+
+
+def render_study(page: StudyPage) -> str:
+    """One HTML document, pictures and style inside, no script."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = svg_uri
+    environment.filters["shown"] = shown
+    template = environment.from_string(
+        files("efface.studies").joinpath("page.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        page=page,
+        plots={fraction: plots_of(page.of(fraction)) for fraction in page.fractions},
+        style=Markup(files("efface.report").joinpath("page.css").read_text(encoding="utf-8")),
+        columns=list(COLUMNS),
+        scores=list(SCORES),
+    )
+
+
+def study_summary(page: StudyPage) -> str:
+    """The same as Markdown tables."""
+    lines = []
+    for fraction in page.fractions:
+        seeds = sorted({seed for line in page.of(fraction) for seed in line.seeds})
+        lines += [f"### {fraction:.0%} of the people to forget, seeds {', '.join(map(str, seeds))}", ""]
+        for title, columns in (("exact match", list(COLUMNS)), (f"score, goal {page.goal}", list(SCORES))):
+            lines += [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+            for line in page.of(fraction):
+                cells = [shown(line.numbers.get(column), column == "score") for column in columns]
+                lines.append(f"| {line.variant} | " + " | ".join(cells) + " |")
+            lines.append("")
+    for reason in dict.fromkeys(line.refused for line in page.lines if line.refused):
+        lines += [f"> **Note** {reason}", ""]
+    lines += [f"> **Not finished** {cell}: {reason}" for cell, reason in page.unfinished.items()]
+    lines.append(
+        "Mean over seeds, in brackets the 95 % interval (Student's t); settings chosen on validation people."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def plots_of(lines: Sequence[Line]) -> list[Plot]:
+    """The trade-off figures, a point per model, bars over seeds."""
+    return tradeoff_plots({line.model: _estimates(line) for line in lines}, over="seeds")
+
+
+def shown(mean: Mean | None, whole: bool = False) -> str:
+    """A mean with its interval as every table of a study writes it; a dash for none."""
+    if mean is None:
+        return number(None)
+    digits = 1 if whole else 2
+    text = number(mean.value, digits)
+    if mean.interval is None:
+        return text
+    return f"{text} ({number(mean.interval[0], digits)} to {number(mean.interval[1], digits)})"
+
+
+def _estimates(line: Line) -> Estimates:
+    found: Estimates = {}
+    for column, (kind, modality) in COLUMNS.items():
+        mean = line.numbers.get(column)
+        if mean is not None:
+            low, high = mean.interval or (None, None)
+            cell = Estimate(mean.value, low, high, len(mean.seeds), len(mean.seeds))
+            found.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
+    return found

@@ -1,0 +1,154 @@
+"""Many runs of the pipeline as one Prefect flow: python -m flows.study.
+
+Methods, fractions, seeds and settings are those of `study` in params.yaml. Every combination is a cell: a DVC
+project in `.study/` that shares this project's cache, so a finished cell is never computed again, wherever it
+was computed first. A cell that fails leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from tasks import environment
+
+environment.apply()  # before Prefect is imported: it reads its settings then
+
+from prefect import State, flow, get_run_logger, task  # noqa: E402
+from prefect.futures import PrefectFuture  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
+
+from efface.errors import EffaceError  # noqa: E402
+from flows.children import StageFailed, reproduce, terminate_all  # noqa: E402
+from flows.devices import default_workers, device  # noqa: E402
+from flows.ledger import Ledger  # noqa: E402
+from flows.summary import Row, publish  # noqa: E402
+from flows.watcher import watch_over_this_process  # noqa: E402
+from flows.workspaces import Cell, StudyError, cells_of, prepare  # noqa: E402
+from tasks import study as results  # noqa: E402
+from tasks.params import YARDSTICKS, Params, load_params  # noqa: E402
+
+_CLUSTERS = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}
+
+
+@task(task_run_name="{name}", persist_result=False)
+def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any) -> State[dict[str, Any]]:
+    """Bring a cell's stages up to date; `world` is what the yardsticks' task returned."""
+    log, started = get_run_logger(), time.monotonic()
+    try:
+        with device(wanted=True, workers=workers) as granted:
+            outcome = reproduce(
+                stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id())
+            )
+    except StageFailed as error:
+        return Failed(message=str(error))
+    done = {"outcome": outcome, "seconds": time.monotonic() - started}
+    return Completed(name={"ran": "Completed"}.get(outcome, outcome.capitalize()), data=done)
+
+
+@flow(name="study", result_serializer="json")
+def study(workers: int) -> State[list[str]]:
+    """Run every cell, then compare them; returns one line per cell."""
+    params = load_params()
+    cells = cells_of(params)
+    folders = {cell.name: str(prepare(cell, params)) for cell in cells}  # all are checked before one runs
+    stages = _stages(params, Ledger.open())
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for cell in cells:
+        upstream = None if cell.method is None else futures[cell.world.name]
+        futures[cell.name] = run_cell.with_options(name=cell.variant).submit(
+            cell.name, folders[cell.name], stages(cell.method), workers, upstream
+        )
+    rows = {name: _row(name, future) for name, future in futures.items()}
+    unfinished = {
+        name: str(futures[name].state.message) if row.outcome == "failed" else "its yardsticks failed"
+        for name, row in rows.items()
+        if row.outcome in ("failed", "not run")
+    }
+    results.run(params, {c.name: _described(c) for c in cells if c.name not in unfinished}, unfinished)
+    publish(list(rows.values()), title="study", page=results.PAGE)
+    if unfinished:
+        return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))
+    return Completed(data=[f"{name}: {row.outcome}" for name, row in rows.items()])
+
+
+def _stages(params: Params, ledger: Ledger) -> Callable[[str | None], list[str]]:
+    """What each cell brings up to date. What several methods read, such as the mask, is made in its world."""
+    methods = params.study.methods or [*params.unlearn.methods, *params.prune.methods]
+    own = {f"{kind}@{name}" for name in methods for kind in ("unlearn", "prune", "evaluate")}
+    needed = set[str]().union(*(ledger.upstream(f"evaluate@{name}") for name in methods))
+    shared = sorted({f"evaluate@{name}" for name in YARDSTICKS} | (needed - own))
+    return lambda method: shared if method is None else [f"evaluate@{method}"]
+
+
+def _row(name: str, future: PrefectFuture[Any]) -> Row:
+    future.wait()
+    state = future.state
+    if state.is_pending():  # its world failed
+        return Row(name)
+    if not state.is_completed():
+        return Row(name, "failed")
+    done = future.result()
+    return Row(name, done["outcome"], done["seconds"])
+
+
+def _described(cell: Cell) -> Mapping[str, Any]:
+    return {
+        "seed": cell.seed,
+        "fraction": cell.fraction,
+        "method": cell.method,
+        "variant": cell.variant,
+        "folder": cell.folder.as_posix(),
+    }
+
+
+def _runner(kind: str, workers: int) -> TaskRunner[Any]:
+    """Prefect's own runners; those for clusters are packages of their own.
+
+    Raises:
+        StudyError: if the package is not installed.
+    """
+    if kind == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    import importlib
+
+    package, name = _CLUSTERS[kind]
+    try:
+        runner: TaskRunner[Any] = getattr(importlib.import_module(package), name)()
+    except ImportError as error:
+        raise StudyError(
+            f"study.runner is {kind}, which needs a package that is not here ({error}); "
+            f"install it (pip install {package.replace('_', '-')}) or set study.runner to threads"
+        ) from error
+    return runner
+
+
+def main(
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells side by side; by default one per GPU, or two.")
+    ] = None,
+) -> None:
+    """Run the study that params.yaml describes; what is finished is not run again."""
+    watch_over_this_process()
+    count = workers or default_workers()
+    try:
+        params = load_params()
+        runner = _runner(params.study.runner, count)
+        state = study.with_options(task_runner=runner)(count, return_state=True)
+    except EffaceError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    finally:
+        terminate_all()
+    if not state.is_completed():
+        typer.echo(f"error: {state.message}", err=True)
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,171 @@
+"""A study's cells, each a DVC project of its own beside the main one, all sharing the main one's cache.
+
+DVC remembers in that cache what every stage made of what. So whatever one cell has in common with another,
+or with the pipeline itself, is computed once, and fetched everywhere else.
+"""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efface.errors import EffaceError
+from tasks.artifacts import writing
+from tasks.params import Params, load_params
+
+FOLDER = Path(".study")
+_CODE = ("efface", "tasks")
+_FILES = ("dvc.yaml", ".dvcignore", "data/masks/none.safetensors")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+class StudyError(EffaceError):
+    """A study that cannot be run as it is described."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: a world, and in it a method with its settings.
+
+    Attributes:
+        seed: draws people, weights and batches.
+        fraction: share of the people to forget.
+        method: a name under `unlearn.methods` or `prune.methods`; None: the yardsticks of this world.
+        settings: values that replace the method's own.
+    """
+
+    seed: int
+    fraction: float
+    method: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def world(self) -> Cell:
+        """The cell of the yardsticks that this one is held against."""
+        return Cell(self.seed, self.fraction)
+
+    @property
+    def variant(self) -> str:
+        """Method and settings, the same in all worlds: `npo, learning_rate 2e-05`."""
+        return ", ".join([self.method or "yardsticks", *(f"{k} {v}" for k, v in self.settings.items())])
+
+    @property
+    def name(self) -> str:
+        """What the cell is called in tables and in Prefect."""
+        return f"seed {self.seed}, forget {self.fraction:g}: {self.variant}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are, in the project."""
+        variant = self.variant.replace(", ", "+").replace(" ", "=").replace("/", "_")
+        return FOLDER / f"seed-{self.seed}" / f"forget-{self.fraction:g}" / variant
+
+
+def cells_of(params: Params) -> list[Cell]:
+    """All cells of the study that `params.yaml` describes: each world's yardsticks, then its methods."""
+    study = params.study
+    methods = study.methods or [*params.unlearn.methods, *params.prune.methods]
+    fractions = study.fractions or [params.prepare.forget_fraction]
+    found = []
+    for seed, fraction in itertools.product(study.seeds, fractions):
+        found.append(Cell(seed, fraction))
+        found += [
+            Cell(seed, fraction, method, settings)
+            for method in methods
+            for settings in _combinations(study.grid.get(method, {}))
+        ]
+    return found
+
+
+def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def prepare(cell: Cell, params: Params, project: Path = Path()) -> Path:
+    """Make the cell's folder a DVC project with the code and settings of now; what it made before stays.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StudyError: if a setting is none that the method has.
+        ParamsError: if a value is not allowed.
+    """
+    folder = project / cell.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _CODE:
+        with writing(folder / name) as partial:
+            shutil.copytree(project / name, partial, ignore=_IGNORED)
+    for name in _FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder / name) as partial:
+            shutil.copyfile(project / name, partial)
+    _write_params(cell, params, project / "params.yaml", folder / "params.yaml")
+    _write_config(project, folder)
+    load_params(folder / "params.yaml")
+    return folder
+
+
+def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> None:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()  # keeps comments, so a cell's file can be read like the project's
+    yaml.width = 1000
+    document = yaml.load(source.read_text(encoding="utf-8"))
+    edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
+    if cell.method is not None:
+        kind = "unlearn" if cell.method in params.unlearn.methods else "prune"
+        edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
+    document["seed"] = cell.seed
+    overrides = document["profiles"][params.avatars.profile]
+    for dotted, value in edits.items():
+        _replace(document, dotted, value)
+        if _holds(overrides, dotted):  # the profile's word counts
+            _replace(overrides, dotted, value)
+    with writing(target) as partial, partial.open("w", encoding="utf-8") as handle:
+        yaml.dump(document, handle)
+
+
+def _holds(tree: Any, dotted: str) -> bool:
+    for key in dotted.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _replace(tree: Any, dotted: str, value: Any) -> None:
+    if not _holds(tree, dotted):
+        above, _, key = dotted.rpartition(".")
+        raise StudyError(f"study.grid: {above} has no {key!r} in params.yaml; name one of its settings")
+    *path, last = dotted.split(".")
+    for key in path:
+        tree = tree[key]
+    tree[last] = value
+
+
+def _write_config(project: Path, folder: Path) -> None:
+    """DVC's settings as in the project, without git, and with the project's cache."""
+    from dvc.repo import Repo
+
+    with Repo(str(project)) as repo:
+        cache = repo.cache.local_cache_dir
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([project / ".dvc" / "config", project / ".dvc" / "config.local"], encoding="utf-8")
+    for section, key, value in (
+        ("core", "no_scm", "true"),
+        ("core", "autostage", "false"),
+        ("cache", "dir", cache),
+    ):
+        if not config.has_section(section):
+            config.add_section(section)
+        config.set(section, key, value)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    with writing(folder / ".dvc" / "config") as partial, partial.open("w", encoding="utf-8") as handle:
+        config.write(handle)

@@ -1,0 +1,102 @@
+"""Compare the cells of a study: one page, one Markdown table, the numbers as JSON, and MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tasks.artifacts import write_json, writing
+from tasks.params import YARDSTICKS, Params
+from tasks.results import read_records, read_scores
+
+if TYPE_CHECKING:
+    from efface.studies.compare import Line, Run
+
+PAGE = Path("data/study/index.html")
+Cells = Mapping[str, Mapping[str, Any]]
+"""Name of a finished cell to `seed, fraction, method (None: the yardsticks), variant, folder`."""
+
+
+def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Path = PAGE.parent) -> None:
+    """Write the comparison of the finished cells to `folder`.
+
+    Args:
+        params: says the goal.
+        cells: the finished cells.
+        unfinished: name of every other cell to why it did not finish; shown on the page.
+        folder: where to write.
+
+    Raises:
+        EvaluationError: if no cell finished.
+        ArtifactError: if scores are damaged, or of different samples within one world.
+    """
+    from efface.studies.compare import compare
+    from efface.studies.page import StudyPage, render_study, study_summary
+
+    runs = _runs(cells)
+    lines = compare(runs, goal=params.study.goal)
+    page = StudyPage(lines, params.study.goal, unfinished, _provenance(params, cells))
+    write_json(
+        folder / "results.json", {"goal": params.study.goal, "lines": [_plain(line) for line in lines]}
+    )
+    with writing(folder / "summary.md") as partial:
+        partial.write_text(study_summary(page), encoding="utf-8")
+    with writing(folder / "index.html") as partial:
+        partial.write_text(render_study(page), encoding="utf-8")
+    typer.echo(study_summary(page))
+    typer.echo(f"study: {folder / 'index.html'} compares {len(lines)} models over {len(cells)} cells")
+
+
+def _runs(cells: Cells) -> list[Run]:
+    """Every score table with the yardsticks of its world; cells of an unfinished world are left out."""
+    from efface.studies.compare import Run
+
+    found = []
+    worlds = {(c["seed"], c["fraction"]): Path(c["folder"]) for c in cells.values() if c["method"] is None}
+    for (seed, fraction), folder in worlds.items():
+        yardsticks = {name: read_scores(folder / "data", name)[0] for name in YARDSTICKS}
+        tables = {(name, name): table for name, table in yardsticks.items()}
+        for cell in cells.values():
+            if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
+                table = read_scores(Path(cell["folder"]) / "data", cell["method"])[0]
+                tables[cell["method"], cell["variant"]] = table
+        found += [
+            Run(fraction, seed, model, variant, table, yardsticks["vanilla"], yardsticks["retrained"])
+            for (model, variant), table in tables.items()
+        ]
+    return found
+
+
+def _plain(line: Line) -> dict[str, Any]:
+    return {
+        "fraction": line.fraction,
+        "model": line.model,
+        "variant": line.variant,
+        "tried": line.tried,
+        "seeds": list(line.seeds),
+        "refused": line.refused,
+        "numbers": {
+            name: {"mean": mean.value, "interval": mean.interval, "seeds": list(mean.seeds)}
+            for name, mean in line.numbers.items()
+        },
+    }
+
+
+def _provenance(params: Params, cells: Cells) -> dict[str, str]:
+    """Where the numbers come from, as the cells' own records say."""
+    records = [record for cell in cells.values() for record in read_records(Path(cell["folder"]) / "data")]
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(r.content[key]) for r in records if r.content.get(key) is not None}))
+
+    return {
+        "command": "python -m flows.study",
+        "profile": params.avatars.profile,
+        "seeds": ", ".join(str(seed) for seed in params.study.seeds),
+        "git commit": all_of("git_commit"),
+        "devices": all_of("device"),
+        "threads": all_of("threads"),
+    }

@@ -1,0 +1,105 @@
+"""A study's table: means over seeds, settings chosen on validation people only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from efface.errors import EvaluationError
+from efface.studies.compare import Run, compare
+from tests.made_study import SKILL, _prepared, score_table
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return _prepared(tmp_path_factory.mktemp("made") / "prepared", 16, 6, np.random.default_rng(0))
+
+
+def tables(samples, seed, **models):
+    """Score tables; every second person of each set is for validation."""
+    made = {}
+    for name, shares in {"vanilla": SKILL["vanilla"], "retrained": SKILL["retrained"], **models}.items():
+        table = score_table(name, samples, shares, np.random.default_rng([seed, len(name)]))
+        people = {entity: i for i, entity in enumerate(sorted(set(table["entity_id"])))}
+        table["part"] = table["entity_id"].map(lambda e, p=people: "validation" if p[e] % 2 else "test")
+        made[name] = table
+    return made
+
+
+def runs(samples, seeds, fraction=0.1, **models):
+    found = []
+    for seed in seeds:
+        made = tables(samples, seed, **models)
+        for name, table in made.items():
+            model = name.split("_at_")[0]
+            found.append(Run(fraction, seed, model, name, table, made["vanilla"], made["retrained"]))
+    return found
+
+
+def spoil(table, part):
+    """Let nobody of that part be kept."""
+    table.loc[(table["part"] == part) & (table["set"] == "retain"), ["rouge_l", "generation"]] = [0.0, ""]
+
+
+def exact_match(table, kind, modality):
+    rows = table[(table["part"] == "test") & (table["set"] == kind) & (table["modality"] == modality)]
+    return rows["exact_match"].dropna().astype(float).mean()
+
+
+def test_a_number_is_the_mean_over_seeds_with_students_interval(samples):
+    all_runs = runs(samples, (0, 1, 2), npo=SKILL["npo"])
+    line = next(line for line in compare(all_runs, goal="visual") if line.model == "npo")
+    values = [exact_match(run.table, "retain", "text") for run in all_runs if run.model == "npo"]
+    mean = line.numbers["retain, by name"]
+    assert mean.value == pytest.approx(np.mean(values)) and mean.seeds == pytest.approx(values)
+    half = 4.302652729911275 * np.std(values, ddof=1) / 3**0.5  # t of 2 degrees of freedom, two-sided 95 %
+    assert mean.interval == pytest.approx((mean.value - half, mean.value + half))
+    assert line.seeds == (0, 1, 2) and line.tried == 1 and line.refused is None
+
+
+def test_untouched_scores_nothing_and_one_seed_has_no_interval(samples):
+    lines = {line.model: line for line in compare(runs(samples, (0,)), goal="visual")}
+    assert lines["vanilla"].numbers["score"].value == 0
+    assert lines["vanilla"].numbers["score"].interval is None
+
+
+def test_settings_are_chosen_on_validation_people_and_reported_on_the_others(samples):
+    models = {"npo_at_low": SKILL["npo"], "npo_at_high": (0.7, 0.99, 0.98, 0.88)}
+    found = runs(samples, (0, 1), **models)
+    line = next(line for line in compare(found, goal="visual") if line.model == "npo")
+    assert (line.variant, line.tried) == ("npo_at_low", 2), "the variant that forgets"
+    # What the test people say has no part in the choice.
+    for run in found:
+        if run.variant == "npo_at_low":
+            spoil(run.table, "test")
+    again = next(line for line in compare(found, goal="visual") if line.model == "npo")
+    assert again.variant == "npo_at_low"
+    for run in found:
+        if run.variant == "npo_at_low":
+            spoil(run.table, "validation")
+    assert next(x for x in compare(found, goal="visual") if x.model == "npo").variant == "npo_at_high"
+
+
+def test_where_vanilla_never_learnt_there_is_a_reason_instead_of_a_score(samples):
+    found = [
+        Run(r.fraction, r.seed, r.model, r.variant, r.table, r.retrained, r.retrained)
+        for r in runs(samples, (0,), npo=SKILL["npo"])
+    ]
+    line = next(line for line in compare(found, goal="visual") if line.model == "npo")
+    assert "score" not in line.numbers and "vanilla scores" in line.refused
+    assert "forget, picture" in line.numbers
+
+
+def test_fractions_are_lines_of_their_own(samples):
+    found = [*runs(samples, (0,), 0.05), *runs(samples, (0,), 0.1)]
+    assert [(line.fraction, line.model) for line in compare(found, goal="full")] == [
+        (0.05, "vanilla"),
+        (0.05, "retrained"),
+        (0.1, "vanilla"),
+        (0.1, "retrained"),
+    ]
+
+
+def test_nothing_finished_is_an_error():
+    with pytest.raises(EvaluationError, match="no run of the study finished"):
+        compare([], goal="visual")
