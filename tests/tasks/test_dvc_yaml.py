@@ -128,7 +128,7 @@ def possible(stage: str) -> list[str]:
     """Names a stage may run for: every method there is, listed in params.yaml or not."""
     if stage != "unlearn":
         return instances(stage)
-    return [file.stem for file in (PROJECT / PLUGINS[stage]).parent.glob("[a-z]*.py")]
+    return [file.stem for file in (PROJECT / PLUGINS[stage][0]).parent.glob("[a-z]*.py")]
 
 
 def code_paths(stage: str, key: str) -> list[str]:
