@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.data.samples import Sample, read_samples
-from tasks.artifacts import recording, write_json, writing
+from tasks.artifacts import read_json, recording, write_json, writing
 from tasks.evaluate import drawn
 from tasks.params import Params
 from tasks.results import read_splits
@@ -40,6 +40,7 @@ def run(params: Params, name: str, model: str, root: Path = Path("data")) -> Non
         params.evaluate.max_people,
         params.seed,
     )
+    benchmark = read_json(root / "prepared" / "splits.json")["benchmark"]
     path = root / "attacks" / f"{name}@{model}.parquet"
     folders = {
         who: root / "models" / params.evaluate.models[who] for who in dict.fromkeys([model, "retrained"])
@@ -70,7 +71,7 @@ def run(params: Params, name: str, model: str, root: Path = Path("data")) -> Non
                     "attack": name,
                     "variant": variant,
                     "model": who,
-                    "benchmark": params.prepare.benchmark,
+                    "benchmark": benchmark,
                 }
                 tables.append(scores.assign(**labels))
                 results.append(labels | {"metrics": summarise(with_metrics(scores))})

@@ -135,7 +135,6 @@ def build_model(
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-        initializer_range=deviation,
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)

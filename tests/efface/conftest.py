@@ -63,11 +63,12 @@ def model(processor):
     built = sandbox.build_model(
         processor.tokenizer, **SHAPE, width=32, mlp_width=48, vision_layers=2, language_layers=2, heads=2
     )
-    # The default initialisation is so small that gradients are tiny and every answer equally likely.
+    # Weights of one size: the vision tower's are so small that gradients are tiny, and the decoder's, at this
+    # width, so large that rounding shows in its answers.
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() > 1:
-                parameter.mul_(5)
+                parameter.mul_(5 if "vision_tower" in name else 0.1 * 32**0.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
     return built.eval()

@@ -239,6 +239,10 @@ def forced_to_zero(model, mlp, units):
 def test_one_step_of_every_method(family, tiny, seen, told):
     model, processor = tiny(family)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    # Pictures may enter a decoder late: only behind its last layer does a loss reach every tower. Layers of
+    # cross-attention are not among the hidden states that transformers gives.
+    text = model.config.get_text_config()
+    deepest = text.num_hidden_layers - len(getattr(text, "cross_attention_layers", ()))
     for name in METHODS:
         changed = copy.deepcopy(model)
         mask = {n: torch.ones_like(start[n], dtype=torch.bool) for n in anatomy(model).maskable}
@@ -250,8 +254,11 @@ def test_one_step_of_every_method(family, tiny, seen, told):
             retain=[seen[2], told[3]],
             mask=mask if name == "mmunlearner" else None,
             config=LoopConfig(learning_rate=1e-3, steps=1, batch_size=2),
-            settings=settings_of(METHODS[name]),
+            settings=settings_of(METHODS[name]) | ({"layer": deepest} if name == "rmu" else {}),
         )
+        if METHODS[name].edit is not None:  # works without training
+            assert result.steps == 0
+            continue
         assert result.steps == 1
         moved = {n for n, p in changed.named_parameters() if not torch.equal(p, start[n])}
         groups = anatomy(model).groups
