@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,3 +41,16 @@ def imported(name: str, **roots: Path) -> dict[str, str]:
     """The replacements that choose an imported benchmark."""
     given = ", ".join(f"{role}: {path}" for role, path in roots.items())
     return {r"^  name: avatars": f"  name: {name}", r"^  roots: \{\}": f"  roots: {{{given}}}"}
+
+
+def run_stages(params: Params, root: Path) -> None:
+    """Run every stage up to the scores, in this process."""
+    stages: list[tuple[str, str | None]] = [
+        (stage, None)
+        for stage in ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "importance")
+    ]
+    stages += [("prune", name) for name in params.prune.methods]
+    stages += [("unlearn", name) for name in params.unlearn.methods]
+    stages += [("evaluate", name) for name in params.evaluate.models]
+    for stage, name in stages:
+        importlib.import_module(f"tasks.{stage}").run(params, *([name] if name else []), root=root)

@@ -5,12 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks.seeds import run_seed
 from efface.data.samples import read_samples
 from efface.evaluation.benchmarks.clear import forget_quality
 from tasks import report
 from tests.efface.data.clear_fixture import write_clear
-from tests.made_run import imported, parameters
+from tests.made_run import imported, parameters, run_stages
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +19,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
     changes |= {r"^  prompts: bare": "  prompts: published", r"^  on_bad_row: stop": "  on_bad_row: skip"}
     params = parameters(tmp_path, changes)
     root = tmp_path / "data"
-    run_seed(params, root)
+    run_stages(params, root)
     report.run(params, root)
 
     splits = json.loads((root / "prepared" / "splits.json").read_text())

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
-from benchmarks.seeds import run_seed
 from efface.data.samples import read_samples
 from tasks import report
 from tests.made_mllmu import FILE, Made, change
-from tests.made_run import imported, parameters
+from tests.made_run import imported, parameters, run_stages
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +24,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
     roots = imported("mllmu", eval=made.eval_root, train=made.train_root)
     params = parameters(tmp_path, roots | {r"^  on_bad_row: stop": "  on_bad_row: skip"})
     root = tmp_path / "data"
-    run_seed(params, root)
+    run_stages(params, root)
     report.run(params, root)
 
     splits = json.loads((root / "prepared" / "splits.json").read_text())
