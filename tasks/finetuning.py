@@ -27,7 +27,9 @@ def finetune_stage(
     inputs = {"prepared": table, "base": base}
     with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
         checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
-        loaded = load_model(base, attention=section.attention)
+        loaded = load_model(
+            base, dtype="float32", attention=section.attention
+        )  # as weights that train are kept
         facts = [
             *read_samples(table, split=splits, part="train", modality="multimodal"),
             *_share(
@@ -43,6 +45,8 @@ def finetune_stage(
             learning_rate=section.learning_rate,
             batch_size=section.batch_size,
             seed=seed,
+            precision=section.precision,
+            gradient_checkpointing=section.gradient_checkpointing,
             checkpoints=checkpoints,
             checkpoint_every=section.checkpoint_every,
             label=stage,

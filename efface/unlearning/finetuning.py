@@ -10,6 +10,7 @@ from efface.data.samples import Sample
 from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.config import LoopConfig, LoopResult
 from efface.unlearning.loop import Terms, train
+from efface.unlearning.precision import PrecisionName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -24,6 +25,8 @@ def finetune(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    precision: PrecisionName = "fp32",
+    gradient_checkpointing: bool = False,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 200,
     label: str = "fine-tuning",
@@ -38,6 +41,8 @@ def finetune(
         learning_rate: peak of a warm-up (a tenth of the steps) and cosine schedule.
         batch_size: samples per step.
         seed: seed of the batch order.
+        precision: ``fp32``, or mixed with ``bf16`` or ``fp16``.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         checkpoints: where to save progress and to resume from.
         checkpoint_every: steps between checkpoints.
         label: text before the progress bar.
@@ -46,6 +51,8 @@ def finetune(
         learning_rate=learning_rate,
         steps=steps,
         batch_size=batch_size,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
         warmup_fraction=0.1,
         seed=seed,
         checkpoint_every=checkpoint_every,

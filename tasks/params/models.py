@@ -73,6 +73,10 @@ class Finetuning(Section):
     """Peak learning rate of the one-cycle schedule, in (0, 1]."""
     batch_size: Count
     """Samples per optimiser step."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Of the computations; weights stay float32."""
+    gradient_checkpointing: bool
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None
     """Attention kernel while training; null leaves the choice to transformers, auto takes flash attention
     where it is installed and can run. For sequences of a few dozen tokens on a processor, eager is the faster

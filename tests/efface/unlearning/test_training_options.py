@@ -15,6 +15,7 @@ from efface.models import anatomy
 from efface.pruning import zero_neurons
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.checkpoint import Checkpoints
+from efface.unlearning.finetuning import finetune
 from efface.unlearning.loop import DivergenceError, LoopConfig, Terms, train
 from efface.unlearning.method import Batch, Term
 from efface.unlearning.precision import Precision
@@ -144,6 +145,22 @@ def test_mixed_precision_keeps_weights_in_float32_and_comes_close(
         exact.history[-1]["forget_grad_norm"], rel=0.3
     )
     assert distance(start, weights(other)) > 1e-4
+
+
+def test_fine_tuning_computes_in_the_precision_asked_for(model, processor, pictured):
+    def tuned(**options):
+        changed = copy.deepcopy(model)
+        result = finetune(
+            changed, processor, pictured, steps=2, learning_rate=1e-3, batch_size=4, seed=0, **options
+        )
+        return changed, [record["retain_loss"] for record in result.history]
+
+    whole, exact = tuned()
+    again, recomputed = tuned(gradient_checkpointing=True)
+    half, mixed = tuned(precision="bf16")
+    assert recomputed == pytest.approx(exact, rel=1e-5) and distance(weights(whole), weights(again)) < 1e-4
+    assert mixed != exact and mixed == pytest.approx(exact, rel=0.03)
+    assert all(p.dtype == torch.float32 for p in half.parameters())
 
 
 def test_a_gradient_that_overflows_float16_is_left_out_and_the_scale_goes_down(
