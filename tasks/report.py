@@ -78,6 +78,7 @@ def build_page(params: Params, root: Path) -> Page:
     """
     from efface.report.compose import tradeoff_plots
     from efface.report.page import Page
+    from efface.report.published import published
     from efface.report.scorecard import scorecard
     from efface.report.targets import targets
     from efface.report.verdict import verdict
@@ -93,6 +94,7 @@ def build_page(params: Params, root: Path) -> Page:
         estimates=estimates,
         plots=tradeoff_plots(estimates),
         scorecard=scorecard(tables, seed=params.seed),
+        published=published(tables, str(splits["benchmark"])),
         layer_plots=_layer_plots(params, root),
         training=_training(records),
         costs=_costs(records),

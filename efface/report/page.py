@@ -22,6 +22,7 @@ from efface.report.measures import (
     lookup,
     ordered,
 )
+from efface.report.published import Published
 from efface.report.scorecard import Scorecard, markdown_scorecard
 from efface.report.scores import YARDSTICKS
 from efface.report.targets import Target
@@ -72,6 +73,7 @@ class Page:
     estimates: Mapping[str, Estimates]
     plots: Sequence[Plot]
     scorecard: Scorecard | None = None
+    published: Published | None = None
     layer_plots: Sequence[Plot] = ()
     training: Sequence[Plot] = ()
     costs: Sequence[Cost] = ()

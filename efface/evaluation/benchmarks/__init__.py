@@ -23,3 +23,24 @@ def view_of(scores: pd.DataFrame, benchmark: str) -> dict[str, Any] | None:
 
     view = {"mllmu": mllmu.view, "clear": clear.view}.get(benchmark)
     return None if view is None else view(scores[scores["part"] == "test"])
+
+
+def against_retrained(scores: pd.DataFrame, retrained: pd.DataFrame, benchmark: str) -> dict[str, Any]:
+    """The published numbers that take two models, leaves of ``value`` and ``n``; empty where there are none.
+
+    Args:
+        scores: the model's score table.
+        retrained: that of the model which never saw the people to forget, on the same samples.
+        benchmark: name of the benchmark.
+    """
+    from efface.evaluation.benchmarks import clear
+
+    if benchmark != "clear":
+        return {}
+    ours, theirs = (table[table["part"] == "test"] for table in (scores, retrained))
+    found = clear.forget_quality(ours, theirs)
+    return {
+        "forget quality": {
+            name: {"value": value, "n": found["n"]} for name, value in found.items() if name != "n"
+        }
+    }
