@@ -138,7 +138,7 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "'unlearned/npo'",
             "vanilla, unlearned/manu, unlearned/random_pruning",
         ),
-        ("precision: fp32", "precision: fp8", "unlearn.precision", "'fp8'", "fp32, bf16, fp16"),
+        ("precision: fp32", "precision: fp8", "vanilla.precision", "'fp8'", "fp32, bf16, fp16"),
         ("lora: null", "lora: {rank: 0}", "unlearn.lora.rank", "0", "at least 1"),
         ("npo: unlearned/npo", "npo: unlearned/x", "evaluate.models", "npo: unlearned/npo", "add this entry"),
         ("    manu: unlearned/manu\n", "", "evaluate.models", "manu: unlearned/manu", "add this entry"),
