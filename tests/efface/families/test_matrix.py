@@ -13,7 +13,7 @@ from benchmarks.builders import FAMILIES
 from efface.data.encoding import Encoder, collate, encode, encode_prompts
 from efface.errors import DataError
 from efface.importance import activation_statistics
-from efface.models import anatomy, load_model, save_model
+from efface.models import anatomy, load_model, save_model, weights_digest
 from efface.models.anatomy import image_token_id
 from efface.models.answers import answer_log_probs, nll
 from efface.models.blocks import watch_neurons
@@ -272,8 +272,12 @@ def test_saved_and_reloaded_gives_the_same_logits(family, tiny, seen, told, tmp_
     loaded = load_model(tmp_path / "model", device="cpu")
     assert type(loaded.model) is type(model)
     assert type(loaded.processor) is type(processor)
+    assert weights_digest(loaded.model) == weights_digest(model)
     for samples in (seen, told):
         before, after = (Encoder(p, samples).batch(range(4)) for p in (processor, loaded.processor))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
-        assert torch.equal(logits_of(model, before), logits_of(loaded.model, after))
+        # The same weights elsewhere in memory: a product of matrices may differ in its last bit.
+        torch.testing.assert_close(
+            logits_of(model, before), logits_of(loaded.model, after), rtol=0, atol=1e-5
+        )
