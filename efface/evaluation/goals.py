@@ -104,16 +104,14 @@ def unlearning_score(
         goal: ``visual`` keeps the facts reachable by name, ``full`` wants them gone.
         part: rows of this part: ``test`` for a final number, ``validation`` to choose settings.
         overlap: metric of the forget, text and retain parts.
-        accuracy: metric of the utility part. The default asks for a generated answer, where a destroyed model
-        has
-            no chance; the likeliest of four options would leave it a quarter.
+        accuracy: metric of the utility part. The default asks for a generated answer, where a destroyed
+            model has no chance; the likeliest of four options would leave it a quarter.
         resamples: bootstrap draws of people for the interval; 0 draws none.
         seed: seed of the draws; the same for all models, which pairs them.
 
     Raises:
-        EvaluationError: if vanilla never learnt what should be forgotten, knows nothing that could be kept,
-        or a
-            part has no rows.
+        EvaluationError: if vanilla never learnt what should be forgotten, knows nothing that could be
+            kept, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
     drawn = _parts(table, vanilla, retrained, goal, part, overlap, accuracy, resamples, seed)

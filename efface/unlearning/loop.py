@@ -117,9 +117,8 @@ class _Run:
         self.batches_per_step = config.accumulation_steps * self.processes.count
         self.batches, self.total = self._length()
         self.mask = mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
-        # Weights that no term may move: with a mask and no retain term. Restoring them after each step
-        # holds them
-        # against weight decay as well.
+        # Weights that no term may move: with a mask and no retain term. Restoring them after each step holds
+        # them against weight decay as well.
         self.frozen = self.mask is not None and self.retain is None
         self.start = {n: p.detach().clone() for n, p in self.trained.items()} if self.frozen else {}
         self.optimizer = torch.optim.AdamW(
