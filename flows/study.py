@@ -70,7 +70,9 @@ def study(workers: int) -> State[list[str]]:
         for name, row in rows.items()
         if row.outcome in ("failed", "not run")
     }
-    results.run(params, {c.name: _described(c) for c in cells if c.name not in unfinished}, unfinished)
+    finished = {cell.name: _described(cell) for cell in cells if cell.name not in unfinished}
+    if finished:
+        results.run(params, finished, unfinished)
     publish(list(rows.values()), title="study", page=results.PAGE)
     if unfinished:
         return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import itertools
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -115,21 +116,29 @@ def prepare(cell: Cell, params: Params, project: Path = Path()) -> Path:
 def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> None:
     from ruamel.yaml import YAML
 
-    yaml = YAML()  # keeps comments, so a cell's file can be read like the project's
-    yaml.width = 1000
-    document = yaml.load(source.read_text(encoding="utf-8"))
+    # The values alone: written back with its comments and anchors, a long file does not always read the same.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    document = json.loads(json.dumps(yaml.load(source.read_text(encoding="utf-8"))))  # nothing shared inside
     edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
     if cell.method is not None:
         kind = "unlearn" if cell.method in params.unlearn.methods else "prune"
         edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
     document["seed"] = cell.seed
-    overrides = document["profiles"][params.avatars.profile]
+    overrides = _profile(document["profiles"], params.avatars.profile)
     for dotted, value in edits.items():
         _replace(document, dotted, value)
         if _holds(overrides, dotted):  # the profile's word counts
             _replace(overrides, dotted, value)
     with writing(target) as partial, partial.open("w", encoding="utf-8") as handle:
         yaml.dump(document, handle)
+
+
+def _profile(profiles: dict[str, Any], name: str) -> dict[str, Any]:
+    """The overrides of a profile; a dot in its name is a level in the file, as DVC has it."""
+    for part in name.split("."):
+        profiles = profiles[part]
+    return profiles
 
 
 def _holds(tree: Any, dotted: str) -> bool:

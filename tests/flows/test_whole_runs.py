@@ -191,7 +191,9 @@ def test_a_failing_stage_fails_the_flow_and_says_why(made):
     path = made.folder / "tasks/prepare.py"
     code = path.read_text()
     path.write_text(
-        code.replace("    section = params.prepare\n", "    raise ValueError('broken on purpose')\n", 1)
+        code.replace(
+            "    section, name =", "    raise ValueError('broken on purpose')\n    section, name =", 1
+        )
     )
     output = made.run("flows.pipeline", "--target", "prepare", good=False)
     assert "error: stage prepare failed" in output

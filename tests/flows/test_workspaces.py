@@ -90,6 +90,22 @@ def test_all_cells_share_the_cache_of_the_project(project):
         assert cell.stage_cache.cache_dir == main.stage_cache.cache_dir
 
 
+def test_dvc_reads_the_parameters_of_a_cell_of_every_profile(project):
+    from dvc.repo import Repo
+
+    text = (project / "params.yaml").read_text()
+    for profile in ("quick", "mllmu-llava-1.5-7b", "clear-qwen2-vl-7b"):
+        edited = text.replace("profile: laptop", f"profile: {profile}")
+        (project / "params.yaml").write_text(edited)
+        loaded = params(project) if profile == "quick" else load_params(project / "params.yaml")
+        folder = prepare(Cell(3, 0.05, "npo", {"learning_rate": 3e-5}), loaded, project)
+        with Repo(str(folder)) as cell:
+            assert cell.params.show()[""]["data"]["params.yaml"]["data"]["seed"] == 3
+        found = load_params(folder / "params.yaml")
+        assert found.unlearn.methods["npo"].learning_rate == 3e-5
+        assert found.prepare.forget_fraction == 0.05 and found.avatars.profile == profile
+
+
 def test_an_unknown_setting_is_named(project):
     with pytest.raises(StudyError, match=r"unlearn.methods.npo has no 'speed' in params.yaml"):
         prepare(Cell(0, 0.1, "npo", {"speed": 3}), params(project), project)
