@@ -7,7 +7,7 @@ import pytest
 
 from tests.flows.test_whole_runs import Copy, make_copy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some forty processes, one after the other
 
 STUDY = {
     r"^  seeds: \[0, 1, 2\]": "  seeds: [0, 1]",
@@ -33,7 +33,7 @@ def test_a_study_runs_every_cell_once_and_the_others_although_one_fails(project)
     in_the_way = project.folder / ".study" / "seed-1" / "forget-0.1" / "npo" / "data" / "models"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("a file where a folder should be")
-    first = project.run("flows.study", good=False)
+    first = project.run("flows.study", good=False, seconds=600)
     assert outcomes(first) == {
         WORLD.format(0): "ran",
         CELL.format(0): "ran",

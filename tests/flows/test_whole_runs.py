@@ -39,7 +39,7 @@ class Copy:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *command: str, good: bool = True) -> str:
+    def run(self, *command: str, good: bool = True, seconds: float = 280) -> str:
         done = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=self.folder,
@@ -48,7 +48,7 @@ class Copy:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=280,
+            timeout=seconds,
             check=False,
         )
         assert (done.returncode == 0) is good, done.stdout[-4000:]
