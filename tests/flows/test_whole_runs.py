@@ -90,8 +90,11 @@ class Copy:
         )
         until(lambda: ready() or started.poll() is not None, 200)
         assert started.poll() is None, "it ended before it could be killed"
-        for process in marked(mark) if all_of_it else []:
-            os.kill(process, signal.SIGKILL)
+        if all_of_it:  # stopped first: or a stage hears of its parent's end before its own, and cleans up
+            processes = marked(mark)
+            for sent in (signal.SIGSTOP, signal.SIGKILL):
+                for process in processes:
+                    os.kill(process, sent)
         started.kill()
         started.wait()
         until(lambda: marked(mark) == [], 30)
