@@ -8,7 +8,7 @@ was computed first. A cell that fails leaves the others alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -29,10 +29,14 @@ from flows.devices import default_workers, device  # noqa: E402
 from flows.ledger import Ledger  # noqa: E402
 from flows.summary import Row, publish  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
-from flows.workspaces import Cell, StudyError, cells_of, prepare  # noqa: E402
+from flows.workspaces import Cell, StudyError, cells_of, first_round, prepare  # noqa: E402
 from tasks import study as results  # noqa: E402
 from tasks.params import YARDSTICKS, Params, load_params  # noqa: E402
 
+_UNFINISHED = ("failed", "not run")
+_MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
+_Future = PrefectFuture[Any]
+_Stages = Callable[[str | None], list[str]]
 _CLUSTERS = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}
 
 
@@ -56,21 +60,20 @@ def study(workers: int) -> State[list[str]]:
     """Run every cell, then compare them; returns one line per cell."""
     params = load_params()
     cells = cells_of(params)
-    folders = {cell.name: str(prepare(cell, params)) for cell in cells}  # all are checked before one runs
+    first = first_round(cells, params)
     stages = _stages(params, Ledger.open())
-    futures: dict[str, PrefectFuture[Any]] = {}
-    for cell in cells:
-        upstream = None if cell.method is None else futures[cell.world.name]
-        futures[cell.name] = run_cell.with_options(name=cell.variant).submit(
-            cell.name, folders[cell.name], stages(cell.method), workers, upstream
-        )
-    rows = {name: _row(name, future) for name, future in futures.items()}
+    futures = _submit(first, params, stages, workers, {})
+    done = {cell.name: _row(cell.name, futures[cell.name]) for cell in first}
+    chosen = results.chosen(params, _finished(first, done))
+    second = [c for c in cells if c not in first and chosen.get((c.fraction, c.method)) == c.variant]
+    futures |= _submit(second, params, stages, workers, futures)
+    rows = {cell.name: done.get(cell.name) or _row(cell.name, futures[cell.name]) for cell in first + second}
     unfinished = {
         name: str(futures[name].state.message) if row.outcome == "failed" else "its yardsticks failed"
         for name, row in rows.items()
-        if row.outcome in ("failed", "not run")
+        if row.outcome in _UNFINISHED
     }
-    finished = {cell.name: _described(cell) for cell in cells if cell.name not in unfinished}
+    finished = _finished(first + second, rows)
     if finished:
         results.run(params, finished, unfinished)
     publish(list(rows.values()), title="study", page=results.PAGE)
@@ -79,11 +82,31 @@ def study(workers: int) -> State[list[str]]:
     return Completed(data=[f"{name}: {row.outcome}" for name, row in rows.items()])
 
 
-def _stages(params: Params, ledger: Ledger) -> Callable[[str | None], list[str]]:
+def _submit(
+    cells: Sequence[Cell], params: Params, stages: _Stages, workers: int, worlds: Mapping[str, _Future]
+) -> dict[str, _Future]:
+    """One task per cell, each after its world's, which is among the cells or in `worlds`."""
+    folders = {cell.name: str(prepare(cell, params)) for cell in cells}  # all are checked before one runs
+    futures: dict[str, _Future] = {}
+    for cell in cells:
+        upstream = None if cell.method is None else {**worlds, **futures}[cell.world.name]
+        futures[cell.name] = run_cell.with_options(name=cell.variant).submit(
+            cell.name, folders[cell.name], stages(cell.method), workers, upstream
+        )
+    return futures
+
+
+def _finished(cells: Sequence[Cell], rows: Mapping[str, Row]) -> dict[str, Mapping[str, Any]]:
+    return {cell.name: _described(cell) for cell in cells if rows[cell.name].outcome not in _UNFINISHED}
+
+
+def _stages(params: Params, ledger: Ledger) -> _Stages:
     """What each cell brings up to date. What several methods read, such as the mask, is made in its world."""
-    methods = params.study.methods or [*params.unlearn.methods, *params.prune.methods]
+    extra = params.study.extra
+    methods = [name for name in params.study.methods or params.study_methods if name not in extra]
     own = {f"{kind}@{name}" for name in methods for kind in ("unlearn", "prune", "evaluate")}
     needed = set[str]().union(*(ledger.upstream(f"evaluate@{name}") for name in methods))
+    needed |= {_MASKS[method.mask] for method in extra.values() if method.mask in _MASKS}
     shared = sorted({f"evaluate@{name}" for name in YARDSTICKS} | (needed - own))
     return lambda method: shared if method is None else [f"evaluate@{method}"]
 

@@ -10,7 +10,8 @@ import configparser
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Cell:
 def cells_of(params: Params) -> list[Cell]:
     """All cells of the study that `params.yaml` describes: each world's yardsticks, then its methods."""
     study = params.study
-    methods = study.methods or [*params.unlearn.methods, *params.prune.methods]
+    methods = study.methods or params.study_methods
     fractions = study.fractions or [params.prepare.forget_fraction]
     found = []
     for seed, fraction in itertools.product(study.seeds, fractions):
@@ -81,6 +82,13 @@ def cells_of(params: Params) -> list[Cell]:
             for settings in _combinations(study.grid.get(method, {}))
         ]
     return found
+
+
+def first_round(cells: Sequence[Cell], params: Params) -> list[Cell]:
+    """The cells that do not depend on which settings are chosen: all but those of the seeds past tuning."""
+    tuning = params.study.seeds[: params.study.tuning_seeds]
+    tried = Counter((cell.seed, cell.fraction, cell.method) for cell in cells)
+    return [c for c in cells if c.seed in tuning or tried[c.seed, c.fraction, c.method] == 1]
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -121,8 +129,13 @@ def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> Non
     yaml.default_flow_style = False
     document = json.loads(json.dumps(yaml.load(source.read_text(encoding="utf-8"))))  # nothing shared inside
     edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
+    if cell.method in params.study.extra:
+        definition = params.study.extra[cell.method].model_dump(mode="json", exclude_unset=True)
+        document["unlearn"]["methods"][cell.method] = definition
+        document["evaluate"]["models"][cell.method] = f"unlearned/{cell.method}"
+        del document["study"]["extra"][cell.method]
     if cell.method is not None:
-        kind = "unlearn" if cell.method in params.unlearn.methods else "prune"
+        kind = "prune" if cell.method in params.prune.methods else "unlearn"
         edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
     document["seed"] = cell.seed
     overrides = _profile(document["profiles"], params.avatars.profile)

@@ -50,6 +50,13 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
     typer.echo(f"study: {folder / 'index.html'} compares {len(lines)} models over {len(cells)} cells")
 
 
+def chosen(params: Params, cells: Cells) -> dict[tuple[float, str], str]:
+    """The variant of each method that did best on validation people, by fraction and method."""
+    from efface.studies.compare import choose
+
+    return {key: choice.variant for key, choice in choose(_runs(cells), goal=params.study.goal).items()}
+
+
 def _runs(cells: Cells) -> list[Run]:
     """Every score table with the yardsticks of its world; cells of an unfinished world are left out."""
     from efface.studies.compare import Run
@@ -58,16 +65,32 @@ def _runs(cells: Cells) -> list[Run]:
     worlds = {(c["seed"], c["fraction"]): Path(c["folder"]) for c in cells.values() if c["method"] is None}
     for (seed, fraction), folder in worlds.items():
         yardsticks = {name: read_scores(folder / "data", name)[0] for name in YARDSTICKS}
-        tables = {(name, name): table for name, table in yardsticks.items()}
+        tables = {(name, name): (table, dict[str, float]()) for name, table in yardsticks.items()}
         for cell in cells.values():
             if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
-                table = read_scores(Path(cell["folder"]) / "data", cell["method"])[0]
-                tables[cell["method"], cell["variant"]] = table
+                data = Path(cell["folder"]) / "data"
+                table = read_scores(data, cell["method"])[0]
+                tables[cell["method"], cell["variant"]] = table, _costs(data, cell["method"])
         found += [
-            Run(fraction, seed, model, variant, table, yardsticks["vanilla"], yardsticks["retrained"])
-            for (model, variant), table in tables.items()
+            Run(fraction, seed, model, variant, table, yardsticks["vanilla"], yardsticks["retrained"], costs)
+            for (model, variant), (table, costs) in tables.items()
         ]
     return found
+
+
+def _costs(data: Path, method: str) -> dict[str, float]:
+    """Time and memory of the stages that make a method's model, its mask or its importance among them."""
+    from efface.studies.compare import COSTS
+
+    records = {record.label: record.content for record in read_records(data)}
+    own = records.get(f"unlearn@{method}") or records[f"prune@{method}"]
+    needs = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
+    labels = [needs.get(own["params"].get("mask"), "")]
+    if own["stage"] == "prune" and own["params"]["selection"] != "random":
+        labels.append("importance")
+    used = [own, *(records[label] for label in labels if label in records)]
+    seconds = sum(record["seconds"] for record in used) / records["retrained"]["seconds"]
+    return dict(zip(COSTS, (seconds, max(record["peak_memory_mib"] for record in used)), strict=True))
 
 
 def _plain(line: Line) -> dict[str, Any]:

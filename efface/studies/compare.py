@@ -8,7 +8,7 @@ Student's t over the seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ COLUMNS = {
 }
 """Exact match of the fact, by set and modality."""
 SCORES = ("score", *PARTS)
+COSTS = ("time, share of retraining", "peak memory, MiB")
+"""What it takes to make the model, with the mask or the importance it needs; memory is the process's."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Run:
         table: score table of the model.
         vanilla: score table of the model that unlearning started from.
         retrained: score table of the model that never saw the people to forget.
+        costs: of ``COSTS``, those that are known.
     """
 
     fraction: float
@@ -53,6 +56,7 @@ class Run:
     table: pd.DataFrame
     vanilla: pd.DataFrame
     retrained: pd.DataFrame
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Line:
         variant: the settings that were reported.
         tried: how many variants there were to choose from.
         seeds: seeds whose run finished, for this variant.
-        numbers: column (of ``COLUMNS`` or ``SCORES``) to its mean; a score that is refused is missing.
-        refused: why there is no score, or None.
+        numbers: column (of ``COLUMNS``, ``SCORES`` or ``COSTS``) to its mean; a refused score is missing.
+        refused: why there is no score, or why settings could not be chosen; None: there is, and they were.
     """
 
     fraction: float
@@ -95,20 +99,41 @@ def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
     if not runs:
         raise EvaluationError("no run of the study finished, so there is nothing to compare")
     lines = []
-    for fraction, model in dict.fromkeys((run.fraction, run.model) for run in runs):
+    for (fraction, model), choice in choose(runs, goal=goal).items():
         own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
-        variants = list(dict.fromkeys(run.variant for run in own))
-        chosen = _chosen(own, variants, goal)
-        lines.append(
-            _line(fraction, model, [run for run in own if run.variant == chosen], len(variants), goal)
-        )
+        tried = len({run.variant for run in own})
+        line = _line(fraction, model, [run for run in own if run.variant == choice.variant], tried, goal)
+        lines.append(replace(line, refused=choice.refused or line.refused))
     return lines
 
 
-def _chosen(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
+@dataclass(frozen=True)
+class Choice:
+    """The variant to report; `refused` says why it could not be chosen by its score, and is the first."""
+
+    variant: str
+    refused: str | None = None
+
+
+def choose(runs: Sequence[Run], *, goal: Goal) -> dict[tuple[float, str], Choice]:
+    """The variant to report, by fraction and model, in the order in which they first come."""
+    chosen = {}
+    for fraction, model in dict.fromkeys((run.fraction, run.model) for run in runs):
+        own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
+        variants = list(dict.fromkeys(run.variant for run in own))
+        try:
+            best = _best(own, variants, goal) if len(variants) > 1 else variants[0]
+        except EvaluationError as error:  # a yardstick that never learnt the validation people
+            chosen[fraction, model] = Choice(
+                variants[0], f"{model}: first settings of {len(variants)}; {error}"
+            )
+        else:
+            chosen[fraction, model] = Choice(best)
+    return chosen
+
+
+def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
     """The variant with the highest mean score on the validation people, over the seeds that all have."""
-    if len(variants) == 1:
-        return variants[0]
     seeds = [{run.seed for run in runs if run.variant == variant} for variant in variants]
     common = set.intersection(*seeds) or set.union(*seeds)
     means = {
@@ -136,6 +161,9 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
         values = [value for run in runs if (value := _exact_match(run.table, kind, modality)) is not None]
         if values:
             numbers[column] = _mean(values)
+    for column in COSTS:
+        if all(column in run.costs for run in runs):
+            numbers[column] = _mean([run.costs[column] for run in runs])
     refused = None
     try:
         scores = [

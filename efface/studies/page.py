@@ -10,7 +10,10 @@ from efface.report.compose import tradeoff_plots
 from efface.report.figures import Plot
 from efface.report.measures import Estimate, Estimates
 from efface.report.page import number, svg_uri
-from efface.studies.compare import COLUMNS, SCORES, Line, Mean
+from efface.studies.compare import COLUMNS, COSTS, SCORES, Line, Mean
+
+_DIGITS = {"score": 1, COSTS[1]: 0}
+"""After the point, where it is not two."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def render_study(page: StudyPage) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = svg_uri
-    environment.filters["shown"] = shown
+    environment.filters["shown"] = lambda mean, column: shown(mean, _DIGITS.get(column, 2))
     template = environment.from_string(
         files("efface.studies").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -56,9 +59,13 @@ def render_study(page: StudyPage) -> str:
         page=page,
         plots={fraction: plots_of(page.of(fraction)) for fraction in page.fractions},
         style=Markup(files("efface.report").joinpath("page.css").read_text(encoding="utf-8")),
-        columns=list(COLUMNS),
-        scores=list(SCORES),
+        tables=tables(page.goal),
     )
+
+
+def tables(goal: str) -> dict[str, list[str]]:
+    """Title of each table to its columns."""
+    return {"exact match": list(COLUMNS), f"score, goal {goal}": list(SCORES), "cost": list(COSTS)}
 
 
 def study_summary(page: StudyPage) -> str:
@@ -67,10 +74,10 @@ def study_summary(page: StudyPage) -> str:
     for fraction in page.fractions:
         seeds = sorted({seed for line in page.of(fraction) for seed in line.seeds})
         lines += [f"### {fraction:.0%} of the people to forget, seeds {', '.join(map(str, seeds))}", ""]
-        for title, columns in (("exact match", list(COLUMNS)), (f"score, goal {page.goal}", list(SCORES))):
+        for title, columns in tables(page.goal).items():
             lines += [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
             for line in page.of(fraction):
-                cells = [shown(line.numbers.get(column), column == "score") for column in columns]
+                cells = [shown(line.numbers.get(column), _DIGITS.get(column, 2)) for column in columns]
                 lines.append(f"| {line.variant} | " + " | ".join(cells) + " |")
             lines.append("")
     for reason in dict.fromkeys(line.refused for line in page.lines if line.refused):
@@ -87,11 +94,10 @@ def plots_of(lines: Sequence[Line]) -> list[Plot]:
     return tradeoff_plots({line.model: _estimates(line) for line in lines}, over="seeds")
 
 
-def shown(mean: Mean | None, whole: bool = False) -> str:
+def shown(mean: Mean | None, digits: int = 2) -> str:
     """A mean with its interval as every table of a study writes it; a dash for none."""
     if mean is None:
         return number(None)
-    digits = 1 if whole else 2
     text = number(mean.value, digits)
     if mean.interval is None:
         return text

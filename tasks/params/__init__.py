@@ -101,9 +101,19 @@ class Params(Section):
         self.unlearn.starts_from(self.prune.methods)
         return self
 
+    @property
+    def study_methods(self) -> tuple[str, ...]:
+        """All methods that a study can run."""
+        return (*self.unlearn.methods, *self.study.extra, *self.prune.methods)
+
     @model_validator(mode="after")
     def _a_study_names_known_methods(self) -> Params:
-        known = (*self.unlearn.methods, *self.prune.methods)
+        both = sorted(self.study.extra.keys() & self.unlearn.methods.keys())
+        if both:
+            raise ValueError(
+                f"study.extra.{both[0]} is under unlearn.methods too, and a study runs that one; remove one"
+            )
+        known = self.study_methods
         for key, names in (("methods", self.study.methods or ()), ("grid", self.study.grid)):
             for name in names:
                 if name not in known:

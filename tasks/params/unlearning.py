@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,12 +95,7 @@ class Unlearn(Section):
 
     @model_validator(mode="after")
     def _each_has_its_settings(self) -> Unlearn:
-        for name, method in self.methods.items():
-            try:
-                _check_training(method, trains=name in _TRAINING)
-                check(method.settings, _SETTINGS[name])
-            except ValueError as error:
-                raise ValueError(f"methods.{name}.{error}") from None
+        check_methods(self.methods, "methods")
         return self
 
     def starts_from(self, pruned: Iterable[str]) -> None:
@@ -117,6 +112,20 @@ class Unlearn(Section):
                     f"expected one of: {', '.join(made)}"
                 )
             made.append(f"unlearned/{name}")
+
+
+def check_methods(methods: Mapping[str, UnlearningMethod], key: str) -> None:
+    """Refuse a method without what it needs, or with what it does not have.
+
+    Raises:
+        ValueError: naming the value by its place under `key`.
+    """
+    for name, method in methods.items():
+        try:
+            _check_training(method, trains=name in _TRAINING)
+            check(method.settings, _SETTINGS[name])
+        except ValueError as error:
+            raise ValueError(f"{key}.{name}.{error}") from None
 
 
 def _check_training(method: UnlearningMethod, *, trains: bool) -> None:

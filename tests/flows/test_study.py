@@ -12,8 +12,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some forty processe
 STUDY = {
     r"^  seeds: \[0, 1, 2\]": "  seeds: [0, 1]",
     r"^  methods: null .*": "  methods: [npo]",
+    r"^    npo: \{learning_rate: \*rates\}": "    npo: {learning_rate: [1.0e-6, 4.0e-5]}",
 }
-WORLD, CELL = "seed {}, forget 0.1: yardsticks", "seed {}, forget 0.1: npo"
+WORLD, CELL = "seed {}, forget 0.1: yardsticks", "seed {}, forget 0.1: npo, learning_rate {}"
+RATES = ("1e-06", "4e-05")
 
 
 def outcomes(output: str) -> dict[str, str]:
@@ -30,30 +32,28 @@ def project(tmp_path) -> Copy:
 
 
 def test_a_study_runs_every_cell_once_and_the_others_although_one_fails(project):
-    in_the_way = project.folder / ".study" / "seed-1" / "forget-0.1" / "npo" / "data" / "models"
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.write_text("a file where a folder should be")
-    first = project.run("flows.study", good=False, seconds=600)
-    assert outcomes(first) == {
-        WORLD.format(0): "ran",
-        CELL.format(0): "ran",
-        WORLD.format(1): "ran",
-        CELL.format(1): "failed",
-    }
+    """Two settings on the first seed; the better one on the second, where it fails at first."""
+    for rate in RATES:
+        in_the_way = project.folder / f".study/seed-1/forget-0.1/npo+learning_rate={rate}/data/models"
+        in_the_way.parent.mkdir(parents=True)
+        in_the_way.write_text("a file where a folder should be")
+    first = outcomes(project.run("flows.study", good=False, seconds=600))
+    assert first.items() >= {WORLD.format(0): "ran", WORLD.format(1): "ran"}.items()
+    assert [first[CELL.format(0, rate)] for rate in RATES] == ["ran", "ran"]
+    (failed,) = [name for name, outcome in first.items() if outcome == "failed"]
+    assert failed in [CELL.format(1, rate) for rate in RATES], "one of them was chosen"
     results = json.loads(project.read("data/study/results.json"))
     lines = {line["model"]: line for line in results["lines"]}
-    assert lines["vanilla"]["seeds"] == [0, 1] and lines["npo"]["seeds"] == [0]
-    assert CELL.format(1) in project.read("data/study/index.html"), "the page says what is missing"
+    assert lines["vanilla"]["seeds"] == [0, 1]
+    assert (lines["npo"]["seeds"], lines["npo"]["tried"]) == ([0], 2)
+    assert failed.endswith(lines["npo"]["variant"])
+    assert failed in project.read("data/study/index.html"), "the page says what is missing"
 
-    in_the_way.unlink()
-    second = project.run("flows.study")
-    assert outcomes(second) == {
-        WORLD.format(0): "cached",
-        CELL.format(0): "cached",
-        WORLD.format(1): "cached",
-        CELL.format(1): "ran",
-    }
+    for rate in RATES:
+        (project.folder / f".study/seed-1/forget-0.1/npo+learning_rate={rate}/data/models").unlink()
+    second = outcomes(project.run("flows.study"))
+    assert second == {name: "ran" if name == failed else "cached" for name in first}
     results = json.loads(project.read("data/study/results.json"))
     assert {line["model"]: line["seeds"] for line in results["lines"]}["npo"] == [0, 1]
-    # What a cell of the study made, the pipeline does not make again.
-    assert "Running stage" not in project.repro("evaluate@npo")
+    # What the study's yardsticks made, the pipeline does not make again.
+    assert "Running stage" not in project.repro("evaluate@vanilla")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.workspaces import Cell, StudyError, cells_of, prepare
+from flows.workspaces import Cell, StudyError, cells_of, first_round, prepare
 from tasks.params import ParamsError, load_params
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,33 @@ def test_cells_are_every_combination_and_each_world_comes_before_its_methods(pro
     for i, cell in enumerate(cells):
         assert cell.world in cells[: i + 1]
     assert "seed 3, forget 0.05: npo, epochs 2, learning_rate 1e-05" in [cell.name for cell in cells]
+
+
+def test_settings_are_tried_on_the_first_seeds_only(project):
+    grid = {"npo": {"learning_rate": [1e-5, 2e-5]}}
+    loaded = params(project, seeds=[3, 4], methods=["npo", "manu"], grid=grid, tuning_seeds=1)
+    cells = cells_of(loaded)
+    later = [cell.name for cell in cells if cell not in first_round(cells, loaded)]
+    assert later == [f"seed 4, forget 0.1: npo, learning_rate {rate}" for rate in (1e-05, 2e-05)]
+    loaded = params(project, tuning_seeds=None)
+    assert first_round(cells, loaded) == cells
+
+
+def test_a_method_of_studies_only_is_one_of_its_cell(project):
+    loaded = params(project)
+    assert "kl_min" in loaded.study.extra and "kl_min" not in loaded.unlearn.methods
+    found = written(Cell(0, 0.15, "kl_min", {"learning_rate": 1e-5}), loaded, project)
+    assert found.unlearn.methods["kl_min"].learning_rate == 1e-5
+    assert found.evaluate.models["kl_min"] == "unlearned/kl_min"
+    assert "rmu" in found.study.extra
+    with pytest.raises(ParamsError, match="study.extra.npo is under unlearn.methods too"):
+        params(project, extra={"npo": loaded.unlearn.methods["npo"].model_dump(mode="json")})
+
+
+def test_an_extra_method_is_checked_like_any_other(project):
+    method = load_params(PROJECT / "params.yaml").study.extra["rmu"].model_dump(mode="json")
+    with pytest.raises(ParamsError, match=r"study: extra\.rmu\.|study\.extra\.rmu"):
+        params(project, extra={"rmu": {**method, "settings": {}}})
 
 
 def test_a_cell_is_the_project_with_its_own_seed_and_settings(project):

@@ -123,9 +123,9 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "'code'",
             "one of: paper, official_code",
         ),
-        ("      epochs: 3\n", "", "unlearn.methods.mmunlearner.epochs", "missing", "an integer at least 1"),
+        ("      epochs: 2\n", "", "unlearn.methods.mmunlearner.epochs", "missing", "an integer at least 1"),
         (
-            "      epochs: 3\n",
+            "      epochs: 2\n",
             "      epochs: null\n",
             "unlearn.methods.mmunlearner.epochs",
             "null",

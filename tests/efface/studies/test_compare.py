@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from efface.errors import EvaluationError
-from efface.studies.compare import Run, compare
+from efface.studies.compare import COSTS, Run, compare
 from tests.made_study import SKILL, _prepared, score_table
 
 
@@ -103,3 +105,22 @@ def test_fractions_are_lines_of_their_own(samples):
 def test_nothing_finished_is_an_error():
     with pytest.raises(EvaluationError, match="no run of the study finished"):
         compare([], goal="visual")
+
+
+def test_settings_that_no_score_can_tell_apart_are_not_called_chosen(samples):
+    """A world whose vanilla never learnt has no score: the first settings are shown, with the reason."""
+    found = runs(samples, (0,), npo_at_low=SKILL["npo"], npo_at_high=SKILL["mmunlearner"])
+    found = [replace(run, vanilla=run.retrained) for run in found]
+    line = next(line for line in compare(found, goal="visual") if line.model == "npo")
+    assert (line.variant, line.tried) == ("npo_at_low", 2)
+    assert line.refused.startswith("npo: first settings of 2; ")
+    assert "score" not in line.numbers
+
+
+def test_costs_are_means_over_seeds_and_missing_where_one_is_unknown(samples):
+    found = [replace(run, costs={COSTS[0]: 0.1 * (run.seed + 1)}) for run in runs(samples, (0, 1))]
+    vanilla = next(line for line in compare(found, goal="visual") if line.model == "vanilla")
+    assert vanilla.numbers[COSTS[0]].value == pytest.approx(0.15)
+    assert COSTS[1] not in vanilla.numbers
+    found = [replace(run, costs={}) if run.seed == 1 else run for run in found]
+    assert COSTS[0] not in compare(found, goal="visual")[0].numbers
