@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,8 +129,15 @@ def check_methods(methods: Mapping[str, UnlearningMethod], key: str) -> None:
             raise ValueError(f"{key}.{name}.{error}") from None
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    """What may stand under each key of a method; making it takes longer than reading the file."""
+    properties: dict[str, Any] = UnlearningMethod.model_json_schema()["properties"]
+    return properties
+
+
 def _check_training(method: UnlearningMethod, *, trains: bool) -> None:
-    schema = UnlearningMethod.model_json_schema()["properties"]
+    schema = _schema()
     for key in list(schema)[list(schema).index("epochs") :]:
         given, value = key in method.model_fields_set, getattr(method, key)
         if not trains and given:
