@@ -69,19 +69,20 @@ class Cell:
 
 
 def cells_of(params: Params) -> list[Cell]:
-    """All cells of the study that `params.yaml` describes: each world's yardsticks, then its methods."""
+    """All cells of the study that `params.yaml` describes: the yardsticks of every world, then the methods.
+
+    In that order two worlds are made side by side; a method waiting for its world would hold up the next one.
+    """
     study = params.study
     methods = study.methods or params.study_methods
     fractions = study.fractions or [params.prepare.forget_fraction]
-    found = []
-    for seed, fraction in itertools.product(study.seeds, fractions):
-        found.append(Cell(seed, fraction))
-        found += [
-            Cell(seed, fraction, method, settings)
-            for method in methods
-            for settings in _combinations(study.grid.get(method, {}))
-        ]
-    return found
+    worlds = [Cell(seed, fraction) for seed, fraction in itertools.product(study.seeds, fractions)]
+    return worlds + [
+        Cell(world.seed, world.fraction, method, settings)
+        for world in worlds
+        for method in methods
+        for settings in _combinations(study.grid.get(method, {}))
+    ]
 
 
 def first_round(cells: Sequence[Cell], params: Params) -> list[Cell]:

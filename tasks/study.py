@@ -38,9 +38,11 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
 
     runs = _runs(cells)
     lines = compare(runs, goal=params.study.goal)
-    page = StudyPage(lines, params.study.goal, unfinished, _provenance(params, cells))
+    provenance = _provenance(params, cells)
+    page = StudyPage(lines, params.study.goal, unfinished, provenance)
     write_json(
-        folder / "results.json", {"goal": params.study.goal, "lines": [_plain(line) for line in lines]}
+        folder / "results.json",
+        {"goal": params.study.goal, "provenance": provenance, "lines": [_plain(line) for line in lines]},
     )
     with writing(folder / "summary.md") as partial:
         partial.write_text(study_summary(page), encoding="utf-8")
