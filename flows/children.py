@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import IO
 
 from efface.errors import EffaceError
@@ -101,6 +102,19 @@ def terminate_all() -> None:
     with _guard:
         for child in _running:
             child.terminate()
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Leave at once on Ctrl-C: finished stages are kept, and the watcher ends what is still running."""
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():  # a server of its own is there to be told
+        raise KeyboardInterrupt
+    # The temporary server got the Ctrl-C too; waiting to tell it would take minutes.
+    terminate_all()
+    sys.stderr.write("interrupted; finished stages are kept, the next run goes on from there\n")
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

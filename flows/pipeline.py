@@ -5,9 +5,7 @@ Stages that DVC calls current are Cached; the others run through DVC, side by si
 
 from __future__ import annotations
 
-import os
 import signal
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,12 +15,11 @@ from tasks import environment
 environment.apply()  # before Prefect is imported: it reads its settings then
 
 from prefect import State, flow  # noqa: E402
-from prefect.settings import PREFECT_API_URL  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
-from flows.children import terminate_all  # noqa: E402
+from flows.children import interrupted  # noqa: E402
 from flows.stages import Stages  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
 from tasks.params import load_params  # noqa: E402
@@ -80,21 +77,11 @@ def main(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     watch_over_this_process()
-    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGINT, interrupted)
     state = pipeline(workers=workers, target=target, return_state=True)
     if not state.is_completed():
         typer.echo(f"error: {state.message}", err=True)
         raise typer.Exit(1)
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Leave at once on Ctrl-C: finished stages are kept, and the watcher ends what is still running."""
-    if PREFECT_API_URL.value():  # a server of its own is there to be told
-        raise KeyboardInterrupt
-    # The temporary server got the Ctrl-C too; waiting to tell it would take minutes.
-    terminate_all()
-    typer.echo("interrupted; finished stages are kept, the next run goes on from there", err=True)
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ was computed first. A cell that fails leaves the others alone.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
-from flows.children import StageFailed, reproduce, terminate_all  # noqa: E402
+from flows.children import StageFailed, interrupted, reproduce, terminate_all  # noqa: E402
 from flows.devices import default_workers, device  # noqa: E402
 from flows.ledger import Ledger  # noqa: E402
 from flows.summary import Row, publish  # noqa: E402
@@ -160,6 +161,7 @@ def main(
 ) -> None:
     """Run the study that params.yaml describes; what is finished is not run again."""
     watch_over_this_process()
+    signal.signal(signal.SIGINT, interrupted)
     count = workers or default_workers()
     try:
         params = load_params()

@@ -13,12 +13,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
 from tasks.artifacts import writing
-from tasks.params import Params, load_params
+from tasks.params import SECTIONS, Params, checked
+from tasks.params.file import read
 
 FOLDER = Path(".study")
 _CODE = ("efface", "tasks")
@@ -118,7 +120,6 @@ def prepare(cell: Cell, params: Params, project: Path = Path()) -> Path:
             shutil.copyfile(project / name, partial)
     _write_params(cell, params, project / "params.yaml", folder / "params.yaml")
     _write_config(project, folder)
-    load_params(folder / "params.yaml")
     return folder
 
 
@@ -128,7 +129,7 @@ def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> Non
     # The values alone: written back with its comments and anchors, a long file does not always read the same.
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    document = json.loads(json.dumps(yaml.load(source.read_text(encoding="utf-8"))))  # nothing shared inside
+    document = json.loads(_values(source, source.stat().st_mtime_ns))
     edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
     if cell.method in params.study.extra:
         definition = params.study.extra[cell.method].model_dump(mode="json", exclude_unset=True)
@@ -144,8 +145,15 @@ def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> Non
         _replace(document, dotted, value)
         if _holds(overrides, dotted):  # the profile's word counts
             _replace(overrides, dotted, value)
+    checked(document, target)
     with writing(target) as partial, partial.open("w", encoding="utf-8") as handle:
         yaml.dump(document, handle)
+
+
+@lru_cache(maxsize=1)
+def _values(source: Path, changed: int) -> str:
+    """What a parameter file holds, as JSON, so that nothing is shared inside; reading takes longest."""
+    return json.dumps(read(source, SECTIONS))
 
 
 def _profile(profiles: dict[str, Any], name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ key as it stands in the file, the value found, and what is allowed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,7 +23,7 @@ from tasks.params.section import Section
 from tasks.params.study import Study
 from tasks.params.unlearning import Unlearn
 
-__all__ = ["PROFILES", "SECTIONS", "YARDSTICKS", "Params", "ParamsError", "load_params"]
+__all__ = ["PROFILES", "SECTIONS", "YARDSTICKS", "Params", "ParamsError", "checked", "load_params"]
 
 YARDSTICKS = ("base", "vanilla", "retrained")
 
@@ -130,7 +130,15 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: one line per mistake, naming key, value and what is allowed.
     """
-    data = read(Path(path), SECTIONS)
+    return checked(read(Path(path), SECTIONS), path)
+
+
+def checked(data: dict[str, Any], path: str | Path) -> Params:
+    """What `load_params` makes of what the file at `path` holds, or will hold.
+
+    Raises:
+        ParamsError: one line per mistake, naming key, value and what is allowed.
+    """
     profiles = profiles_of(data, path, SECTIONS)
     sections = {key: value for key, value in data.items() if key != "profiles"}
     avatars = sections.get("avatars")
