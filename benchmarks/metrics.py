@@ -25,7 +25,7 @@ from tasks.params import Params, load_params
 if TYPE_CHECKING:
     import pandas as pd
 
-STEPS = (100, 200, 300, 450, 600, 900)
+STEPS = (60, 100, 150, 250, 400, 600)
 RATES = (1.5e-3, 0.8e-3)
 TEXT = (0.5, 0.25)
 SETS = ("forget", "test", "holdout")
