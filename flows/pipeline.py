@@ -59,7 +59,11 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         scores = [
             run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
         ]
-        run("report", table, *masks.values(), neurons, *models.values(), *scores)
+        attacks = [
+            run(f"attack@{name}", table, vanilla, models[folder])
+            for name, folder in params.attack.models.items()
+        ]
+        run("report", table, *masks.values(), neurons, *models.values(), *scores, *attacks)
     return run.verdict
 
 

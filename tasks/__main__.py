@@ -115,9 +115,14 @@ def evaluate(model: Name) -> None:
 
 
 @app.command()
-def attack(name: Name, model: Name) -> None:
-    """Try to bring back what a model was made to forget."""
-    _run("attack", name, model=model)
+def attack(
+    model: Name,
+    only: Annotated[
+        list[str] | None, typer.Option(help="This attack alone; may be given several times.")
+    ] = None,
+) -> None:
+    """Try to bring back what one model was made to forget."""
+    _run("attack", model, only=only or [])
 
 
 @app.command()
@@ -156,8 +161,8 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         loaded = load_params()
         if name is not None:
             _must_be_listed(stage, name, loaded)
-        if "model" in options:
-            _must_be_listed("evaluate", options["model"], loaded)
+        for attack in options.get("only", ()):
+            _must_be_listed("attack --only", attack, loaded)
         signal.signal(signal.SIGTERM, _leave)
         _end_with_dvc()
         module = importlib.import_module(f"tasks.{stage}")
@@ -165,12 +170,15 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
 
 
 def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
+    from tasks.params.evaluation import ATTACKS
+
     listed = {
         "control": loaded.saliency.controls,
         "unlearn": loaded.unlearn.methods,
         "prune": loaded.prune.methods,
         "evaluate": loaded.evaluate.models,
-        "attack": type(loaded.attack).model_fields,
+        "attack": loaded.evaluate.models,
+        "attack --only": ATTACKS,
     }
     if stage in listed and name not in listed[stage]:
         raise EffaceError(

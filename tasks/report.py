@@ -19,6 +19,7 @@ from tasks.results import (
     locked_digests,
     mask_metadata,
     project_of,
+    read_attacks,
     read_records,
     read_scores,
     read_splits,
@@ -31,27 +32,30 @@ if TYPE_CHECKING:
     from efface.report.gallery import Person
     from efface.report.measures import Estimates
     from efface.report.page import Cost, Page, Study
+    from efface.report.robustness import Robustness
 
 PACKAGES = ("efface", "torch", "transformers", "datasets", "dvc", "mlflow", "prefect", "pandas", "numpy")
 TRAINED = ("unlearn", "vanilla", "retrained", "base")
-ORDER = ("base", "vanilla", "retrained", "saliency", "importance", "unlearn", "prune", "evaluate")
+ORDER = ("base", "vanilla", "retrained", "saliency", "importance", "unlearn", "prune", "evaluate", "attack")
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Write the page, its numbers and its plots to ``<root>/report``."""
     from efface.report.measures import long_table, plain_values
     from efface.report.page import render_page, render_summary
+    from efface.report.robustness import attack_rows
     from efface.report.scorecard import plain_scorecard
 
     page = build_page(params, root)
     folder = root / "report"
     with writing(folder / "plots") as partial:
         partial.mkdir()
-        plots = [*page.plots, *page.layer_plots, *page.training]
+        plots = [*page.plots, *page.attack_plots, *page.layer_plots, *page.training]
         for plot in plots:
             (partial / f"{plot.name}.svg").write_bytes(plot.light)
         long_table(page.estimates).to_csv(partial / "comparison.csv", index=False)
         _tradeoff(page.estimates).to_csv(partial / "forget_retain.csv", index=False)
+        attack_rows(page.attacks).to_csv(partial / "attacks.csv", index=False)
     write_json(folder / "metrics.json", plain_values(page.estimates))
     if page.scorecard is not None:
         write_json(folder / "scores.json", plain_scorecard(page.scorecard))
@@ -86,6 +90,7 @@ def build_page(params: Params, root: Path) -> Page:
     splits = read_splits(root)
     tables, estimates = _read_tables(params, root, str(splits["benchmark"]))
     records = read_records(root)
+    attacks, attack_plots = _attacks(params, root)
     gallery = _gallery(params, root, tables, splits)  # checks the samples, so before anything slow is drawn
     return Page(
         study=_study(params, splits, next(iter(tables.values()))),
@@ -93,7 +98,9 @@ def build_page(params: Params, root: Path) -> Page:
         targets=targets(estimates, params.report.targets.model_dump()),
         estimates=estimates,
         plots=tradeoff_plots(estimates),
-        scorecard=scorecard(tables, seed=params.seed),
+        scorecard=scorecard(tables, seed=params.seed, attacks=attacks),
+        attacks=attacks,
+        attack_plots=attack_plots,
         published=published(tables, str(splits["benchmark"])),
         layer_plots=_layer_plots(params, root),
         training=_training(records),
@@ -126,6 +133,30 @@ def _read_tables(
     for model, table in tables.items():
         check_summary(model, table, summaries[model], estimates[model])
     return tables, estimates
+
+
+def _attacks(params: Params, root: Path) -> tuple[Robustness | None, list[Plot]]:
+    """What attacks brought back, from the models that were attacked as they are now."""
+    from efface.report.compose import relearning_plot
+    from efface.report.robustness import robustness
+
+    tables, unavailable = {}, {}
+    for model in params.evaluate.models:
+        found = read_attacks(root, model)
+        if found is None:
+            continue
+        table, about = found
+        if about.get("digest") != read_json(root / "scores" / f"{model}.json").get("digest"):
+            unavailable[model] = f"made anew since it was attacked: python -m tasks attack {model}"
+            continue
+        tables[model] = table
+        unavailable |= {f"{model}, {attack}": why for attack, why in about.get("unavailable", {}).items()}
+    attacks = robustness(tables, unavailable=unavailable)
+    if attacks is None or not attacks.curves:
+        return attacks, []
+    return attacks, [
+        relearning_plot(attacks.curves, models=list(params.evaluate.models), metric=attacks.metric)
+    ]
 
 
 def _study(params: Params, splits: Mapping[str, Any], table: pd.DataFrame) -> Study:

@@ -36,27 +36,42 @@ def read_scores(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         ArtifactError: if either file is missing or damaged.
     """
-    import pandas as pd
-    from pyarrow import ArrowException
-
     path = root / "scores" / f"{model}.parquet"
     if not path.is_file():
         raise ArtifactError(
             f"{path} does not exist: expected the score table of {model}; make it with: dvc repro"
         )
+    return _table(path), _summary(path.with_suffix(".json"))
+
+
+def read_attacks(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """The attack table of a model and what is written beside it; None if the model was not attacked.
+
+    Raises:
+        ArtifactError: if either file is damaged.
+    """
+    path = root / "attacks" / f"{model}.parquet"
+    return (_table(path), _summary(path.with_suffix(".json"))) if path.is_file() else None
+
+
+def _table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    from pyarrow import ArrowException
+
     try:
-        table = pd.read_parquet(path)
+        return pd.read_parquet(path)
     except (ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"{path} is damaged: expected a parquet table, got {reason}; {RESTORE}"
         ) from error
-    summary = read_json(path.with_suffix(".json"))
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
     if not isinstance(summary, dict):
-        raise ArtifactError(
-            f"{path.with_suffix('.json')}: expected an object, got {type(summary).__name__}; {RESTORE}"
-        )
-    return table, summary
+        raise ArtifactError(f"{path}: expected an object, got {type(summary).__name__}; {RESTORE}")
+    return summary
 
 
 def read_splits(root: Path) -> dict[str, Any]:

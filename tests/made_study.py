@@ -223,6 +223,32 @@ def write_scores(root: Path, model: str, table: pd.DataFrame) -> None:
     (folder / f"{model}.json").write_text(json.dumps(summary))
 
 
+def write_attacks(root: Path, model: str, back: dict[str, float]) -> None:
+    """What the attack stage writes: of the questions about the forget people, these shares right by variant.
+
+    ``back`` has a share for ``none``, ``4 bits`` and each number of steps of relearning; relearning asks
+    about all people but the first.
+    """
+    table = pd.read_parquet(root / "scores" / f"{model}.parquet")
+    asked = table[table["set"].isin(("forget", "test")) & (table["part"] == "test")]
+    first, variants = min(asked["entity_id"]), []
+    for variant, share in back.items():
+        steps = variant.partition(" ")[0]
+        relearnt = variant.endswith("steps")
+        rows = asked[asked["entity_id"] != first] if relearnt else asked
+        facts = rows["exact_match"].notna()
+        right = np.arange(len(rows)) % 10 < round(share * 10)
+        values = pd.Series(right.astype(float), index=rows.index).where(facts)
+        attack = "relearn" if relearnt else "none" if variant == "none" else "quantize"
+        labels = {"attack": attack, "variant": variant, "budget": int(steps) if relearnt else None}
+        variants.append(rows.assign(exact_match=values, **labels))
+    (root / "attacks").mkdir(exist_ok=True)
+    found = pd.concat(variants, ignore_index=True).astype({"budget": "Int64"})
+    found.to_parquet(root / "attacks" / f"{model}.parquet", index=False)
+    about = {"model": model, "digest": digest(root / "models" / FOLDERS[model]), "unavailable": {}}
+    (root / "attacks" / f"{model}.json").write_text(json.dumps(about))
+
+
 def _mask(folder: Path) -> None:
     folder.mkdir(parents=True)
     layers = {"vision.0": 0.1, "vision.1": 0.2, "vision.2": 0.35, "projector": 0.6}

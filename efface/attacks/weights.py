@@ -86,6 +86,7 @@ def reload_part(model: PreTrainedModel, vanilla: PreTrainedModel, *, part: str) 
                 "model that the "
                 "unlearned one was made from"
             )
-        changed += int((parameter != source[name]).sum())
-        parameter.copy_(source[name])
+        before = source[name].to(parameter.device)  # vanilla may wait in main memory
+        changed += int((parameter != before).sum())
+        parameter.copy_(before)
     return changed

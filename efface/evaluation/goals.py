@@ -142,27 +142,6 @@ def score_difference(
     return float(difference[0]), _interval(difference[1:]) if len(difference) > 1 else None
 
 
-def choose(
-    candidates: Mapping[str, pd.DataFrame], *, vanilla: pd.DataFrame, retrained: pd.DataFrame, goal: Goal
-) -> str:
-    """Name of the setting that scores highest on the validation people; the first by name on ties.
-
-    Final numbers are those of the other people, which no choice has seen.
-
-    Raises:
-        EvaluationError: if there is no candidate, or as :func:`unlearning_score`.
-    """
-    if not candidates:
-        raise EvaluationError("no setting to choose from: expected at least one score table")
-    values = {
-        name: unlearning_score(
-            table, vanilla=vanilla, retrained=retrained, goal=goal, part="validation", resamples=0
-        ).value
-        for name, table in candidates.items()
-    }
-    return min(values, key=lambda name: (-values[name], name))
-
-
 def _parts(
     table: pd.DataFrame,
     vanilla: pd.DataFrame,

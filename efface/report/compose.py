@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from efface.evaluation.people import forget_retain_curve
 from efface.report import figures
+from efface.report.curves import relearning_curves
 from efface.report.figures import Plot, render
 from efface.report.measures import Estimate, Estimates, lookup
+from efface.report.scores import YARDSTICKS
 
 FORGET = ("forget", "multimodal", "exact_match")
 FORGET_TEXT = ("forget", "text", "exact_match")
@@ -22,6 +25,8 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
         estimates: one point per model.
         over: what the intervals are over, for the caption.
     """
+    front = _front(estimates)
+    best = f" On the Pareto front of the methods (dotted): {', '.join(front)}." if front else ""
     return [
         _two(
             estimates,
@@ -30,7 +35,8 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
             (FORGET, "exact match on the people to forget, by picture"),
             (RETAIN, "exact match on the people to keep, by picture"),
             "Upper left is better: the people to forget gone, the others kept. "
-            f"Bars are 95% intervals over {over}; hollow marks are the yardsticks.",
+            f"Bars are 95% intervals over {over}; hollow marks are the yardsticks.{best}",
+            list(front.values()),
         ),
         _two(
             estimates,
@@ -51,6 +57,7 @@ def _two(
     x: tuple[tuple[str, str, str], str],
     y: tuple[tuple[str, str, str], str],
     caption: str,
+    front: Sequence[tuple[float, float]] = (),
 ) -> Plot:
     described = [
         f"{model}: {_words(across)} and {_words(up)}"
@@ -58,7 +65,7 @@ def _two(
         if (across := lookup(cells, *x[0])) and (up := lookup(cells, *y[0]))
     ]
     return render(
-        partial(_draw_two, estimates, x, y),
+        partial(_draw_two, estimates, x, y, front),
         name=name,
         title=title,
         alt=f"One point per model; across, {x[1]}; up, {y[1]}. " + "; ".join(described) + ".",
@@ -70,9 +77,25 @@ def _draw_two(
     estimates: Mapping[str, Estimates],
     x: tuple[tuple[str, str, str], str],
     y: tuple[tuple[str, str, str], str],
+    front: Sequence[tuple[float, float]],
     theme: figures.Theme,
 ) -> Any:
-    return figures.two_measures(estimates, x=x[0], y=y[0], x_label=x[1], y_label=y[1], theme=theme)
+    return figures.two_measures(
+        estimates, x=x[0], y=y[0], x_label=x[1], y_label=y[1], theme=theme, front=front
+    )
+
+
+def _front(estimates: Mapping[str, Estimates]) -> dict[str, tuple[float, float]]:
+    """The methods that no other beats on both counts, from the one that forgets most."""
+    points = {
+        model: (across.value, up.value)
+        for model, cells in estimates.items()
+        if model not in YARDSTICKS
+        and (across := lookup(cells, *FORGET)) is not None
+        and (up := lookup(cells, *RETAIN)) is not None
+    }
+    chosen = {str(row["name"]) for row in forget_retain_curve(points) if row["on_front"]}
+    return {model: points[model] for model in sorted(chosen, key=lambda model: points[model])}
 
 
 def _words(cell: Estimate) -> str:
@@ -156,4 +179,27 @@ def training_plot(
         title=model,
         alt=f"Training of {model} over {last} steps: {', '.join(ends) or 'no losses recorded'}.",
         caption=f"{last:,} steps. Ended by {ended_by}. Losses in mean nats per answer token.",
+    )
+
+
+def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequence[str], metric: str) -> Plot:
+    """What relearning a few of the forgotten people brings back about the others.
+
+    Args:
+        curves: attacked model to optimizer steps to value, in [0, 1].
+        models: all models of the report.
+        metric: what the values are: ``exact_match`` or ``rouge_l``.
+    """
+    label = f"{metric.replace('_', ' ')}, people held out"
+    described = [
+        f"{model} " + ", ".join(f"{value:.2f} at {steps}" for steps, value in curve.items())
+        for model, curve in curves.items()
+    ]
+    return render(
+        partial(relearning_curves, curves, models, label),
+        name="relearning",
+        title="Relearning",
+        alt=f"One line per model over the steps of relearning; up, {label}. " + "; ".join(described) + ".",
+        caption="Fine-tuned on facts about some of the forgotten people, asked about the others. What was "
+        "gone rises no faster than retrained (dashed), which never met them.",
     )

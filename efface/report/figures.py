@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from efface.report.labels import place_labels
@@ -117,7 +118,8 @@ def _style(theme: Theme, salt: str) -> AbstractContextManager[None]:
     )
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """An empty figure of the report's width, ``height`` inches high."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -143,6 +145,7 @@ def two_measures(
     x_label: str,
     y_label: str,
     theme: Theme,
+    front: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """One labelled point per model with its interval bars, both axes from 0 to 1.
 
@@ -153,12 +156,15 @@ def two_measures(
         x_label: words under the horizontal axis.
         y_label: words beside the vertical axis.
         theme: colours.
+        front: points of the Pareto front, left to right, drawn as the stairs between them.
     """
-    figure = _figure(4.2)
+    figure = new_figure(4.2)
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     axes.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
     drawn: list[tuple[str, float, float]] = []
-    spans: list[tuple[float, float, float, float]] = []
+    spans = [step for (x0, y0), (x1, y1) in pairwise(front) for step in ((x0, y0, x1, y0), (x1, y0, x1, y1))]
+    for x0, y0, x1, y1 in spans:
+        axes.plot([x0, x1], [y0, y1], ":", color=theme.ink, linewidth=1.2)
     for model, cells in estimates.items():
         across, up = lookup(cells, *x), lookup(cells, *y)
         if across is None or up is None:
@@ -240,7 +246,7 @@ def saliency_density(density: Mapping[str, Any], theme: Theme) -> Figure:
         theme: colours.
     """
     groups = layer_densities(density)
-    figure = _figure(3.0)
+    figure = new_figure(3.0)
     widths = [max(1.5, len(layers)) for layers in groups.values()]
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
     for index, (panel, (group, layers)) in enumerate(zip(panels, groups.items(), strict=True)):
@@ -275,7 +281,7 @@ def pruned_units(pruned: Mapping[str, Mapping[str, Mapping[str, int]]], theme: T
         )
         for tower in towers
     }
-    figure = _figure(3.1)
+    figure = new_figure(3.1)
     panels = figure.subplots(
         1, len(towers), sharey=True, squeeze=False, width_ratios=[max(1.5, len(layers[t])) for t in towers]
     )[0]
@@ -305,7 +311,7 @@ def training_curve(history: Sequence[Mapping[str, Any]], theme: Theme) -> Figure
             token) and ``learning_rate``.
         theme: colours.
     """
-    figure = _figure(2.9)
+    figure = new_figure(2.9)
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     highest, lowest = 0.0, float("inf")
     for index, (key, label) in enumerate(loss_words(history)):

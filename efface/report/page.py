@@ -23,7 +23,8 @@ from efface.report.measures import (
     ordered,
 )
 from efface.report.published import Published
-from efface.report.scorecard import Scorecard, markdown_scorecard
+from efface.report.robustness import Robustness, markdown_robustness
+from efface.report.scorecard import Scorecard, leading_sentences, markdown_scorecard
 from efface.report.scores import YARDSTICKS
 from efface.report.targets import Target
 from efface.report.verdict import LEARNT, Verdict
@@ -74,6 +75,8 @@ class Page:
     plots: Sequence[Plot]
     scorecard: Scorecard | None = None
     published: Published | None = None
+    attacks: Robustness | None = None
+    attack_plots: Sequence[Plot] = ()
     layer_plots: Sequence[Plot] = ()
     training: Sequence[Plot] = ()
     costs: Sequence[Cost] = ()
@@ -143,6 +146,7 @@ def render_page(page: Page) -> str:
         page=page,
         style=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
         blocks=blocks(page.estimates),
+        leading=leading_sentences(page.scorecard) if page.scorecard else [],
         set_meaning=SET_MEANING,
         learnt=LEARNT,
         level=f"{LEVEL:.0%}",
@@ -174,6 +178,8 @@ def render_summary(page: Page) -> str:
     ]
     if page.scorecard is not None:
         lines += ["", markdown_scorecard(page.scorecard).rstrip()]
+    if page.attacks is not None:
+        lines += ["", markdown_robustness(page.attacks).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -97,6 +97,17 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _attacked_models_are_evaluated(self) -> Params:
+        for name, folder in self.attack.models.items():
+            known = self.evaluate.models.get(name)
+            if folder != known:
+                wanted = f"{name}: {known}" if known else f"a name of: {', '.join(self.evaluate.models)}"
+                raise ValueError(
+                    f"attack.models.{name} is {folder!r}: expected an entry of evaluate.models, {wanted}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _every_start_is_made(self) -> Params:
         self.unlearn.starts_from(self.prune.methods)
         return self

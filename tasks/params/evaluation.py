@@ -39,6 +39,10 @@ class Evaluate(Section):
         return self
 
 
+ATTACKS = ("relearn", "quantize", "module_reload", "cross_modal", "image_shift")
+"""Names of attacks, each with a section of its own under `attack`."""
+
+
 class Relearn(Section):
     """Fine-tuning on facts about some forgotten people; tested on the others."""
 
@@ -79,13 +83,24 @@ class ImageShift(Section):
 
 
 class Attack(Section):
-    """Ways to bring back what was forgotten: python -m tasks attack NAME MODEL."""
+    """Ways to bring back what was forgotten: a stage per model, none by default."""
 
+    models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str]
+    """Models to attack, as in `evaluate.models`: name in the report: folder under data/models. With
+    `retrained` among them, the others are held against it."""
+    run: Annotated[list[Literal[ATTACKS]], Field(min_length=1)]  # type: ignore[valid-type]
+    """The attacks that each of them gets."""
     relearn: Relearn
     quantize: Quantize
     module_reload: ModuleReload
     cross_modal: CrossModal
     image_shift: ImageShift
+
+    @model_validator(mode="after")
+    def _each_attack_once(self) -> Attack:
+        if len(set(self.run)) < len(self.run):
+            raise ValueError(f"run is [{', '.join(self.run)}]: expected each attack once")
+        return self
 
 
 class Targets(Section):

@@ -85,7 +85,7 @@ def _profile_mistakes(where: str, overrides: dict[str, Any], sections: Sequence[
 def for_sections_only(name: str, overrides: dict[str, Any], data: dict[str, Any]) -> list[str]:
     """Mistakes of a profile that replaces what only the sections may say."""
     # These shape dvc.yaml (which stages there are, what they read), and dvc.yaml reads the sections only.
-    fixed = ["avatars.profile", "evaluate.models"]
+    fixed = ["avatars.profile", "evaluate.models", "attack.models"]
     for kind in ("unlearn", "prune"):
         methods = overrides[kind].get("methods") or {}
         fixed += [f"{kind}.methods.{name}.{key}" for name in methods for key in ("mask", "start")]

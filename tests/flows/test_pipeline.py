@@ -1,5 +1,6 @@
 """The flow's chain is dvc.yaml's graph, and its table says what happened."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,27 @@ def test_the_chain_has_every_stage_and_passes_what_dvc_says_each_reads(chain, gr
 
 def test_a_stage_is_given_nothing_it_does_not_read(chain, graph):
     assert {stage: given - graph[stage] for stage, given in chain.items() if given - graph[stage]} == {}
+
+
+def test_attacks_that_are_listed_are_stages_the_report_waits_for(tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(PROJECT / name, tmp_path / name)
+    text = (tmp_path / "params.yaml").read_text()
+    old, new = "  models: {}  ", "  models: {vanilla: vanilla, retrained: retrained, npo: unlearned/npo}  "
+    assert text.count(old) == 1
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "Stages", Recorder)
+    calls = module.pipeline.fn().calls
+    with Repo.init(".", no_scm=True) as repo:
+        found = repo.index.graph
+        graph = {stage.addressing: {up.addressing for up in found.successors(stage)} for stage in found}
+    attacks = {"attack@vanilla", "attack@retrained", "attack@npo"}
+    assert attacks <= calls.keys() == graph.keys()
+    assert attacks <= calls["report"] == graph["report"]
+    assert calls["attack@npo"] == graph["attack@npo"] == {"prepare", "vanilla", "unlearn@npo"}
 
 
 def test_only_masked_methods_wait_for_the_mask(chain):

@@ -1,4 +1,4 @@
-"""The stage attack end to end on a tiny model: every attack, retrained beside it, tables and record."""
+"""The stage attack end to end on a tiny model: every attack in one run, tables, record and what it says."""
 
 import json
 
@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from efface.attacks.outcomes import attack_outcomes
 from efface.data.samples import write_samples
 from efface.models import save_model
 from tasks.artifacts import write_json
@@ -15,12 +16,24 @@ from tests.efface.conftest import PEOPLE, sample
 from tests.efface.conftest import model as model
 from tests.efface.conftest import processor as processor
 
+VARIANTS = {
+    "none": ["none"],
+    "relearn": ["0 steps", "2 steps"],
+    "quantize": ["8 bits", "4 bits"],
+    "module_reload": ["projector", "vision"],
+    "cross_modal": ["name_in_question", "name_in_picture"],
+    "image_shift": ["crop", "noise", "grey", "rotate"],
+}
+
 
 @pytest.fixture
 def root(tmp_path, model, processor):
-    folder = tmp_path / "data"
+    return made(tmp_path / "data", model, processor, people=3)
+
+
+def made(folder, model, processor, *, people):
     rows = []
-    for i in range(3):
+    for i in range(people):
         about = {"split": "forget"}
         rows.append(sample(i, **about))
         for pictured in (True, False):
@@ -28,7 +41,7 @@ def root(tmp_path, model, processor):
             rows.append(sample(i, pictured=pictured, **about, **changes))
     (folder / "prepared").mkdir(parents=True)
     write_samples(rows, folder / "prepared" / "samples.parquet")
-    names = {f"fictitious/{i:03d}": PEOPLE[i] for i in range(3)}
+    names = {f"fictitious/{i:03d}": PEOPLE[i] for i in range(people)}
     splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": {}, "names": names}
     write_json(folder / "prepared" / "splits.json", splits)
     for place in ("vanilla", "retrained", "unlearned/npo"):
@@ -40,31 +53,80 @@ def root(tmp_path, model, processor):
     return folder
 
 
-def few_steps(params):
+def few_steps():
+    params = load_params()
     short = params.attack.relearn.model_copy(update={"budgets": [0, 2]})
     return params.model_copy(update={"attack": params.attack.model_copy(update={"relearn": short})})
 
 
-@pytest.mark.parametrize(
-    ("name", "variants"),
-    [
-        ("quantize", ["none", "8 bits", "4 bits"]),
-        ("module_reload", ["none", "projector", "vision"]),
-        ("cross_modal", ["none", "name_in_question", "name_in_picture"]),
-        ("image_shift", ["none", "crop", "noise", "grey", "rotate"]),
-        ("relearn", ["0 steps", "2 steps"]),
-    ],
-)
-def test_an_attack_scores_the_model_and_retrained_the_same_way(root, capsys, name, variants):
-    run(few_steps(load_params()), name, "npo", root)
-    table = pd.read_parquet(root / "attacks" / f"{name}@npo.parquet")
-    for who in ("npo", "retrained"):
-        assert list(dict.fromkeys(table.loc[table["model"] == who, "variant"])) == variants
-    asked = table.groupby(["model", "variant"])["sample_id"].agg(tuple).unstack("model")
-    assert (asked["npo"] == asked["retrained"]).all()
-    people = 2 if name == "relearn" else 3
-    assert table.loc[table["variant"] == variants[0], "entity_id"].nunique() == people
-    written = json.loads((root / "attacks" / f"{name}@npo.json").read_text())
-    assert len(written["results"]) == 2 * len(variants)
-    assert (root / "runs" / f"attack@{name}-npo.json").is_file()
-    assert capsys.readouterr().out.count("attack: ") == len(variants)
+def table_of(root, label):
+    return pd.read_parquet(root / "attacks" / f"{label}.parquet")
+
+
+def test_one_run_makes_every_variant_and_retrained_is_held_beside_it(root, capsys):
+    run(few_steps(), "npo", root)
+    said = capsys.readouterr().out
+    assert "attack it too: python -m tasks attack retrained" in said
+    table = table_of(root, "npo")
+    found = table.groupby("attack", sort=False)["variant"].agg(lambda names: list(dict.fromkeys(names)))
+    assert found.to_dict() == VARIANTS
+    assert set(table["model"]) == {"npo"} and set(table["benchmark"]) == {"avatars"}
+    people = table.groupby("attack")["entity_id"].nunique()
+    assert people["relearn"] == 2 and set(people.drop("relearn")) == {3}
+    budgets = table.loc[table["attack"] == "relearn"].groupby("variant")["budget"].first()
+    assert budgets.to_dict() == {"0 steps": 0, "2 steps": 2}
+    assert table.loc[table["attack"] != "relearn", "budget"].isna().all()
+    written = json.loads((root / "attacks" / "npo.json").read_text())
+    assert [(r["attack"], r["variant"]) for r in written["results"]] == [
+        (attack, variant) for attack in found.index for variant in VARIANTS[attack]
+    ]
+    assert written["rows"] == len(table) and written["unavailable"] == {}
+    record = json.loads((root / "runs" / "attack@npo.json").read_text())
+    assert set(record["inputs"]) == {"prepared", "model", "vanilla"}
+    assert not (root / "checkpoints" / "attack@npo").exists()
+
+    run(few_steps(), "retrained", root)
+    run(few_steps(), "npo", root)
+    assert capsys.readouterr().out.count("from retrained") == sum(map(len, VARIANTS.values()))
+    outcomes = attack_outcomes(table_of(root, "npo"), table_of(root, "retrained"))
+    assert all(outcome.gap() is not None for outcome in outcomes)
+
+
+def test_attacked_again_the_same_comes_out_and_finished_batches_are_not_scored_again(root, monkeypatch):
+    from efface.evaluation import scoring
+
+    params, whole = few_steps(), scoring.Scorer.answers
+    run(params, "npo", root, only=["quantize"])
+    first = table_of(root, "npo-quantize")
+    counted = []
+
+    def stopping(self, samples):
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        counted.append(len(samples))
+        return whole(self, samples)
+
+    monkeypatch.setattr(scoring.Scorer, "answers", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(params, "npo", root, only=["quantize"])
+    monkeypatch.setattr(
+        scoring.Scorer, "answers", lambda self, s: (counted.append(len(s)), whole(self, s))[1]
+    )
+    run(params, "npo", root, only=["quantize"])
+    assert len(counted) == 6  # pictures and text, three variants: none twice
+    pd.testing.assert_frame_equal(table_of(root, "npo-quantize"), first)
+
+
+def test_one_attack_alone_leaves_the_files_of_all_of_them(root):
+    run(few_steps(), "npo", root, only=["cross_modal"])
+    assert not (root / "attacks" / "npo.parquet").exists()
+    assert set(table_of(root, "npo-cross_modal")["attack"]) == {"none", "cross_modal"}
+
+
+def test_nobody_to_hold_out_is_told_and_the_other_attacks_run(tmp_path, model, processor, capsys):
+    root = made(tmp_path / "data", model, processor, people=1)
+    run(few_steps(), "npo", root, only=["relearn", "quantize"])
+    assert set(table_of(root, "npo-relearn-quantize")["attack"]) == {"none", "quantize"}
+    written = json.loads((root / "attacks" / "npo-relearn-quantize.json").read_text())
+    assert "two or more people" in written["unavailable"]["relearn"]
+    assert "npo, relearn: not available: relearning needs two or more people" in capsys.readouterr().out

@@ -71,6 +71,22 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "add random to saliency.controls",
         ),
         ("controls: []", "controls: [random, random]", "saliency.controls", "random", "each control once"),
+        ("  run: [relearn, ", "  run: [relern, ", "attack.run.0", "'relern'", "relearn, quantize"),
+        ("  run: [relearn, ", "  run: [quantize, ", "attack", "quantize, quantize", "each attack once"),
+        (
+            "  models: {} ",
+            "  models: {npo: vanilla} ",
+            "attack.models.npo",
+            "'vanilla'",
+            "npo: unlearned/npo",
+        ),
+        (
+            "  models: {} ",
+            "  models: {x: vanilla} ",
+            "attack.models.x",
+            "'vanilla'",
+            "base, vanilla, retrained",
+        ),
         ("shots: 0 ", "shots: 2 ", "evaluate", "shots is 2", "expected 0 with prompts bare"),
         ("prompts: bare ", "prompts: raw ", "evaluate.prompts", "'raw'", "bare, published, published_llava"),
         (

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from efface.errors import ArtifactError
-from tasks.report import run
-from tests.made_study import FEW, params_for, small_study, write_scores
+from tasks.report import _attacks, run
+from tests.made_study import FEW, params_for, small_study, write_attacks, write_scores
 
 
 class Reader(HTMLParser):
@@ -96,7 +96,7 @@ def test_page_needs_no_network_and_no_script(study, page):
 def test_sections_link_to_headings(study, page):
     text = (study / "report" / "index.html").read_text(encoding="utf-8")
     targets = [reference[1:] for reference in page.references if reference.startswith("#")]
-    assert len(targets) == 8
+    assert len(targets) == 9
     assert all(f'id="{target}"' in text for target in targets)
     assert len(re.findall(r'\bid="([^"]+)"', text)) == len(set(re.findall(r'\bid="([^"]+)"', text)))
 
@@ -150,6 +150,49 @@ def test_every_unlearned_model_has_a_card_with_its_scores_and_no_id_in_the_clear
     assert f"`{hashlib.sha256(forget[0].encode()).hexdigest()[:16]}`" in text
 
 
+BACK = {
+    "retrained": {"none": 0.1, "4 bits": 0.1, "0 steps": 0.1, "30 steps": 0.3},
+    "mmunlearner": {"none": 0.2, "4 bits": 0.7, "0 steps": 0.2, "30 steps": 0.5},
+}
+
+
+def test_attacks_are_shown_with_the_distance_to_retrained(copy):
+    for model, back in BACK.items():
+        write_attacks(copy, model, back)
+    run(params_for(), copy)
+    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    rows = pd.read_csv(copy / "report" / "plots" / "attacks.csv").set_index(["model", "variant"])
+    assert len(rows) == 8
+    gaps = rows.loc["mmunlearner", "gap"]
+    assert gaps["4 bits"] == gaps.max() > gaps["30 steps"] > 0 and rows.loc["retrained", "gap"].isna().all()
+    card = json.loads((copy / "report" / "scores.json").read_text())["models"]
+    assert card["mmunlearner"]["attack_gap"] == pytest.approx(gaps.max())
+    assert card["retrained"]["attack_gap"] is card["manu"]["attack_gap"] is None
+    assert f"{gaps['4 bits']:+.2f}" in found.text and "as it is" in found.text
+    (curve,) = (image["alt"] for image in found.images if "relearning" in image["alt"])
+    assert "mmunlearner 0.17 at 0" in curve and "at 30" in curve
+    assert (copy / "report" / "plots" / "relearning.svg").is_file()
+    summary = (copy / "report" / "summary.md").read_text()
+    assert "| mmunlearner | quantize, 4 bits |" in summary and "| manu | quantize" not in summary
+
+
+def test_without_attacks_the_page_says_how_to_run_them(study, page):
+    assert "No model was attacked." in page.text and "python -m tasks attack MODEL" in page.text
+    assert list(pd.read_csv(study / "report" / "plots" / "attacks.csv")["model"]) == []
+    assert "worst attack" not in (study / "report" / "summary.md").read_text()
+
+
+def test_an_attack_on_other_weights_is_not_shown_but_told(copy):
+    for model, back in BACK.items():
+        write_attacks(copy, model, back)
+    about = json.loads((copy / "attacks" / "mmunlearner.json").read_text())
+    for model, left in (("mmunlearner", ["retrained"]), ("retrained", [])):
+        (copy / "attacks" / f"{model}.json").write_text(json.dumps(about | {"digest": "of before"}))
+        attacks, _ = _attacks(params_for(), copy)
+        assert attacks.models == left
+        assert attacks.unavailable[model].startswith("made anew since it was attacked")
+
+
 def test_the_same_results_give_the_same_bytes(study, copy):
     run(params_for(), copy)
     for path in (study / "report").rglob("*"):
@@ -196,6 +239,11 @@ def cut(path, size=200):
     return damage
 
 
+def damaged_attack(root):
+    write_attacks(root, "manu", {"none": 0.5})
+    cut("attacks/manu.parquet")(root)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -204,6 +252,7 @@ def cut(path, size=200):
         (cut("scores/manu.json", 40), "manu.json is damaged: expected JSON.*dvc repro"),
         (cut("masks/saliency.safetensors", 50), "saliency.safetensors is damaged.*dvc checkout"),
         (cut("runs/unlearn@mmunlearner.json"), "unlearn@mmunlearner.json is damaged"),
+        (damaged_attack, "attacks/manu.parquet is damaged: expected a parquet table"),
         (cut("prepared/samples.parquet"), "samples.parquet"),
         (shorten, r"different samples.*manu: 4 missing \(such as "),
         (other_benchmark, "manu.parquet was made on mllmu.*holds avatars"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import ArtifactError, EvaluationError
-from efface.evaluation.goals import choose, score_difference, unlearning_score
+from efface.evaluation.goals import score_difference, unlearning_score
 from efface.evaluation.people import cell_means, forget_retain_curve, mean_interval
 
 KNOWN = {"forget": 1.0, "test": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
@@ -112,20 +112,6 @@ def test_order_changes_nothing_and_draws_are_paired_and_seeded():
     assert high - low < found.high - found.low
     same = score_difference(model, model, vanilla=VANILLA, retrained=RETRAINED, goal="full", resamples=20)
     assert same == (0.0, (0.0, 0.0))
-
-
-def test_settings_are_chosen_on_validation_people_only():
-    def both(validation, test):
-        shares = [{**KNOWN, "forget": x, "test": x} for x in (validation, test)]
-        rows = [table(shares[0], part="validation"), table(shares[1])]
-        rows[0]["sample_id"] = "v/" + rows[0]["sample_id"]
-        return pd.concat(rows, ignore_index=True)
-
-    yardsticks = {"vanilla": both(1.0, 1.0), "retrained": both(0.0, 0.0)}
-    candidates = {"seems good": both(0.6, 0.1), "is chosen": both(0.3, 0.9)}
-    assert choose(candidates, **yardsticks, goal="full") == "is chosen"
-    with pytest.raises(EvaluationError, match="no setting to choose from"):
-        choose({}, **yardsticks, goal="full")
 
 
 def test_cell_means_draw_people_not_rows():

@@ -102,6 +102,18 @@ def test_what_the_figures_show_is_also_said_in_words():
     assert "training loss from 2.00" in vanilla.alt
 
 
+def test_the_front_holds_the_methods_that_no_other_beats():
+    sides = comparison()
+    assert "On the Pareto front of the methods (dotted): npo." in tradeoff_plots(sides)[0].caption
+    sides["manu"]["retain"]["multimodal"]["exact_match"] = cell(0.95)
+    sides["worse"] = sides["npo"] | {"retain": {"multimodal": {"exact_match": cell(0.8)}}}
+    drawn = tradeoff_plots(sides)
+    assert "(dotted): npo, manu." in drawn[0].caption
+    assert "Pareto" not in drawn[1].caption
+    yardsticks = {model: cells for model, cells in sides.items() if model in ("base", "vanilla", "retrained")}
+    assert "Pareto" not in tradeoff_plots(yardsticks)[0].caption
+
+
 def test_layers_come_in_their_natural_order():
     names = ["language.10", "language.2", "vision.head", "vision.0", "projector"]
     found = by_tower(dict.fromkeys(names, 0.1))
