@@ -69,12 +69,22 @@ def study(workers: int) -> State[list[str]]:
     second = [c for c in cells if c not in first and chosen.get((c.fraction, c.method)) == c.variant]
     futures |= _submit(second, params, stages, workers, futures)
     rows = {cell.name: done.get(cell.name) or _row(cell.name, futures[cell.name]) for cell in first + second}
+    finished = _finished(first + second, rows)
+    if params.study.attacks:
+        reported = [
+            cell
+            for cell in first + second
+            if cell.name in finished
+            and chosen.get((cell.fraction, cell.method), cell.variant) == cell.variant
+        ]
+        attacks = _attack(reported, workers)
+        futures |= attacks
+        rows |= {name: _row(name, future) for name, future in attacks.items()}
     unfinished = {
         name: str(futures[name].state.message) if row.outcome == "failed" else "its yardsticks failed"
         for name, row in rows.items()
         if row.outcome in _UNFINISHED
     }
-    finished = _finished(first + second, rows)
     if finished:
         results.run(params, finished, unfinished)
     publish(list(rows.values()), title="study", page=results.PAGE)
@@ -95,6 +105,20 @@ def _submit(
             cell.name, folders[cell.name], stages(cell.method), workers, upstream
         )
     return futures
+
+
+def _attack(cells: Sequence[Cell], workers: int) -> dict[str, _Future]:
+    """One task per cell that attacks its model; a world's attacks its vanilla and retrained models."""
+    return {
+        f"{cell.name}, attacked": run_cell.with_options(name=f"{cell.variant}, attacked").submit(
+            f"{cell.name}, attacked",
+            str(cell.folder),
+            [f"attack@{name}" for name in cell.attacked],
+            workers,
+            None,
+        )
+        for cell in cells
+    }
 
 
 def _finished(cells: Sequence[Cell], rows: Mapping[str, Row]) -> dict[str, Mapping[str, Any]]:

@@ -54,6 +54,11 @@ class Cell:
         return Cell(self.seed, self.fraction)
 
     @property
+    def attacked(self) -> tuple[str, ...]:
+        """The models of the cell that are attacked, where the study attacks."""
+        return (self.method,) if self.method else ("vanilla", "retrained")
+
+    @property
     def variant(self) -> str:
         """Method and settings, the same in all worlds: `npo, learning_rate 2e-05`."""
         return ", ".join([self.method or "yardsticks", *(f"{k} {v}" for k, v in self.settings.items())])
@@ -136,6 +141,8 @@ def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> Non
         document["unlearn"]["methods"][cell.method] = definition
         document["evaluate"]["models"][cell.method] = f"unlearned/{cell.method}"
         del document["study"]["extra"][cell.method]
+    folders = document["evaluate"]["models"]
+    document["attack"]["models"] = {name: folders[name] for name in cell.attacked if params.study.attacks}
     if cell.method is not None:
         kind = "prune" if cell.method in params.prune.methods else "unlearn"
         edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}

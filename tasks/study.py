@@ -10,12 +10,15 @@ import typer
 
 from tasks.artifacts import write_json, writing
 from tasks.params import YARDSTICKS, Params
-from tasks.results import read_records, read_scores
+from tasks.results import read_attacks, read_records, read_scores
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from efface.studies.compare import Line, Run
 
 PAGE = Path("data/study/index.html")
+_Attacks = tuple["pd.DataFrame", dict[str, Any]] | None
 Cells = Mapping[str, Mapping[str, Any]]
 """Name of a finished cell to `seed, fraction, method (None: the yardsticks), variant, folder`."""
 
@@ -66,18 +69,41 @@ def _runs(cells: Cells) -> list[Run]:
     found = []
     worlds = {(c["seed"], c["fraction"]): Path(c["folder"]) for c in cells.values() if c["method"] is None}
     for (seed, fraction), folder in worlds.items():
-        yardsticks = {name: read_scores(folder / "data", name)[0] for name in YARDSTICKS}
-        tables = {(name, name): (table, dict[str, float]()) for name, table in yardsticks.items()}
+        world, beside = folder / "data", read_attacks(folder / "data", "retrained")
+        yardsticks = {name: read_scores(world, name)[0] for name in YARDSTICKS}
+        tables = {(name, name): (table, dict[str, float](), world) for name, table in yardsticks.items()}
         for cell in cells.values():
             if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
                 data = Path(cell["folder"]) / "data"
                 table = read_scores(data, cell["method"])[0]
-                tables[cell["method"], cell["variant"]] = table, _costs(data, cell["method"])
+                tables[cell["method"], cell["variant"]] = table, _costs(data, cell["method"]), data
         found += [
-            Run(fraction, seed, model, variant, table, yardsticks["vanilla"], yardsticks["retrained"], costs)
-            for (model, variant), (table, costs) in tables.items()
+            Run(
+                fraction=fraction,
+                seed=seed,
+                model=model,
+                variant=variant,
+                table=table,
+                vanilla=yardsticks["vanilla"],
+                retrained=yardsticks["retrained"],
+                costs=costs,
+                gaps=_gaps(read_attacks(data, model), beside),
+            )
+            for (model, variant), (table, costs, data) in tables.items()
         ]
     return found
+
+
+def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
+    """Attack to the largest gap among its variants; none without either model's attacks."""
+    from efface.attacks.outcomes import NO_ATTACK, attack_outcomes, largest_gaps
+
+    if attacks is None or retrained is None:
+        return {}
+    outcomes = attack_outcomes(attacks[0], retrained[0])
+    gaps = [("no attack", outcome.gap()) for outcome in outcomes if outcome.attack == NO_ATTACK]
+    gaps += [(name, outcome.gap()) for name, outcome in largest_gaps(outcomes).items()]
+    return {name: gap for name, gap in gaps if gap is not None}
 
 
 def _costs(data: Path, method: str) -> dict[str, float]:
@@ -105,7 +131,7 @@ def _plain(line: Line) -> dict[str, Any]:
         "refused": line.refused,
         "numbers": {
             name: {"mean": mean.value, "interval": mean.interval, "seeds": list(mean.seeds)}
-            for name, mean in line.numbers.items()
+            for name, mean in (*line.numbers.items(), *((f"{a}, gap", m) for a, m in line.gaps.items()))
         },
     }
 

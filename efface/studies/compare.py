@@ -47,6 +47,7 @@ class Run:
         vanilla: score table of the model that unlearning started from.
         retrained: score table of the model that never saw the people to forget.
         costs: of ``COSTS``, those that are known.
+        gaps: attack to how much more of the forgotten the model answers after it than the retrained model.
     """
 
     fraction: float
@@ -57,6 +58,7 @@ class Run:
     vanilla: pd.DataFrame
     retrained: pd.DataFrame
     costs: Mapping[str, float] = field(default_factory=dict)
+    gaps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Line:
         tried: how many variants there were to choose from.
         seeds: seeds whose run finished, for this variant.
         numbers: column (of ``COLUMNS``, ``SCORES`` or ``COSTS``) to its mean; a refused score is missing.
+        gaps: attack to the mean of its gap, over the seeds in which the model was attacked so.
         refused: why there is no score, or why settings could not be chosen; None: there is, and they were.
     """
 
@@ -88,6 +91,7 @@ class Line:
     seeds: tuple[int, ...]
     numbers: Mapping[str, Mean]
     refused: str | None
+    gaps: Mapping[str, Mean] = field(default_factory=dict)
 
 
 def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
@@ -164,6 +168,10 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
     for column in COSTS:
         if all(column in run.costs for run in runs):
             numbers[column] = _mean([run.costs[column] for run in runs])
+    gaps = {
+        attack: _mean([run.gaps[attack] for run in runs if attack in run.gaps])
+        for attack in dict.fromkeys(attack for run in runs for attack in run.gaps)
+    }
     refused = None
     try:
         scores = [
@@ -175,9 +183,8 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
     else:
         numbers["score"] = _mean([score.value for score in scores])
         numbers |= {part: _mean([getattr(score, part) for score in scores]) for part in PARTS}
-    return Line(
-        fraction, model, runs[0].variant, tried, tuple(sorted(run.seed for run in runs)), numbers, refused
-    )
+    seeds = tuple(sorted(run.seed for run in runs))
+    return Line(fraction, model, runs[0].variant, tried, seeds, numbers, refused, gaps)
 
 
 def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:

@@ -16,6 +16,9 @@ _DIGITS = {"score": 1, COSTS[1]: 0}
 """After the point, where it is not two."""
 
 
+GAPS = "exact match after an attack, above retrained after the same"
+
+
 @dataclass(frozen=True)
 class StudyPage:
     """Everything the page shows.
@@ -51,7 +54,7 @@ def render_study(page: StudyPage) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = svg_uri
-    environment.filters["shown"] = lambda mean, column: shown(mean, _DIGITS.get(column, 2))
+    environment.filters["cell"] = _cell
     template = environment.from_string(
         files("efface.studies").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -59,13 +62,15 @@ def render_study(page: StudyPage) -> str:
         page=page,
         plots={fraction: plots_of(page.of(fraction)) for fraction in page.fractions},
         style=Markup(files("efface.report").joinpath("page.css").read_text(encoding="utf-8")),
-        tables=tables(page.goal),
+        tables=tables(page),
     )
 
 
-def tables(goal: str) -> dict[str, list[str]]:
+def tables(page: StudyPage) -> dict[str, list[str]]:
     """Title of each table to its columns."""
-    return {"exact match": list(COLUMNS), f"score, goal {goal}": list(SCORES), "cost": list(COSTS)}
+    found = {"exact match": list(COLUMNS), f"score, goal {page.goal}": list(SCORES), "cost": list(COSTS)}
+    attacks = list(dict.fromkeys(attack for line in page.lines for attack in line.gaps))
+    return found | ({GAPS: attacks} if attacks else {})
 
 
 def study_summary(page: StudyPage) -> str:
@@ -74,10 +79,10 @@ def study_summary(page: StudyPage) -> str:
     for fraction in page.fractions:
         seeds = sorted({seed for line in page.of(fraction) for seed in line.seeds})
         lines += [f"### {fraction:.0%} of the people to forget, seeds {', '.join(map(str, seeds))}", ""]
-        for title, columns in tables(page.goal).items():
+        for title, columns in tables(page).items():
             lines += [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
             for line in page.of(fraction):
-                cells = [shown(line.numbers.get(column), _DIGITS.get(column, 2)) for column in columns]
+                cells = [_cell(line, column) for column in columns]
                 lines.append(f"| {line.variant} | " + " | ".join(cells) + " |")
             lines.append("")
     for reason in dict.fromkeys(line.refused for line in page.lines if line.refused):
@@ -102,6 +107,10 @@ def shown(mean: Mean | None, digits: int = 2) -> str:
     if mean.interval is None:
         return text
     return f"{text} ({number(mean.interval[0], digits)} to {number(mean.interval[1], digits)})"
+
+
+def _cell(line: Line, column: str) -> str:
+    return shown(line.numbers.get(column) or line.gaps.get(column), _DIGITS.get(column, 2))
 
 
 def _estimates(line: Line) -> Estimates:

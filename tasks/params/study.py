@@ -27,6 +27,8 @@ class Study(Section):
     """Method to setting to values; every combination is tried, the best on validation people is reported."""
     tuning_seeds: Count | None
     """Settings are tried on that many seeds, the first; the others run the chosen ones only. null: on all."""
+    attacks: bool
+    """Whether `attack.run` is done to every chosen model, and to vanilla and retrained."""
     goal: Literal["visual", "full"]
     """What the score asks of the facts by name: kept (visual) or gone with the face (full)."""
     runner: Literal["threads", "dask", "ray"]

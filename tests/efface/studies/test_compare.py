@@ -124,3 +124,10 @@ def test_costs_are_means_over_seeds_and_missing_where_one_is_unknown(samples):
     assert COSTS[1] not in vanilla.numbers
     found = [replace(run, costs={}) if run.seed == 1 else run for run in found]
     assert COSTS[0] not in compare(found, goal="visual")[0].numbers
+
+
+def test_gaps_after_attacks_are_means_over_the_seeds_that_have_them(samples):
+    found = [replace(run, gaps={"relearn": 0.2 + 0.2 * run.seed}) for run in runs(samples, (0, 1, 2))]
+    found = [replace(run, gaps={}) if run.seed == 2 else run for run in found]
+    line = compare(found, goal="visual")[0]
+    assert line.gaps["relearn"].value == pytest.approx(0.3) and len(line.gaps["relearn"].seeds) == 2
