@@ -33,6 +33,7 @@ from flows.watcher import watch_over_this_process  # noqa: E402
 from flows.workspaces import Cell, StudyError, cells_of, first_round, prepare  # noqa: E402
 from tasks import study as results  # noqa: E402
 from tasks.params import YARDSTICKS, Params, load_params  # noqa: E402
+from tasks.sharing import wanted  # noqa: E402
 
 _UNFINISHED = ("failed", "not run")
 _MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
@@ -46,7 +47,7 @@ def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any
     """Bring a cell's stages up to date; `world` is what the yardsticks' task returned."""
     log, started = get_run_logger(), time.monotonic()
     try:
-        with device(wanted=True, workers=workers) as granted:
+        with device(gpu=True, workers=workers, processes=wanted()) as granted:
             outcome = reproduce(
                 stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id())
             )

@@ -17,6 +17,7 @@ GLUE = {
     "tasks/__main__.py": "starts a stage; makes nothing",
     "tasks/environment.py": "telemetry and warnings",
     "tasks/processes.py": "how processes end",
+    "tasks/sharing.py": "how many processes do the work; that their number alters nothing is tested",
     **{
         file.relative_to(PROJECT).as_posix(): "reads values that DVC tracks one by one"
         for file in (PROJECT / "tasks" / "params").glob("*.py")
