@@ -84,11 +84,13 @@ def _summed(
     # A process without pictures in its batch has no gradient for the vision tower; the others may have one.
     device = next(iter(trained.values())).device
     reached = processes.sum(torch.tensor([float(name in found) for name in trained], device=device)).tolist()
-    return {
-        name: processes.sum(found[name] if name in found else torch.zeros_like(p))
+    total = {
+        name: found[name] if name in found else torch.zeros_like(p)
         for (name, p), count in zip(trained.items(), reached, strict=True)
         if count
     }
+    processes.add_up(list(total.values()))
+    return total
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -8,7 +8,8 @@ A saliency mask acts on the forget gradient alone. The two gradients are clipped
 outside the mask gets exactly the update the retain term alone would give it. A method may ask for alternating
 steps instead: a forget step and a retain step, one after the other.
 
-Several processes and accumulation change one thing: a step takes more batches, every one of them once.
+Several processes share the batches of a step, or, where those cannot be dealt out evenly, the samples of each
+batch: their number alters no result beyond rounding.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ class _Run:
         self.precision = Precision(config.precision, self.device, self.trained)
         self.forget, self.retain = self._sides()
         self.alternating = terms.method.update(terms.settings) == "alternating" and self.retain is not None
-        self.batches_per_step = config.accumulation_steps * self.processes.count
+        self.batches_per_step = config.accumulation_steps
+        # A step that cannot be shared batch by batch is shared sample by sample.
+        self.split = config.accumulation_steps % self.processes.count != 0
         self.batches, self.total = self._length()
         self.mask = mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
         # Weights that no term may move: with a mask and no retain term. Restoring them after each step holds
@@ -224,12 +227,14 @@ class _Run:
         return record
 
     def _positions(self, kind: str, step: int) -> tuple[list[int], int]:
-        """Batches of this process in a step, and how many all processes have together."""
+        """Batches that this process works on in a step, and how many the step has."""
         first = step * self.batches_per_step
         count = min(self.batches_per_step, self.batches - first)
         if self.alternating and kind == "forget":  # walked in circles beside the retain set
             count = self.batches_per_step
-        mine = range(first + self.processes.rank, first + count, self.processes.count)
+        mine = range(first, first + count)
+        if not self.split:
+            mine = mine[self.processes.rank :: self.processes.count]
         if kind == "forget" or self.forget is None or self.alternating:
             return list(mine), count
         beside = self.config.retain_batches_per_forget_batch
@@ -240,13 +245,15 @@ class _Run:
         positions, count = self._positions(kind, step)
         total = 0.0
         for position in positions:
-            batch = side.batch(position, self.device)
+            batch, share = side.batch(position, self.device, self.processes if self.split else None)
+            if batch is None:
+                continue
             with self.precision.computing():
                 term = side.loss(self.model, batch, self.terms.settings)
-            self.precision.backward(weight / count * term.loss)
+            self.precision.backward(weight / count * share * term.loss)
             # A loss that is not a number must not hide behind a likelihood that still is one.
             loss = term.loss.item()
-            total += term.nll.mean().item() if math.isfinite(loss) else loss
+            total += share * (term.nll.mean().item() if math.isfinite(loss) else loss)
         record[f"{kind}_loss"] = self._sum(total) / count
         gradients, record[f"{kind}_grad_norm"] = take_gradients(
             self.trained,

@@ -20,7 +20,7 @@ from efface.unlearning import METHODS
 from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.loop import LoopConfig, Terms, train
 from efface.unlearning.processes import Processes
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.sides import Side
 from tests.efface.conftest import SHAPE, sample
 
 
@@ -39,14 +39,7 @@ def main(folder: Path, *, lora: bool, **settings) -> None:
     torch.set_num_threads(1)
     model, processor = made_model()
     processes, drawn = Processes(), []
-    original = BatchStream.indices_at
-
-    def watched(self, position):
-        indices = original(self, position)
-        drawn.append([self.seed, list(indices)])
-        return indices
-
-    BatchStream.indices_at = watched
+    watch(drawn)
     adapter = add_lora(model, Lora(4, 8.0, 0.2, ("language",)), seed=0) if lora else None
     terms = Terms(
         forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
@@ -62,6 +55,26 @@ def main(folder: Path, *, lora: bool, **settings) -> None:
     save_file(named, folder / f"weights-{processes.rank}.safetensors")
     record = {"history": result.history, "drawn": drawn, "processes": processes.count}
     (folder / f"run-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def watch(drawn: list) -> None:
+    """Note which samples each side of the run encodes for its steps: [seed of the side, indices]."""
+    side_batch, encoder_batch, stepping = Side.batch, Encoder.batch, []
+
+    def batch(self, position, *args):
+        drawn.append([self.stream.seed, []])
+        stepping.append(True)
+        try:
+            return side_batch(self, position, *args)
+        finally:
+            stepping.pop()
+
+    def encode(self, indices):
+        if stepping:
+            drawn[-1][1] += indices
+        return encoder_batch(self, indices)
+
+    Side.batch, Encoder.batch = batch, encode
 
 
 def slow_steps(seconds: float) -> None:
