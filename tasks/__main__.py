@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import EffaceError
-from tasks import environment, sharing
+from tasks import environment, sharing, startup
 
 if TYPE_CHECKING:
     from tasks.params import Params
@@ -169,6 +169,7 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         if sharing.shares(stage):
             sharing.start(sys.argv[1:])
         with sharing.joined():
+            startup.prepare(stage)
             module = importlib.import_module(f"tasks.{stage}")
             module.run(loaded, *([] if name is None else [name]), root=Path("data"), **options)
 
