@@ -29,8 +29,8 @@ def program(folder: Path, **options) -> list[str]:
     return [str(PROGRAM), str(folder), json.dumps(options)]
 
 
-def finished(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, *arguments], **SILENT, env=environment(), timeout=200)
+def finished(arguments: list[str], **extra: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], **SILENT, env=environment() | extra, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -94,3 +94,23 @@ def test_two_processes_share_every_epoch_and_stay_alike(tmp_path, accumulation):
     for name, weight in alone.items():
         if "k_proj" not in name:
             assert torch.allclose(weight, weights[0][name], atol=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+def test_sharded_weights_end_as_those_of_one_process(tmp_path, masked):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = {"epochs": 1, "accumulation_steps": 2, "lora": False, "masked": masked}
+    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch --use_fsdp` sets
+    finished([*launch, *program(tmp_path / "two", **options)], **sharded)
+    finished(program(tmp_path / "one", **options))
+    alone = load_file(tmp_path / "one" / "weights-0.safetensors")
+    for rank in (0, 1):
+        found = load_file(tmp_path / "two" / f"weights-{rank}.safetensors")  # whole again, in each process
+        assert found.keys() == alone.keys()
+        for name, weight in alone.items():
+            if "k_proj" not in name:
+                assert torch.allclose(weight, found[name], atol=1e-5), name
+    histories = [json.loads((tmp_path / n / "run-0.json").read_text())["history"] for n in ("one", "two")]
+    for one, two in zip(*histories, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)

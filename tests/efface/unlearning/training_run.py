@@ -35,7 +35,7 @@ def made_model():
     return model.eval(), processor
 
 
-def main(folder: Path, *, lora: bool, **settings) -> None:
+def main(folder: Path, *, lora: bool, masked: bool = False, **settings) -> None:
     torch.set_num_threads(1)
     model, processor = made_model()
     processes, drawn = Processes(), []
@@ -46,6 +46,7 @@ def main(folder: Path, *, lora: bool, **settings) -> None:
         retain=Encoder(processor, [sample(i, pictured=i % 2 > 0) for i in range(26)]),
         method=METHODS["npo"],
         settings={"beta": 0.1},
+        mask=half_of(model) if masked else None,
     )
     config = LoopConfig(learning_rate=1e-3, batch_size=2, weight_decay=0.01, seed=3, **settings)
     result = train(
@@ -55,6 +56,12 @@ def main(folder: Path, *, lora: bool, **settings) -> None:
     save_file(named, folder / f"weights-{processes.rank}.safetensors")
     record = {"history": result.history, "drawn": drawn, "processes": processes.count}
     (folder / f"run-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def half_of(model) -> dict[str, torch.Tensor]:
+    """A mask of about half of all weights."""
+    draws = torch.Generator().manual_seed(0)
+    return {name: torch.rand(p.shape, generator=draws) > 0.5 for name, p in model.named_parameters()}
 
 
 def watch(drawn: list) -> None:
