@@ -1,7 +1,7 @@
 """What a stage's process spends before it works: python -m benchmarks.startup
 
 Runs stages on a model of 40,000 weights and a dozen samples, so that next to nothing but starting is left,
-and prints each one's processor seconds and what it imports for how long. Counting the imports one by one makes
+and prints the processor seconds of each and what it imports for how long. Counting imports one by one makes
 them somewhat slower; their shares are what to look at.
 """
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import typer
+
 from efface.errors import EffaceError
 
 COUNT = "EFFACE_PROCESSES"
@@ -99,7 +101,7 @@ def start(arguments: Sequence[str]) -> NoReturn:
             rank, failure = error.get_first_failure()
             if 0 not in error.failures:  # what the first process has to say was seen already
                 said = "\n".join(_last_lines(Path(logs), rank))
-                print(f"process {rank} of {count} failed. Its last lines:\n{said}", file=sys.stderr)  # noqa: T201
+                typer.echo(f"process {rank} of {count} failed. Its last lines:\n{said}", err=True)
             raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from None

@@ -20,6 +20,7 @@ from efface.models import save_model
 from efface.saliency import load_mask
 from tasks import artifacts, sharing
 from tests.efface.conftest import model, processor  # noqa: F401
+from tests.tasks import shared_stages
 from tests.tiny_root import PROJECT, make_root
 
 SETTINGS = {
@@ -105,14 +106,20 @@ def run(project: Path, processes: int, *arguments: str) -> subprocess.CompletedP
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_make_what_one_makes(tmp_path, model, processor):  # noqa: F811
-    made = {}
-    for count in (1, 2):
-        project = make_project(tmp_path / str(count), model, processor)
-        for stage in (["importance"], ["saliency"], ["control", "magnitude"], ["unlearn", "mmunlearner"]):
-            done = run(project, count, *stage)
-            assert done.returncode == 0, done.stderr[-3000:]
-            assert done.stdout.count(f"{stage[0]}: ") == 1  # one of them speaks
-        made[count] = project / "data"
+    made = {count: make_project(tmp_path / str(count), model, processor) / "data" for count in (1, 2)}
+    shared_stages.run(made[1])
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*together, "-m", "tests.tasks.shared_stages", str(made[2])],
+        cwd=PROJECT,
+        env=environment(1),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("importance", "saliency", "control", "unlearn"):
+        assert done.stdout.count(f"{stage}: ") == 1  # one of them speaks
     runs = [sorted(path.name for path in (root / "runs").iterdir()) for root in made.values()]
     assert runs[0] == runs[1] and len(runs[0]) == 4
     tables = [load_file(root / "masks" / "importance.safetensors") for root in made.values()]
