@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from efface.errors import EffaceError
+from tasks.sharing import COUNT, wanted
+
 _POLL_SECONDS = 0.5
 
 
@@ -42,43 +45,62 @@ def gpus() -> list[str]:
 
 
 def default_workers() -> int:
-    """Stages side by side: one per GPU and one that needs none; on the processor alone, two."""
-    return len(gpus()) + 1 if gpus() else min(2, os.cpu_count() or 1)
+    """Stages side by side: as many as there are GPUs for and one that needs none; on the processor two."""
+    if names := gpus():
+        return max(1, len(names) // wanted()) + 1
+    return max(1, min(2, (os.cpu_count() or 1) // wanted()))
 
 
 @contextlib.contextmanager
-def device(*, wanted: bool, workers: int) -> Iterator[Device]:
-    """Wait for a free GPU and keep it during the block; without a GPU, a share of the processor.
+def device(*, gpu: bool, workers: int, processes: int = 1) -> Iterator[Device]:
+    """Wait for free GPUs and keep them during the block; without a GPU, a share of the processor.
 
     The guard is a kernel lock on a file: it is free the moment its holders are gone, however they went, and
     it holds between flows of different projects too.
 
     Args:
-        wanted: whether the stage computes with a model at all.
+        gpu: whether the stage computes with a model at all.
         workers: how many stages share the processor.
+        processes: how many processes share the stage; each gets a GPU of its own.
+
+    Raises:
+        EffaceError: if there are fewer GPUs than processes.
     """
     names = gpus()
-    if not wanted or not names:
-        share = max(1, (os.cpu_count() or 1) // workers)
+    if not gpu or not names:
+        share = max(1, (os.cpu_count() or 1) // (workers * processes))
         yield Device({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))})
         return
-    name, descriptor = _take_one(names)
+    if processes > len(names):
+        raise EffaceError(
+            f"{COUNT} is {processes}, and there is a GPU for {len(names)}; each process needs one of its own"
+        )
+    taken = _take(names, processes)
     try:
-        yield Device({"CUDA_VISIBLE_DEVICES": name}, (descriptor,))
+        yield Device({"CUDA_VISIBLE_DEVICES": ",".join(taken)}, tuple(taken.values()))
     finally:
-        os.close(descriptor)
+        for descriptor in taken.values():
+            os.close(descriptor)
 
 
-def _take_one(names: list[str]) -> tuple[str, int]:
+def _take(names: list[str], count: int) -> dict[str, int]:
+    """So many GPUs, all at once, and the open files that guard them. Nobody waits while holding one."""
     while True:
-        for name in names:
-            descriptor = os.open(_guard_file(name), os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        held: dict[str, int] = {}
+        with open(_guard_file("gate"), "a", encoding="utf-8") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # two that each look for two must not stop each other
+            for name in names:
+                descriptor = os.open(_guard_file(name), os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    continue
+                held[name] = descriptor
+                if len(held) == count:
+                    return held
+            for descriptor in held.values():
                 os.close(descriptor)
-            else:
-                return name, descriptor
         time.sleep(_POLL_SECONDS)
 
 

@@ -36,11 +36,15 @@ class Ledger:
     A current stage therefore costs the flow no process and no second look.
     """
 
-    def __init__(self, stages: dict[str, StageFacts], stale: set[str]) -> None:
+    def __init__(
+        self, stages: dict[str, StageFacts], stale: set[str], lock: dict[str, Any] | None = None
+    ) -> None:
         self.stages = stages
         self._stale = stale
         self._guard = threading.Lock()
         self._entries: tuple[Any, dict[str, Any]] = (None, {})
+        if lock:
+            self._entries = (_stamp(), lock.get("stages") or {})
         self._outputs_before = {name: self.outputs(name) for name in stages}
         self._changed: set[str] = set()
 
@@ -53,11 +57,12 @@ class Ledger:
         """
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
-        from dvc.repo import Repo
+        from dvc.repo import Repo, lock_repo
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
+        lock: dict[str, Any] = {}
         try:
-            with Repo(".") as repo:
+            with Repo(".") as repo, lock_repo(repo):  # one lock, or DVC would read everything twice
                 graph = repo.index.graph
                 stages = {
                     stage.addressing: StageFacts(
@@ -67,6 +72,9 @@ class Ledger:
                     for stage in graph
                 }
                 stale = set(repo.status())
+                for stage in graph:  # they share one file, which DVC has read already
+                    lock = stage.dvcfile.lockfile_contents
+                    break
         except LockError as error:
             raise ProjectError(
                 f"another DVC process is at work in this project{_holder()}; wait until it is done, "
@@ -74,7 +82,7 @@ class Ledger:
             ) from error
         except DvcException as error:
             raise ProjectError(f"DVC cannot read this project: {error}") from error
-        return cls(stages, stale)
+        return cls(stages, stale, lock)
 
     def is_current(self, stage: str) -> bool:
         """Whether DVC calls the stage current and nothing this flow did has changed what it reads."""
@@ -123,17 +131,24 @@ class Ledger:
         return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def _entry(self, stage: str) -> dict[str, Any]:
-        try:
-            found = LOCK_FILE.stat()
-        except FileNotFoundError:
+        stamp = _stamp()
+        if stamp is None:
             return {}
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
         if self._entries[0] != stamp:
             from ruamel.yaml import YAML
 
             entries = YAML(typ="safe").load(LOCK_FILE.read_text(encoding="utf-8")) or {}
             self._entries = (stamp, entries.get("stages") or {})
         return self._entries[1].get(stage, {})
+
+
+def _stamp() -> tuple[int, ...] | None:
+    """What changes when DVC's lock file does; None if there is none."""
+    try:
+        found = LOCK_FILE.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _holder() -> str:

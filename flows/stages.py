@@ -18,6 +18,7 @@ from flows.children import StageFailed, reproduce, terminate_all
 from flows.devices import default_workers, device
 from flows.ledger import Ledger, ProjectError
 from flows.summary import Row, publish
+from tasks.sharing import processes_of
 
 _OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemoryError")
 
@@ -73,7 +74,8 @@ def run_stage(stage: str, upstream: list[Record]) -> Record | State[Record]:
         return Completed(name="Cached", data=_record(stage, work.ledger))
     row, log = work.rows[stage], get_run_logger()
     beside = 1 if work.ledger.runs_alone(stage) else work.workers
-    with work.slots, device(wanted=work.ledger.stages[stage].gpu, workers=beside) as granted:
+    gpu, processes = work.ledger.stages[stage].gpu, processes_of(stage)
+    with work.slots, device(gpu=gpu, workers=beside, processes=processes) as granted:
         started, row.outcome = time.monotonic(), "failed"
         try:
             row.outcome = reproduce([stage], granted, log.info, flow_run_id=str(flow_run.get_id() or ""))

@@ -22,23 +22,23 @@ from prefect import State, flow, get_run_logger, task  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
 from flows.children import StageFailed, interrupted, reproduce, terminate_all  # noqa: E402
 from flows.devices import default_workers, device  # noqa: E402
 from flows.ledger import Ledger  # noqa: E402
+from flows.runners import runner  # noqa: E402
 from flows.summary import Row, publish  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
-from flows.workspaces import Cell, StudyError, cells_of, first_round, prepare  # noqa: E402
+from flows.workspaces import Cell, cells_of, first_round, prepare  # noqa: E402
 from tasks import study as results  # noqa: E402
 from tasks.params import YARDSTICKS, Params, load_params  # noqa: E402
+from tasks.sharing import wanted  # noqa: E402
 
 _UNFINISHED = ("failed", "not run")
 _MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
 _Future = PrefectFuture[Any]
 _Stages = Callable[[str | None], list[str]]
-_CLUSTERS = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}
 
 
 @task(task_run_name="{name}", persist_result=False)
@@ -46,7 +46,7 @@ def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any
     """Bring a cell's stages up to date; `world` is what the yardsticks' task returned."""
     log, started = get_run_logger(), time.monotonic()
     try:
-        with device(wanted=True, workers=workers) as granted:
+        with device(gpu=True, workers=workers, processes=wanted()) as granted:
             outcome = reproduce(
                 stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id())
             )
@@ -97,7 +97,8 @@ def _submit(
     cells: Sequence[Cell], params: Params, stages: _Stages, workers: int, worlds: Mapping[str, _Future]
 ) -> dict[str, _Future]:
     """One task per cell, each after its world's, which is among the cells or in `worlds`."""
-    folders = {cell.name: str(prepare(cell, params)) for cell in cells}  # all are checked before one runs
+    # All are checked before one runs. A cluster's workers may stand elsewhere.
+    folders = {cell.name: str(prepare(cell, params).resolve()) for cell in cells}
     futures: dict[str, _Future] = {}
     for cell in cells:
         upstream = None if cell.method is None else {**worlds, **futures}[cell.world.name]
@@ -157,27 +158,6 @@ def _described(cell: Cell) -> Mapping[str, Any]:
     }
 
 
-def _runner(kind: str, workers: int) -> TaskRunner[Any]:
-    """Prefect's own runners; those for clusters are packages of their own.
-
-    Raises:
-        StudyError: if the package is not installed.
-    """
-    if kind == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers)
-    import importlib
-
-    package, name = _CLUSTERS[kind]
-    try:
-        runner: TaskRunner[Any] = getattr(importlib.import_module(package), name)()
-    except ImportError as error:
-        raise StudyError(
-            f"study.runner is {kind}, which needs a package that is not here ({error}); "
-            f"install it (pip install {package.replace('_', '-')}) or set study.runner to threads"
-        ) from error
-    return runner
-
-
 def main(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cells side by side; by default one per GPU, or two.")
@@ -189,8 +169,8 @@ def main(
     count = workers or default_workers()
     try:
         params = load_params()
-        runner = _runner(params.study.runner, count)
-        state = study.with_options(task_runner=runner)(count, return_state=True)
+        cells_on = runner(params.study.runner, count)
+        state = study.with_options(task_runner=cells_on)(count, return_state=True)
     except EffaceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

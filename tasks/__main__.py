@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import EffaceError
-from tasks import environment
+from tasks import environment, sharing, startup
 
 if TYPE_CHECKING:
     from tasks.params import Params
@@ -164,9 +165,13 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         for attack in options.get("only", ()):
             _must_be_listed("attack --only", attack, loaded)
         signal.signal(signal.SIGTERM, _leave)
-        _end_with_dvc()
-        module = importlib.import_module(f"tasks.{stage}")
-        module.run(loaded, *([] if name is None else [name]), root=Path("data"), **options)
+        _end_with_starter()
+        if sharing.shares(stage):
+            sharing.start(sys.argv[1:])
+        with sharing.joined():
+            startup.prepare(stage)
+            module = importlib.import_module(f"tasks.{stage}")
+            module.run(loaded, *([] if name is None else [name]), root=Path("data"), **options)
 
 
 def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
@@ -192,9 +197,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _end_with_dvc() -> None:
-    """Under DVC, ask the kernel for SIGTERM when DVC dies: a killed run leaves no stage on the device."""
-    if "DVC_STAGE" in os.environ:
+def _end_with_starter() -> None:
+    """Ask the kernel for SIGTERM when DVC or a launcher that started us dies: nothing stays on the device."""
+    if "DVC_STAGE" in os.environ or sharing.started_together():
         from tasks.processes import end_with_parent
 
         end_with_parent()

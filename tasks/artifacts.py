@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import ArtifactError
+from tasks.sharing import is_first
 
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -202,6 +203,9 @@ def recording(
         inputs: files and folders read; their digests are taken at the start.
         outputs: files and folders made; their digests are taken at the end.
     """
+    if not is_first():  # of the processes that share a stage one writes
+        yield RunRecord()
+        return
     started, clock = time.time(), time.perf_counter()
     digests = {key: digest(path) for key, path in (inputs or {}).items()}
     record = RunRecord()

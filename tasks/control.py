@@ -10,6 +10,7 @@ import typer
 from efface.data.samples import read_samples
 from tasks.artifacts import recording, writing
 from tasks.params import Params
+from tasks.sharing import is_first
 from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         else:
             partly = [parameter for parameter, entry in mask.items() if not entry.all()]
             chosen = magnitude_mask(mask, _forget_gradient(loaded, partly, table, params))
+        if not is_first():
+            return
         del metadata["shapes"]
         masked = {key: entry for key, entry in chosen.items() if key not in set(metadata["unmasked"])}
         metadata |= {"control": name, "density": mask_density(masked, parts)}
@@ -51,10 +54,13 @@ def _forget_gradient(
     loaded: LoadedModel, parameters: list[str], table: Path, params: Params
 ) -> dict[str, Tensor]:
     from efface.data.encoding import Encoder, draw
+    from efface.processes import share
     from efface.saliency import mean_gradient
 
     section = params.saliency
     samples = read_samples(table, split="forget", part="train", modality="multimodal")
     drawn = draw(len(samples), section.fisher_samples, params.seed)
-    batches = Encoder(loaded.processor, samples).batches(section.batch_size, drawn, label="gradient, forget")
+    batches = Encoder(loaded.processor, samples).batches(
+        section.batch_size, drawn, label="gradient, forget", share=share
+    )
     return mean_gradient(loaded.model, batches, parameters=parameters)

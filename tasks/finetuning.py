@@ -10,12 +10,16 @@ from efface.data.samples import Sample, read_samples
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params.models import Finetuning
+from tasks.sharing import is_first
 
 
 def finetune_stage(
     stage: str, section: Finetuning, *, splits: tuple[str, ...], seed: int, root: Path
 ) -> None:
-    """Fine-tune `models/base` on the training facts of some splits and write `models/<stage>`."""
+    """Fine-tune `models/base` on the training facts of some splits and write `models/<stage>`.
+
+    Of several processes each trains on its share, and the first one writes.
+    """
     from efface.models import load_model, save_model
     from efface.unlearning.finetuning import finetune, with_replay
 
@@ -26,7 +30,9 @@ def finetune_stage(
     )
     inputs = {"prepared": table, "base": base}
     with recording(stage, section, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
-        checkpoints = checkpoints_for(stage, root=root, settings=section, seed=seed, inputs=inputs)
+        checkpoints = checkpoints_for(
+            stage, root=root, settings=section, seed=seed, inputs=inputs, main=is_first()
+        )
         loaded = load_model(
             base, dtype="float32", attention=section.attention
         )  # as weights that train are kept
@@ -51,9 +57,10 @@ def finetune_stage(
             checkpoint_every=section.checkpoint_every,
             label=stage,
         )
-        with writing(folder) as partial:
-            save_model(loaded.model, loaded.processor, partial)
-        checkpoints.remove()
+        if is_first():
+            with writing(folder) as partial:
+                save_model(loaded.model, loaded.processor, partial)
+            checkpoints.remove()
         record.history = result.history
     people = len({sample.entity_id for sample in facts})
     loss = result.history[-1]["retain_loss"]

@@ -13,6 +13,7 @@ from efface.errors import DataError
 from tasks.artifacts import digest, recording, writing
 from tasks.params import Params
 from tasks.params.attribution import Importance
+from tasks.sharing import is_first
 
 if TYPE_CHECKING:
     from efface.importance import ActivationStatistics
@@ -41,6 +42,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
         pairs = {split: _pairs(table, split, params) for split in ("forget", "retain")}
         score = _paper if section.variant == "paper" else _official_code
         tables, units = score(loaded, mlps, pairs, section)
+        if not is_first():
+            return
         metadata = {
             "variant": section.variant,
             "active_above": section.active_above,
@@ -94,9 +97,10 @@ def _measure(
     """Statistics of both renderings; a mid-grey picture stands in for the picture that text does not have."""
     from efface.data.encoding import Encoder
     from efface.importance import activation_statistics
+    from efface.processes import share
 
     def measure(samples: list[Sample], blocks: list[MLP], label: str) -> dict[str, ActivationStatistics]:
-        batches = Encoder(loaded.processor, samples).batches(section.batch_size, label=label)
+        batches = Encoder(loaded.processor, samples).batches(section.batch_size, label=label, share=share)
         return activation_statistics(loaded.model, batches, mlps=blocks, active_above=section.active_above)
 
     multimodal, text = [pictured for pictured, _ in pairs], [written for _, written in pairs]
@@ -116,6 +120,7 @@ def _official_code(
     """The vision tower on pictures, the decoder on words, output row by output row."""
     from efface.data.encoding import Encoder
     from efface.importance.official_code import official_tables, output_statistics, output_units
+    from efface.processes import share
 
     units = output_units(loaded.model, mlps)
     statistics = {}
@@ -123,7 +128,7 @@ def _official_code(
         statistics[split] = {}
         for tower, rendering in (("vision", 0), ("language", 1)):
             batches = Encoder(loaded.processor, [pair[rendering] for pair in drawn]).batches(
-                section.batch_size, label=f"{tower} tower, {split}"
+                section.batch_size, label=f"{tower} tower, {split}", share=share
             )
             measured = [unit for unit in units if unit.tower == tower]
             statistics[split] |= output_statistics(

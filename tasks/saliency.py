@@ -13,6 +13,7 @@ from efface.errors import DataError, EffaceError
 from tasks.artifacts import digest, recording, writing
 from tasks.params import Params
 from tasks.params.attribution import Saliency
+from tasks.sharing import is_first
 from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
-    """Measure both Fisher diagonals on the vanilla model and write `masks/saliency.safetensors`."""
+    """Measure both Fisher diagonals on the vanilla model and write `masks/saliency.safetensors`.
+
+    Of several processes each measures its share of the batches, and the first one writes.
+    """
     from efface.models import weights_digest
     from efface.saliency import mask_density, save_mask
     from efface.saliency.variants import recipe
@@ -46,6 +50,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
                 f"no weight is {section.threshold} times as salient for the forget set as for the rest, so "
                 "the mask would be empty; lower saliency.threshold"
             )
+        if not is_first():
+            return
         unmasked = {name: _all_true(trained[name]) for name in plan.unmasked}
         metadata = {
             "variant": section.variant,
@@ -78,6 +84,7 @@ def _measured_mask(
 ) -> dict[str, Tensor]:
     """The mask of all weights that are measured; each measurement has a preserve set of its own."""
     from efface.data.encoding import Encoder, draw
+    from efface.processes import share
     from efface.saliency import fisher_diagonal, saliency_mask
     from efface.saliency.variants import is_forget
 
@@ -91,7 +98,9 @@ def _measured_mask(
             if not samples:
                 raise DataError(f"the {label} set has no training sample; see prepare.forget_fraction")
             drawn = draw(len(samples), section.fisher_samples, seed)
-            batches = Encoder(loaded.processor, samples).batches(size, drawn, label=f"Fisher, {label}")
+            batches = Encoder(loaded.processor, samples).batches(
+                size, drawn, label=f"Fisher, {label}", share=share
+            )
             fishers.append(
                 fisher_diagonal(loaded.model, batches, parameters=measurement.parameters, unit=plan.unit)
             )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from efface.data.samples import read_samples
-from tasks.artifacts import RunRecord, recording, writing
+from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Params
 from tasks.params.unlearning import Unlearn, UnlearningMethod
+from tasks.sharing import is_first
 from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
@@ -26,21 +26,20 @@ if TYPE_CHECKING:
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Unlearn with the method of that name and write `models/unlearned/<name>`.
 
-    Under `accelerate launch` every process computes its share and the first one writes.
+    Of several processes each trains on its share, and the first one writes.
     """
     from efface.unlearning.config import DivergenceError
-    from efface.unlearning.processes import Processes
 
     section, folder = params.unlearn.methods[name], root / "models" / "unlearned" / name
     inputs = {"prepared": root / "prepared" / "samples.parquet", "start": root / "models" / section.start}
     inputs |= {} if section.mask == "none" else {"mask": root / "masks" / f"{section.mask}.safetensors"}
-    settings, main = _settings(section, params.unlearn), Processes().main
+    settings, main = _settings(section, params.unlearn), is_first()
     made: dict[str, Path] = {}
     record_of = recording(
         "unlearn", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs=made
     )
     failure: DivergenceError | None = None
-    with record_of if main else nullcontext(RunRecord()) as record:
+    with record_of as record:
         checkpoints = checkpoints_for(
             "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name, main=main
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,22 +96,30 @@ class Encoder:
         return collate([*self._encoded(indices)], self.processor.tokenizer.pad_token_id)
 
     def batches(
-        self, size: int, indices: Sequence[int] | None = None, *, label: str | None = None
+        self,
+        size: int,
+        indices: Sequence[int] | None = None,
+        *,
+        label: str | None = None,
+        share: Callable[[list[list[int]]], list[list[int]]] | None = None,
     ) -> Iterator[Inputs]:
         """Batches of at most ``size`` samples, multimodal and text-only kept apart, each in the order given.
 
-        With a ``label`` they pass under a progress bar of that name.
+        With a ``label`` they pass under a progress bar of that name. ``share`` picks those of this process
+        (``efface.processes.share``); the others are not encoded.
         """
         indices = range(len(self.samples)) if indices is None else indices
+        parts = []
+        for multimodal in (True, False):
+            chosen = [i for i in indices if (self.samples[i].image_bytes is not None) == multimodal]
+            parts += [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        parts = parts if share is None else share(parts)
         with tqdm(
-            total=len(indices), desc=label, unit="sample", mininterval=0.5, disable=label is None
+            total=sum(map(len, parts)), desc=label, unit="sample", mininterval=0.5, disable=label is None
         ) as progress:
-            for multimodal in (True, False):
-                chosen = [i for i in indices if (self.samples[i].image_bytes is not None) == multimodal]
-                for start in range(0, len(chosen), size):
-                    part = chosen[start : start + size]
-                    yield self.batch(part)
-                    progress.update(len(part))
+            for part in parts:
+                yield self.batch(part)
+                progress.update(len(part))
 
     def _encoded(self, indices: Sequence[int]) -> list[Inputs]:
         missing = [i for i in dict.fromkeys(indices) if i not in self._cache]

@@ -25,7 +25,7 @@ class LoopConfig:
         epochs: passes over the forget set (over the retain set when there is no forget set, and when forget
             and retain steps alternate).
         batch_size: samples per batch.
-        accumulation_steps: forget batches whose gradients make one step, per process.
+        accumulation_steps: forget batches whose gradients make one step.
         precision: ``fp32``, or mixed with ``bf16`` or ``fp16``.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         forget_weight: factor of the forget term.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
+from efface.unlearning.sharding import total_norm
 
 
 def take_gradients(
@@ -18,7 +19,7 @@ def take_gradients(
     max_norm: float | None,
     clip_first: bool,
     precision: Precision,
-    processes: Processes,
+    processes: Processes | None,
 ) -> tuple[dict[str, Tensor], float]:
     """Move the gradients out of the parameters, summed over processes, masked and clipped.
 
@@ -28,7 +29,8 @@ def take_gradients(
         max_norm: the gradients are scaled down to this norm; None leaves them.
         clip_first: clip the whole gradient before it is masked, instead of what the mask leaves.
         precision: undoes the scale of the loss.
-        processes: those that train together; each holds the gradient of its share.
+        processes: those that train together; each holds the gradient of its share. None: the gradients are
+            sharded, and summed already.
 
     Returns:
         Gradients by parameter name, without those nothing reached, and the norm that was compared.
@@ -36,12 +38,12 @@ def take_gradients(
     found = {name: p.grad for name, p in trained.items() if p.grad is not None}
     for parameter in trained.values():
         parameter.grad = None
-    if processes.count > 1:
+    if processes is not None and processes.count > 1:
         found = _summed(trained, found, processes)
     precision.unscale(list(found.values()))
     if mask is not None and not clip_first:
         found = _masked(found, mask)
-    norm = torch.nn.utils.get_total_norm(found.values())
+    norm = total_norm(list(found.values()))
     if max_norm is not None and norm > max_norm:
         torch._foreach_mul_(list(found.values()), max_norm / float(norm))
     if mask is not None and clip_first:
@@ -84,11 +86,13 @@ def _summed(
     # A process without pictures in its batch has no gradient for the vision tower; the others may have one.
     device = next(iter(trained.values())).device
     reached = processes.sum(torch.tensor([float(name in found) for name in trained], device=device)).tolist()
-    return {
-        name: processes.sum(found[name] if name in found else torch.zeros_like(p))
+    total = {
+        name: found[name] if name in found else torch.zeros_like(p)
         for (name, p), count in zip(trained.items(), reached, strict=True)
         if count
     }
+    processes.add_up(list(total.values()))
+    return total
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -8,7 +8,8 @@ A saliency mask acts on the forget gradient alone. The two gradients are clipped
 outside the mask gets exactly the update the retain term alone would give it. A method may ask for alternating
 steps instead: a forget step and a retain step, one after the other.
 
-Several processes and accumulation change one thing: a step takes more batches, every one of them once.
+Several processes share the batches of a step, or, where those cannot be dealt out evenly, the samples of each
+batch: their number alters no result beyond rounding.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from efface.data.encoding import Encoder
 from efface.settings import Settings
+from efface.unlearning import sharding
 from efface.unlearning.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
 from efface.unlearning.gradients import mask_for, take_gradients
@@ -110,13 +112,21 @@ class _Run:
         if self.processes.device is not None:
             model.to(self.processes.device)  # type: ignore[arg-type]  # wrapped by transformers
         self.device = next(model.parameters()).device
+        self.sharded = sharding.wanted(self.processes)
+        if self.sharded:
+            sharding.shard(model, self.processes)
+            self.checkpoints = None  # written by one process, which holds only its part
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.precision = Precision(config.precision, self.device, self.trained)
         self.forget, self.retain = self._sides()
         self.alternating = terms.method.update(terms.settings) == "alternating" and self.retain is not None
-        self.batches_per_step = config.accumulation_steps * self.processes.count
+        self.batches_per_step = config.accumulation_steps
+        # A step that cannot be shared batch by batch is shared sample by sample.
+        self.split = self.sharded or config.accumulation_steps % self.processes.count != 0
         self.batches, self.total = self._length()
         self.mask = mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
+        if self.mask is not None and self.sharded:
+            self.mask = {name: sharding.like(entry, self.trained[name]) for name, entry in self.mask.items()}
         # Weights that no term may move: with a mask and no retain term. Restoring them after each step holds
         # them against weight decay as well.
         self.frozen = self.mask is not None and self.retain is None
@@ -128,7 +138,9 @@ class _Run:
 
     def begin(self, adapter: Adapter | None, folder: Path | None) -> None:
         """Measure references, then go back to the checkpoint if there is one."""
-        if folder is None and adapter is None and self.checkpoints is not None:
+        if self.sharded:
+            folder = None  # no file: the weights cannot be told by their digest
+        elif folder is None and adapter is None and self.checkpoints is not None:
             folder = self.checkpoints.references
         method = self.terms.method
         for side, quantity in (
@@ -176,6 +188,8 @@ class _Run:
                 if self.checkpoints and self.state.step % self.config.checkpoint_every == 0:
                     self._save(self.checkpoints)
         self.model.eval()
+        if self.sharded:
+            sharding.gather(self.model)
         return LoopResult(steps=self.state.step, history=self.state.history, stopped_by=stopped_by)
 
     def _sides(self) -> tuple[Side | None, Side | None]:
@@ -224,12 +238,14 @@ class _Run:
         return record
 
     def _positions(self, kind: str, step: int) -> tuple[list[int], int]:
-        """Batches of this process in a step, and how many all processes have together."""
+        """Batches that this process works on in a step, and how many the step has."""
         first = step * self.batches_per_step
         count = min(self.batches_per_step, self.batches - first)
         if self.alternating and kind == "forget":  # walked in circles beside the retain set
             count = self.batches_per_step
-        mine = range(first + self.processes.rank, first + count, self.processes.count)
+        mine = range(first, first + count)
+        if not self.split:
+            mine = mine[self.processes.rank :: self.processes.count]
         if kind == "forget" or self.forget is None or self.alternating:
             return list(mine), count
         beside = self.config.retain_batches_per_forget_batch
@@ -240,13 +256,17 @@ class _Run:
         positions, count = self._positions(kind, step)
         total = 0.0
         for position in positions:
-            batch = side.batch(position, self.device)
+            batch, share = side.batch(position, self.device, self.processes if self.split else None)
+            if batch is None and self.sharded:  # nothing to add, but the layers need this process
+                batch, share = side.batch(position, self.device)[0], 0.0
+            if batch is None:
+                continue
             with self.precision.computing():
                 term = side.loss(self.model, batch, self.terms.settings)
-            self.precision.backward(weight / count * term.loss)
+            self.precision.backward(weight / count * share * term.loss)
             # A loss that is not a number must not hide behind a likelihood that still is one.
             loss = term.loss.item()
-            total += term.nll.mean().item() if math.isfinite(loss) else loss
+            total += share * (term.nll.mean().item() if math.isfinite(loss) else loss)
         record[f"{kind}_loss"] = self._sum(total) / count
         gradients, record[f"{kind}_grad_norm"] = take_gradients(
             self.trained,
@@ -254,7 +274,7 @@ class _Run:
             max_norm=self.config.max_grad_norm,
             clip_first=self.alternating,
             precision=self.precision,
-            processes=self.processes,
+            processes=None if self.sharded else self.processes,
         )
         return gradients
 

@@ -7,8 +7,12 @@ goes backward, and masks and norms need the two terms' gradients apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
+
+_BUCKET_BYTES = 2**25
 
 
 class Processes:
@@ -18,7 +22,9 @@ class Processes:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        # Told to, or without a GPU: else Accelerate would take several processes for strangers.
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        self._state = PartialState(cpu=cpu)
         self.count: int = self._state.num_processes
         self.rank: int = self._state.process_index
 
@@ -40,6 +46,20 @@ class Processes:
 
         return reduce(tensor, reduction="sum")
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor, in place, by its sum over the processes, which all pass the same shapes.
+
+        Small tensors travel together: what many short messages cost is the waiting.
+        """
+        if self.count == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            torch.distributed.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     def collect(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all processes, all of one shape, in the order of their ranks."""
         if self.count == 1:
@@ -51,3 +71,16 @@ class Processes:
     def wait(self) -> None:
         """Go on when all processes are here."""
         self._state.wait_for_everyone()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors in the order given, together while they are of one dtype and not too large."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(each.nbytes for each in bucket) + tensor.nbytes
+        if bucket and (size > _BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -9,6 +9,7 @@ import torch
 from efface.data.encoding import Encoder, to_device
 from efface.unlearning.config import LoopConfig
 from efface.unlearning.method import Batch, Loss
+from efface.unlearning.processes import Processes
 from efface.unlearning.references import References
 from efface.unlearning.streams import BatchStream
 
@@ -39,9 +40,24 @@ class Side:
         if self._other is not None:
             self._other_references = references(self._other)
 
-    def batch(self, position: int, device: torch.device) -> Batch:
-        """The batch at a position of the stream, with everything the loss reads."""
-        indices = self.stream.indices_at(position)
+    def batch(
+        self, position: int, device: torch.device, sharing: Processes | None = None
+    ) -> tuple[Batch | None, float]:
+        """The batch at a position of the stream, with everything the loss reads.
+
+        Args:
+            position: counted from 0 over all epochs.
+            device: where the model is.
+            sharing: processes of which each takes some of the samples; None takes them all.
+
+        Returns:
+            The batch, or None if no sample is left for this process, and which share of the samples it has.
+        """
+        indices = whole = self.stream.indices_at(position)
+        if sharing is not None:
+            indices = whole[sharing.rank :: sharing.count]
+        if not indices:
+            return None, 0.0
         inputs = to_device(self._encoder.batch(indices), device)
         other = None
         if self._other is not None:
@@ -49,4 +65,5 @@ class Side:
             asked = self._other_references
             other = Batch(others, None if asked is None else asked.of(indices, others), seed=self._seed)
         asked = self._references
-        return Batch(inputs, None if asked is None else asked.of(indices, inputs), other, self._seed)
+        batch = Batch(inputs, None if asked is None else asked.of(indices, inputs), other, self._seed)
+        return batch, len(indices) / len(whole)

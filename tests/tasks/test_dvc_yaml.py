@@ -16,7 +16,9 @@ FLOORS = ("efface", "tasks", "flows")
 GLUE = {
     "tasks/__main__.py": "starts a stage; makes nothing",
     "tasks/environment.py": "telemetry and warnings",
+    "tasks/startup.py": "leaves out imports that no stage uses",
     "tasks/processes.py": "how processes end",
+    "tasks/sharing.py": "how many processes do the work; that their number alters nothing is tested",
     **{
         file.relative_to(PROJECT).as_posix(): "reads values that DVC tracks one by one"
         for file in (PROJECT / "tasks" / "params").glob("*.py")
@@ -214,9 +216,7 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         or "__import__(" in path.read_text(encoding="utf-8")
     }
     # efface.evaluation passes on `score` for users; stages import it from its own module.
-    # A study's runner is Prefect's, of a cluster that the user chose.
     known = {"tasks/__main__.py", "tasks/benchmark.py", "tasks/prepare.py", "efface/unlearning/method.py"}
-    known |= {"flows/study.py"}
     assert dynamic <= known | {"efface/evaluation/__init__.py"}, "add it to PLUGINS and to dvc.yaml"
 
 

@@ -20,7 +20,7 @@ from efface.unlearning import METHODS
 from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.loop import LoopConfig, Terms, train
 from efface.unlearning.processes import Processes
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.sides import Side
 from tests.efface.conftest import SHAPE, sample
 
 
@@ -35,24 +35,18 @@ def made_model():
     return model.eval(), processor
 
 
-def main(folder: Path, *, lora: bool, **settings) -> None:
+def main(folder: Path, *, lora: bool, masked: bool = False, **settings) -> None:
     torch.set_num_threads(1)
     model, processor = made_model()
     processes, drawn = Processes(), []
-    original = BatchStream.indices_at
-
-    def watched(self, position):
-        indices = original(self, position)
-        drawn.append([self.seed, list(indices)])
-        return indices
-
-    BatchStream.indices_at = watched
+    watch(drawn)
     adapter = add_lora(model, Lora(4, 8.0, 0.2, ("language",)), seed=0) if lora else None
     terms = Terms(
         forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
         retain=Encoder(processor, [sample(i, pictured=i % 2 > 0) for i in range(26)]),
         method=METHODS["npo"],
         settings={"beta": 0.1},
+        mask=half_of(model) if masked else None,
     )
     config = LoopConfig(learning_rate=1e-3, batch_size=2, weight_decay=0.01, seed=3, **settings)
     result = train(
@@ -62,6 +56,32 @@ def main(folder: Path, *, lora: bool, **settings) -> None:
     save_file(named, folder / f"weights-{processes.rank}.safetensors")
     record = {"history": result.history, "drawn": drawn, "processes": processes.count}
     (folder / f"run-{processes.rank}.json").write_text(json.dumps(record))
+
+
+def half_of(model) -> dict[str, torch.Tensor]:
+    """A mask of about half of all weights."""
+    draws = torch.Generator().manual_seed(0)
+    return {name: torch.rand(p.shape, generator=draws) > 0.5 for name, p in model.named_parameters()}
+
+
+def watch(drawn: list) -> None:
+    """Note which samples each side of the run encodes for its steps: [seed of the side, indices]."""
+    side_batch, encoder_batch, stepping = Side.batch, Encoder.batch, []
+
+    def batch(self, position, *args):
+        drawn.append([self.stream.seed, []])
+        stepping.append(True)
+        try:
+            return side_batch(self, position, *args)
+        finally:
+            stepping.pop()
+
+    def encode(self, indices):
+        if stepping:
+            drawn[-1][1] += indices
+        return encoder_batch(self, indices)
+
+    Side.batch, Encoder.batch = batch, encode
 
 
 def slow_steps(seconds: float) -> None:
