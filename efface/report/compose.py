@@ -26,7 +26,8 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
         over: what the intervals are over, for the caption.
     """
     front = _front(estimates)
-    best = f" On the Pareto front of the methods (dotted): {', '.join(front)}." if front else ""
+    dotted = " (dotted)" if len(front) > 1 else ""
+    best = f" On the Pareto front of the methods{dotted}: {', '.join(front)}." if front else ""
     return [
         _two(
             estimates,
