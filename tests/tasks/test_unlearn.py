@@ -120,6 +120,30 @@ def test_a_stop_rule_ends_well_and_is_recorded(root):
     assert summary["status"] == f"stopped by {summary['stopped_by']}"
 
 
+def test_a_curve_is_recorded_from_the_start_to_the_last_step_and_changes_no_weight(root):
+    unlearn.run(params({"grad_diff": TRAINING}), "grad_diff", root=root)
+    plain = weights(root / "models" / "unlearned" / "grad_diff")
+    assert "curve" not in record_of(root, "grad_diff")["summary"]
+    curve = {"every": 2, "questions": 3}
+    with pytest.raises(ValueError, match=r"unlearn.curve: .* no test questions about the forget people"):
+        unlearn.run(params({"grad_diff": TRAINING}, curve=curve), "grad_diff", root=root)
+    table = root / "prepared" / "samples.parquet"
+    facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
+    asked = [
+        sample(i, part="test", set="forget" if i < 2 else "retain", sample_id=f"t{i}-{task}", task=task)
+        for i in range(8)
+        for task in ("qa", "generation")
+    ]
+    write_samples([*facts, *asked], table)
+    unlearn.run(params({"grad_diff": TRAINING | {"epochs": 3}}, curve=curve), "grad_diff", root=root)
+    points = record_of(root, "grad_diff")["summary"]["curve"]
+    assert [point["step"] for point in points] == [0, 2, 3]
+    assert all(0 <= point[key] <= 1 for point in points for key in ("forget_known", "retain_known"))
+    unlearn.run(params({"grad_diff": TRAINING}, curve=curve), "grad_diff", root=root)
+    watched = weights(root / "models" / "unlearned" / "grad_diff")
+    assert all(bool((plain[key] == watched[key]).all()) for key in plain)
+
+
 def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkeypatch):
     from efface.unlearning import METHODS
     from efface.unlearning.loop import DivergenceError
