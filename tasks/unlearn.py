@@ -14,6 +14,7 @@ from tasks.artifacts import RunRecord, recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Params
 from tasks.params.unlearning import Unlearn, UnlearningMethod
+from tasks.readme import write_readme
 from tasks.trained import load_for_training
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             record.summary = {"status": f"diverged: {error}", "steps": len(error.history)}
         else:
             if main:
-                _write(loaded, adapter, params.unlearn, folder)
+                with writing(folder) as partial:
+                    _write(loaded, adapter, params.unlearn, partial)
+                    about = {"parameters": settings, "seed": params.seed, "inputs": record.inputs}
+                    write_readme(partial, name, stage="unlearn", root=root, **about)
                 made[name] = folder
                 checkpoints.remove()
             status = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
@@ -139,12 +143,11 @@ def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
 def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, folder: Path) -> None:
     from efface.models import save_model
 
-    with writing(folder) as partial:
-        if adapter is not None:
-            if shared.lora is not None and shared.lora.keep_adapter:
-                adapter.save(partial / "adapter")
-            adapter.merge()
-        save_model(loaded.model, loaded.processor, partial)
+    if adapter is not None:
+        if shared.lora is not None and shared.lora.keep_adapter:
+            adapter.save(folder / "adapter")
+        adapter.merge()
+    save_model(loaded.model, loaded.processor, folder)
 
 
 def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:
