@@ -173,6 +173,8 @@ def read_json(path: Path) -> Any:
 class RunRecord:
     """What a stage says about its run; written by `recording` when the stage ends well."""
 
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name to digest of what is read, known from the start."""
     outputs: dict[str, str] = field(default_factory=dict)
     """Name to digest of what was made."""
     history: list[dict[str, float | int | None]] = field(default_factory=list)
@@ -208,7 +210,7 @@ def recording(
         return
     started, clock = time.time(), time.perf_counter()
     digests = {key: digest(path) for key, path in (inputs or {}).items()}
-    record = RunRecord()
+    record = RunRecord(inputs=digests)
     yield record
     record.outputs.update({key: digest(path) for key, path in (outputs or {}).items()})
     path = Path(root) / "runs" / (f"{stage}@{name}.json" if name else f"{stage}.json")
@@ -219,7 +221,7 @@ def recording(
             "name": name,
             "params": section.model_dump(mode="json") if hasattr(section, "model_dump") else section,
             "seed": seed,
-            "inputs": digests,
+            "inputs": record.inputs,
             "outputs": record.outputs,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.perf_counter() - clock, 3),

@@ -92,6 +92,8 @@ def run(params: Params, name: str, root: Path = Path("data"), only: Sequence[str
         scorer.remove_parts()
     for line in _lines(scored, name, root, unavailable):
         typer.echo(f"attack: {line}")
+    if name != "retrained" and "retrained" not in params.attack.models:
+        typer.echo("attack: what counts is the distance to retrained; python -m tasks attack retrained")
 
 
 def _unavailable(params: Params, attacks: Sequence[str], samples: Sequence[Sample]) -> dict[str, str]:
@@ -254,5 +256,3 @@ def _lines(scored: pd.DataFrame, name: str, root: Path, unavailable: dict[str, s
         yield f"{name}, {after}: answers {value:.2f} by picture{distance}"
     for attack, reason in unavailable.items():
         yield f"{name}, {attack}: not available: {reason}"
-    if retrained is None and name != "retrained":
-        yield "what counts is the distance to retrained; attack it too: python -m tasks attack retrained"

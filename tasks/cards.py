@@ -12,7 +12,7 @@ from tasks.artifacts import writing
 from tasks.results import Record
 
 if TYPE_CHECKING:
-    from efface.report.scorecard import Scorecard
+    from efface.report.scorecard import Line, Scorecard
 
 YARDSTICKS = ("vanilla", "retrained")
 
@@ -33,9 +33,10 @@ def write_cards(
         splits: who is in which split.
         card: the scores.
     """
-    from efface.report.card import model_card
+    from efface.cards import model_card
 
-    scores = {line.model: line.scores for line in card.lines}
+    lines = {line.model: line for line in card.lines}
+    scores = {name: line.scores for name, line in lines.items() if line.scores}
     made = {record.name: record for record in records if record.stage in ("unlearn", "prune")}
     written = []
     with writing(folder) as partial:
@@ -51,11 +52,22 @@ def write_cards(
                 people=splits["entities"]["forget"],
                 parameters=record.content.get("params") or {},
                 provenance=_provenance(record.content),
-                scores=shown,
+                scores=shown or "The score is refused: " + " ".join(card.refused.values()),
+                notes=_notes(lines[model]),
             )
             (partial / f"{model}.md").write_text(text, encoding="utf-8")
             written.append(folder / f"{model}.md")
     return written
+
+
+def _notes(line: Line) -> list[str]:
+    """What stands beside the score: can it be told who was forgotten, and what do attacks bring back?"""
+    privacy = attacks = "not available"
+    if line.auc is not None and line.auc_gap is not None:
+        privacy = f"AUC {line.auc:.2f}, {line.auc_gap:.2f} from the retrained model's"
+    if line.attack_gap is not None:
+        attacks = f"{line.attack_gap:+.2f} exact match from the retrained model after what brings back most"
+    return [f"Membership inference: {privacy}.", f"Attacks: {attacks}."]
 
 
 def _provenance(content: Mapping[str, Any]) -> dict[str, Any]:

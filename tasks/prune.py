@@ -10,6 +10,7 @@ import typer
 from tasks.artifacts import recording, write_json, writing
 from tasks.params import Params
 from tasks.params.pruning import PruningMethod, Recovery
+from tasks.readme import write_readme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         with writing(folder) as partial:
             save_model(loaded.model, loaded.processor, partial)
             write_json(partial / "pruning.json", record.summary)
+            about = {"parameters": section.model_dump(mode="json"), "seed": params.seed}
+            write_readme(partial, name, stage="prune", root=root, inputs=record.inputs, **about)
     counts = ", ".join(
         f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
     )

@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from efface.report.robustness import Robustness
 
 PACKAGES = ("efface", "torch", "transformers", "datasets", "dvc", "mlflow", "prefect", "pandas", "numpy")
+CURVE = ("step", "forget_known", "retain_known", "on_front")
 TRAINED = ("unlearn", "vanilla", "retrained", "base")
 ORDER = ("base", "vanilla", "retrained", "saliency", "importance", "unlearn", "prune", "evaluate", "attack")
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Write the page, its numbers and its plots to ``<root>/report``."""
+    import pandas as pd
+
     from efface.report.measures import long_table, plain_values
     from efface.report.page import render_page, render_summary
     from efface.report.robustness import attack_rows
@@ -55,6 +58,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             (partial / f"{plot.name}.svg").write_bytes(plot.light)
         long_table(page.estimates).to_csv(partial / "comparison.csv", index=False)
         _tradeoff(page.estimates).to_csv(partial / "forget_retain.csv", index=False)
+        pd.DataFrame(page.curve, columns=["model", *CURVE]).to_csv(partial / "curve.csv", index=False)
         attack_rows(page.attacks).to_csv(partial / "attacks.csv", index=False)
     write_json(folder / "metrics.json", plain_values(page.estimates))
     if page.scorecard is not None:
@@ -80,7 +84,8 @@ def build_page(params: Params, root: Path) -> Page:
     Raises:
         ArtifactError: if a file is missing, damaged, or was made from other samples than the rest.
     """
-    from efface.report.compose import tradeoff_plots
+    from efface.report.compose import curve_plot, tradeoff_plots
+    from efface.report.measures import curve_rows
     from efface.report.page import Page
     from efface.report.published import published
     from efface.report.scorecard import scorecard
@@ -90,6 +95,7 @@ def build_page(params: Params, root: Path) -> Page:
     splits = read_splits(root)
     tables, estimates = _read_tables(params, root, str(splits["benchmark"]))
     records = read_records(root)
+    curve = curve_rows(_curves(params, records))
     attacks, attack_plots = _attacks(params, root)
     gallery = _gallery(params, root, tables, splits)  # checks the samples, so before anything slow is drawn
     return Page(
@@ -97,7 +103,8 @@ def build_page(params: Params, root: Path) -> Page:
         verdict=verdict(tables, estimates, seed=params.seed),
         targets=targets(estimates, params.report.targets.model_dump()),
         estimates=estimates,
-        plots=tradeoff_plots(estimates),
+        plots=[*tradeoff_plots(estimates), *([curve_plot(curve, models=list(tables))] if curve else [])],
+        curve=curve,
         scorecard=scorecard(tables, seed=params.seed, attacks=attacks),
         attacks=attacks,
         attack_plots=attack_plots,
@@ -204,6 +211,16 @@ def _training(records: Iterable[Record]) -> list[Plot]:
         name = record.name or record.stage
         found.append(training_plot(name, history, ended_by=ended, steps=summary.get("steps")))
     return found
+
+
+def _curves(params: Params, records: Iterable[Record]) -> dict[str, list[dict[str, float]]]:
+    """Points of the forget-retain curve of every model that was watched while it was made."""
+    made = {f"unlearned/{record.name}": record for record in records if record.stage == "unlearn"}
+    return {
+        model: made[folder].content["summary"]["curve"]
+        for model, folder in params.evaluate.models.items()
+        if folder in made and made[folder].content.get("summary", {}).get("curve")
+    }
 
 
 def _costs(records: Iterable[Record]) -> list[Cost]:

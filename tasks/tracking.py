@@ -64,8 +64,20 @@ def run(params: Params, root: Path = Path("data"), quiet_if_unreachable: bool = 
         TrackingError: if MLflow cannot be reached or refuses, unless told to be quiet.
         ArtifactError: if the result on disk is incomplete or damaged.
     """
-    result = collect(params, root)
-    project = project_of(root)
+    send(collect(params, root), project_of(root), quiet_if_unreachable=quiet_if_unreachable)
+
+
+def send(result: Result, project: Path, *, quiet_if_unreachable: bool = False) -> None:
+    """Send a result of the pipeline, or of a study: a parent run with its children.
+
+    Args:
+        result: what to send.
+        project: folder of the database, where no server is named.
+        quiet_if_unreachable: only say so when MLflow does not take it; else raise.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached or refuses, unless told to be quiet.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
     try:
         with _alone(project / "mlartifacts" / ".lock"), _failures_in_words(uri):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.data.samples import read_samples
+from efface.errors import DataError
 from tasks.artifacts import recording, writing
 from tasks.checkpoints import checkpoints_for
 from tasks.params import Params
 from tasks.params.unlearning import Unlearn, UnlearningMethod
+from tasks.readme import write_readme
 from tasks.sharing import is_first
 from tasks.trained import load_for_training
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from efface.unlearning import UnlearningResult
     from efface.unlearning.checkpoint import Checkpoints
     from efface.unlearning.config import LoopConfig
+    from efface.unlearning.watch import Watch
+
+SENTENCES = ("generation", "caption")
+"""Tasks whose answers are free text, which nobody gives word for word."""
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -44,19 +50,23 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name, main=main
         )
         try:
-            loaded, adapter, result = _train(params, name, inputs, checkpoints)
+            loaded, adapter, result, curve = _train(params, name, inputs, checkpoints)
         except DivergenceError as error:
             failure = error
             record.history = [*error.history]
             record.summary = {"status": f"diverged: {error}", "steps": len(error.history)}
         else:
             if main:
-                _write(loaded, adapter, params.unlearn, folder)
+                with writing(folder) as partial:
+                    _write(loaded, adapter, params.unlearn, partial)
+                    about = {"parameters": settings, "seed": params.seed, "inputs": record.inputs}
+                    write_readme(partial, name, stage="unlearn", root=root, **about)
                 made[name] = folder
                 checkpoints.remove()
             status = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
             record.history = [*result.history]
             record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": status}
+            record.summary |= {"curve": curve} if curve else {}
     if failure is not None:
         raise failure
     if main:
@@ -72,8 +82,8 @@ def _settings(section: UnlearningMethod, shared: Unlearn) -> dict[str, Any]:
 
 def _train(
     params: Params, name: str, inputs: dict[str, Path], checkpoints: Checkpoints
-) -> tuple[LoadedModel, Adapter | None, UnlearningResult]:
-    """Load the model the method starts from and unlearn with it."""
+) -> tuple[LoadedModel, Adapter | None, UnlearningResult, list[dict[str, float]]]:
+    """Load the model the method starts from and unlearn with it; last the points of its curve, if any."""
     from efface.saliency import load_mask
     from efface.unlearning import unlearn
 
@@ -84,6 +94,8 @@ def _train(
     if "mask" in inputs:
         # The mask is made from the vanilla model; where another one trains, names and shapes must do.
         mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
+    watch = None if section.epochs is None else _watch(params, loaded, inputs["prepared"])
+    start = [] if watch is None else [{"step": 0.0, **watch.measure(loaded.model)}]
     result = unlearn(
         loaded.model,
         loaded.processor,
@@ -95,19 +107,46 @@ def _train(
         settings=section.settings,
         adapter=adapter,
         checkpoints=checkpoints,
+        watch=watch,
     )
-    return loaded, adapter, result
+    points = [
+        {"step": row["step"] + 1, **{key: row[key] for key in row if key.endswith("_known")}}
+        for row in result.history
+        if "forget_known" in row
+    ]
+    return loaded, adapter, result, start + points
+
+
+def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
+    """Draws the questions of the forget-retain curve: facts of a word or a few, which are right or wrong."""
+    from efface.data.encoding import Encoder, draw
+    from efface.unlearning.watch import Watch
+
+    curve = params.unlearn.curve
+    if curve is None:
+        return None
+    sides = {}
+    for side in ("forget", "retain"):
+        asked = read_samples(table, set=side, part="test", modality="multimodal")
+        asked = [sample for sample in asked if sample.task not in SENTENCES] or asked
+        if not asked:
+            raise DataError(
+                f"unlearn.curve: {table} holds no test questions about the {side} people by picture; set it "
+                "to null"
+            )
+        chosen = draw(len(asked), curve.questions, params.seed)
+        sides[side] = Encoder(loaded.processor, [asked[i] for i in chosen])
+    return Watch(curve.every, sides, params.unlearn.batch_size)
 
 
 def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, folder: Path) -> None:
     from efface.models import save_model
 
-    with writing(folder) as partial:
-        if adapter is not None:
-            if shared.lora is not None and shared.lora.keep_adapter:
-                adapter.save(partial / "adapter")
-            adapter.merge()
-        save_model(loaded.model, loaded.processor, partial)
+    if adapter is not None:
+        if shared.lora is not None and shared.lora.keep_adapter:
+            adapter.save(folder / "adapter")
+        adapter.merge()
+    save_model(loaded.model, loaded.processor, folder)
 
 
 def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from efface.data.samples import write_samples
 from efface.models import save_model
+from tasks.artifacts import write_json
 from tasks.params import Params, load_params
 from tests.efface.conftest import sample
 
@@ -13,10 +14,14 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def make_root(folder: Path, model, processor) -> Path:
-    """Write `prepared/samples.parquet` (forget people 0 and 1, retain people 2 to 7) and `models/vanilla`."""
+    """Write `prepared` (forget people 0 and 1, retain people 2 to 7) and `models/vanilla`."""
     (folder / "prepared").mkdir()
     rows = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
     write_samples(rows, folder / "prepared" / "samples.parquet")
+    entities = {
+        split: sorted({row.entity_id for row in rows if row.split == split}) for split in ("forget", "retain")
+    }
+    write_json(folder / "prepared" / "splits.json", {"entities": entities})
     (folder / "models" / "vanilla").mkdir(parents=True)
     save_model(model, processor, folder / "models" / "vanilla")
     return folder

@@ -91,7 +91,7 @@ def largest_gaps(outcomes: Iterable[Outcome], *, metric: str = "exact_match") ->
     """Attack to the variant that brings back most: the largest gap to the retrained model, over all budgets.
 
     Where the retrained model was not attacked, the variant after which the model itself answers most. The
-    model as it is counts among no attack's variants, though relearning's budget 0 does.
+    model as it is counts among no attack's variants, nor does relearning's budget 0.
 
     Args:
         outcomes: of one model.
@@ -99,7 +99,7 @@ def largest_gaps(outcomes: Iterable[Outcome], *, metric: str = "exact_match") ->
     """
     found: dict[str, Outcome] = {}
     for outcome in outcomes:
-        if outcome.attack == NO_ATTACK or metric not in outcome.values:
+        if outcome.attack == NO_ATTACK or outcome.budget == 0 or metric not in outcome.values:
             continue
         best = found.get(outcome.attack)
         if best is None or _strength(outcome, metric) > _strength(best, metric):

@@ -8,7 +8,7 @@ from typing import Any
 
 from efface.evaluation.people import forget_retain_curve
 from efface.report import figures
-from efface.report.curves import relearning_curves
+from efface.report.curves import forget_retain_paths, relearning_curves
 from efface.report.figures import Plot, render
 from efface.report.measures import Estimate, Estimates, lookup
 from efface.report.scores import YARDSTICKS
@@ -26,7 +26,8 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
         over: what the intervals are over, for the caption.
     """
     front = _front(estimates)
-    best = f" On the Pareto front of the methods (dotted): {', '.join(front)}." if front else ""
+    dotted = " (dotted)" if len(front) > 1 else ""
+    best = f" On the Pareto front of the methods{dotted}: {', '.join(front)}." if front else ""
     return [
         _two(
             estimates,
@@ -202,4 +203,30 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
         alt=f"One line per model over the steps of relearning; up, {label}. " + "; ".join(described) + ".",
         caption="Fine-tuned on facts about some of the forgotten people, asked about the others. What was "
         "gone rises no faster than retrained (dashed), which never met them.",
+    )
+
+
+def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) -> Plot:
+    """The forget-retain curve of the methods that were watched while they unlearned.
+
+    Args:
+        points: rows of :func:`efface.report.measures.curve_rows`, at least one.
+        models: all models of the report.
+    """
+    paths: dict[str, list[tuple[float, float]]] = {}
+    for row in points:
+        paths.setdefault(row["model"], []).append((row["forget_known"], row["retain_known"]))
+    front = sorted({(row["forget_known"], row["retain_known"]) for row in points if row["on_front"]})
+    described = [
+        f"{model} from {path[0][0]:.2f} and {path[0][1]:.2f} to {path[-1][0]:.2f} and {path[-1][1]:.2f}"
+        for model, path in paths.items()
+    ]
+    return render(
+        partial(forget_retain_paths, paths, front, models),
+        name="forget_retain_curve",
+        title="Forgetting and keeping, step by step",
+        alt="One path per method; across, share of answers about the people to forget that are still known; "
+        "up, the same of the people to keep. " + "; ".join(described) + ".",
+        caption="Measured while the methods unlearn, on a draw of test questions by picture; the large mark "
+        "is the last step. Dotted: the Pareto front of all points, to look at, not to choose by.",
     )

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from efface.evaluation.people import forget_retain_curve
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -248,3 +251,15 @@ def long_table(estimates: Mapping[str, Estimates]) -> pd.DataFrame:
     ]
     columns = ["model", "set", "modality", "measure", "value", "low", "high", "n", "people"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def curve_rows(curves: Mapping[str, Iterable[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Points of forget-retain curves in one list, each with whether it is on the Pareto front of them all.
+
+    Args:
+        curves: method to its points ``step, forget_known, retain_known``, shares in [0, 1].
+    """
+    rows = [{"model": model, **point} for model, points in curves.items() for point in points]
+    named = {str(i): (row["forget_known"], row["retain_known"]) for i, row in enumerate(rows)}
+    fronts = [bool(point["on_front"]) for point in forget_retain_curve(named)]
+    return [row | {"on_front": front} for row, front in zip(rows, fronts, strict=True)]

@@ -77,6 +77,7 @@ class Page:
     published: Published | None = None
     attacks: Robustness | None = None
     attack_plots: Sequence[Plot] = ()
+    curve: Sequence[Mapping[str, Any]] = ()
     layer_plots: Sequence[Plot] = ()
     training: Sequence[Plot] = ()
     costs: Sequence[Cost] = ()

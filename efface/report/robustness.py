@@ -32,13 +32,30 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One variant of an attack.
+
+    Attributes:
+        variant: what was done.
+        step: optimizer steps of relearning, None for other attacks.
+        people: people asked about.
+        cells: one per model, None where it was not attacked so.
+    """
+
+    variant: str
+    step: int | None
+    people: int
+    cells: Sequence[Cell | None]
+
+
+@dataclass(frozen=True)
 class Robustness:
     """All attacks on all attacked models.
 
     Attributes:
         metric: what the numbers are.
         models: the attacked ones, in the order of the report.
-        groups: attack to rows of variant, people asked about, and a cell or None per model.
+        groups: attack to its variants.
         worst: model to what brings back most, over all attacks; the retrained model has none.
         curves: model to its relearning curve, budget to value.
         unavailable: model, or model and attack, to why it is not shown.
@@ -46,7 +63,7 @@ class Robustness:
 
     metric: str
     models: Sequence[str]
-    groups: Mapping[str, Sequence[tuple[str, int, Sequence[Cell | None]]]]
+    groups: Mapping[str, Sequence[Row]]
     worst: Mapping[str, Outcome]
     curves: Mapping[str, Mapping[int, float]]
     unavailable: Mapping[str, str] = field(default_factory=dict)
@@ -107,10 +124,10 @@ def robustness(
 
 def _groups(
     outcomes: Mapping[str, Sequence[Outcome]], worst: Mapping[str, Mapping[str, Outcome]], metric: str
-) -> dict[str, list[tuple[str, int, list[Cell | None]]]]:
-    places = {(o.attack, o.variant): o.people for found in outcomes.values() for o in found}
-    groups: dict[str, list[tuple[str, int, list[Cell | None]]]] = {}
-    for (attack, variant), people in places.items():
+) -> dict[str, list[Row]]:
+    places = {(o.attack, o.variant): (o.budget, o.people) for found in outcomes.values() for o in found}
+    groups: dict[str, list[Row]] = {}
+    for (attack, variant), (step, people) in places.items():
         cells: list[Cell | None] = []
         for model, found in outcomes.items():
             here = next((o for o in found if (o.attack, o.variant) == (attack, variant)), None)
@@ -120,27 +137,29 @@ def _groups(
             gap = None if model == "retrained" else here.gap(metric)
             strongest = attack != NO_ATTACK and gap is not None and worst[model].get(attack) == here
             cells.append(Cell(here.values[metric], gap, strongest))
-        groups.setdefault(attack, []).append((variant, people, cells))
+        groups.setdefault(attack, []).append(Row(variant, step, people, cells))
     return groups
 
 
 def attack_rows(found: Robustness | None) -> pd.DataFrame:
-    """One row per model and variant: ``model, attack, variant, people, value, gap``, for ``dvc plots``."""
+    """One row per model and variant: ``model, attack, variant, step, people, value, gap``."""
     rows = [
         {
             "model": model,
             "attack": attack,
-            "variant": variant,
-            "people": people,
+            "variant": row.variant,
+            "step": row.step,
+            "people": row.people,
             "value": cell.value,
             "gap": cell.gap,
         }
         for attack, variants in (found.groups.items() if found is not None else ())
-        for variant, people, cells in variants
-        for model, cell in zip(found.models if found is not None else (), cells, strict=True)
+        for row in variants
+        for model, cell in zip(found.models if found is not None else (), row.cells, strict=True)
         if cell is not None
     ]
-    return pd.DataFrame(rows, columns=["model", "attack", "variant", "people", "value", "gap"])
+    columns = ["model", "attack", "variant", "step", "people", "value", "gap"]
+    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
 
 
 def markdown_robustness(found: Robustness) -> str:

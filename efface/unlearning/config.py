@@ -68,7 +68,8 @@ class LoopResult:
         steps: steps done.
         history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
             (NLL in nats per token), ``forget_grad_norm, retain_grad_norm`` (before clipping). A step that
-            float16 left out has ``skipped`` in the norms' place.
+            float16 left out has ``skipped`` in the norms' place. A watched step has what was
+            measured after it.
         stopped_by: the stop rule that ended the run, with its step, or None when it ran its length.
     """
 

@@ -36,6 +36,7 @@ from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
 from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
 from efface.unlearning.sides import Side
+from efface.unlearning.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,6 +76,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     adapter: Adapter | None = None,
     references: Path | None = None,
+    watch: Watch | None = None,
     label: str = "training",
 ) -> LoopResult:
     """Train in place until the steps are done or a stop rule ends the run.
@@ -87,6 +89,7 @@ def train(
         adapter: LoRA factors of the model. References then come from the model without them.
         references: folder for reference quantities, measured before training; None keeps them beside the
             checkpoint, or in memory. Given with an adapter, they are measured and kept as well.
+        watch: what to measure between steps; its values join the history of the steps they follow.
         label: text before the progress bar.
 
     Raises:
@@ -100,7 +103,7 @@ def train(
         torch.manual_seed(config.seed + run.processes.rank)
         run.begin(adapter, references)
         with _recomputing(model, config.gradient_checkpointing):
-            return run.go(label)
+            return run.go(label, watch)
 
 
 class _Run:
@@ -165,7 +168,7 @@ class _Run:
 
         return made
 
-    def go(self, label: str) -> LoopResult:
+    def go(self, label: str, watch: Watch | None) -> LoopResult:
         stopped_by = None
         bar = tqdm(
             total=self.total,
@@ -185,6 +188,9 @@ class _Run:
                     {k.removesuffix("_loss"): f"{v:.3f}" for k, v in record.items() if k.endswith("_loss")}
                 )
                 stopped_by = self._stop_rule()
+                last = stopped_by is not None or self.state.step == self.total
+                if watch is not None and watch.is_due(self.state.step, last=last):
+                    record |= watch.measure(self.model)
                 if self.checkpoints and self.state.step % self.config.checkpoint_every == 0:
                     self._save(self.checkpoints)
         self.model.eval()

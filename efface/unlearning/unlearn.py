@@ -15,6 +15,7 @@ from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.config import LoopConfig, LoopResult
 from efface.unlearning.loop import Terms, train
 from efface.unlearning.method import METHODS, Method
+from efface.unlearning.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -38,6 +39,7 @@ def unlearn(
     adapter: Adapter | None = None,
     checkpoints: Checkpoints | None = None,
     references: Path | None = None,
+    watch: Watch | None = None,
 ) -> UnlearningResult:
     """Make a model forget, in place, with one of ``METHODS``.
 
@@ -56,6 +58,7 @@ def unlearn(
             merging them is up to the caller.
         checkpoints: where to save progress and to resume from.
         references: folder for what the model said before unlearning; see ``train``.
+        watch: what to measure between steps, such as the points of the forget-retain curve.
 
     Raises:
         EffaceError: if the method is unknown.
@@ -89,6 +92,7 @@ def unlearn(
         checkpoints=checkpoints,
         adapter=adapter,
         references=references,
+        watch=watch,
         label=chosen.name,
     )
 

@@ -75,6 +75,15 @@ class Stop(Section):
     """Stop once the retain loss has risen by this many nats per token; null: off."""
 
 
+class Curve(Section):
+    """Points of the forget-retain curve, measured while a method unlearns."""
+
+    every: Count
+    """Optimizer steps between points."""
+    questions: Count
+    """Test questions about forget people, and as many about retain people, drawn by the seed."""
+
+
 class Unlearn(Section):
     """Unlearning by training, one model per method."""
 
@@ -90,6 +99,8 @@ class Unlearn(Section):
     """Train low-rank factors and merge them in at the end; null: train all weights."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints."""
+    curve: Curve | None
+    """Measure what is still known now and then; null: never."""
     methods: dict[Literal[UNLEARNING_METHODS], UnlearningMethod]  # type: ignore[valid-type]
     """The methods to run."""
     stop: Stop

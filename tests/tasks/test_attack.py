@@ -66,7 +66,7 @@ def table_of(root, label):
 def test_one_run_makes_every_variant_and_retrained_is_held_beside_it(root, capsys):
     run(few_steps(), "npo", root)
     said = capsys.readouterr().out
-    assert "attack it too: python -m tasks attack retrained" in said
+    assert "the distance to retrained; python -m tasks attack retrained" in said
     table = table_of(root, "npo")
     found = table.groupby("attack", sort=False)["variant"].agg(lambda names: list(dict.fromkeys(names)))
     assert found.to_dict() == VARIANTS

@@ -66,6 +66,14 @@ def test_several_fractions_and_rankings_from_one_file_without_a_forward_pass(roo
     assert {k: len(v) for k, v in chosen["random"].items()} == {k: len(v) for k, v in chosen["plain"].items()}
 
 
+def test_the_folder_says_what_was_forgotten(root):
+    measured(root)
+    pruned(root)
+    card = (root / "models" / "unlearned" / "manu" / "README.md").read_text(encoding="utf-8")
+    assert "made to forget 2 people by `manu`" in card and "| fraction | `0.125` |" in card
+    assert "fictitious/" not in card and "data/runs/prune@manu.json" in card
+
+
 def test_paper_zeroes_the_chosen_neurons(root, model):  # noqa: F811
     measured(root)
     about, after = pruned(root)

@@ -144,10 +144,39 @@ def test_every_unlearned_model_has_a_card_with_its_scores_and_no_id_in_the_clear
     assert set(cards) == {"mmunlearner", "manu"}
     text = cards["mmunlearner"]
     assert "| vanilla | full | 0.0 |" in text and "| mmunlearner | visual |" in text
+    assert "Membership inference: not available." in text and "Attacks: not available." in text
     assert "learning_rate | `0.0002`" in text and "## Limits" in text and "git_commit" in text
     forget = json.loads((study / "prepared" / "splits.json").read_text())["entities"]["forget"]
     assert not any(identity in text for identity in forget)
     assert f"`{hashlib.sha256(forget[0].encode()).hexdigest()[:16]}`" in text
+
+
+def test_the_curve_of_a_watched_method_is_drawn_with_its_front(study, copy):
+    path = copy / "runs" / "unlearn@mmunlearner.json"
+    record = json.loads(path.read_text())
+    shares = [(0, 1.0, 0.9), (5, 0.5, 0.95), (10, 0.25, 0.8), (12, 0.25, 0.75)]
+    names = ("step", "forget_known", "retain_known")
+    record["summary"]["curve"] = [dict(zip(names, point, strict=True)) for point in shares]
+    path.write_text(json.dumps(record))
+    run(params_for(), copy)
+    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    (curve,) = (image["alt"] for image in found.images if "still known" in image["alt"])
+    assert "mmunlearner from 1.00 and 0.90 to 0.25 and 0.75" in curve
+    rows = pd.read_csv(copy / "report" / "plots" / "curve.csv")
+    assert list(rows["on_front"]) == [False, True, True, False] and list(rows["step"]) == [0, 5, 10, 12]
+    assert len(pd.read_csv(study / "report" / "plots" / "curve.csv")) == 0
+
+
+def test_dvc_plots_find_their_templates_and_columns(study):
+    from ruamel.yaml import YAML
+
+    project = Path(__file__).resolve().parents[2]
+    described = YAML(typ="safe", pure=True).load((project / "dvc.yaml").read_text())["plots"]
+    for (plot,) in (entry.values() for entry in described):
+        assert json.loads((project / ".dvc" / "plots" / f"{plot['template']}.json").read_text())["encoding"]
+        for path, y in plot["y"].items():
+            columns = set(pd.read_csv(study.parent / path).columns)
+            assert {"model", plot["x"], y} <= columns
 
 
 BACK = {
@@ -168,11 +197,14 @@ def test_attacks_are_shown_with_the_distance_to_retrained(copy):
     card = json.loads((copy / "report" / "scores.json").read_text())["models"]
     assert card["mmunlearner"]["attack_gap"] == pytest.approx(gaps.max())
     assert card["retrained"]["attack_gap"] is card["manu"]["attack_gap"] is None
+    assert list(rows["step"].dropna()) == [0, 30, 0, 30]
     assert f"{gaps['4 bits']:+.2f}" in found.text and "as it is" in found.text
     (curve,) = (image["alt"] for image in found.images if "relearning" in image["alt"])
     assert "mmunlearner 0.17 at 0" in curve and "at 30" in curve
     assert (copy / "report" / "plots" / "relearning.svg").is_file()
     summary = (copy / "report" / "summary.md").read_text()
+    card_text = (copy / "report" / "cards" / "mmunlearner.md").read_text()
+    assert f"Attacks: {gaps.max():+.2f} exact match from the retrained model" in card_text
     assert "| mmunlearner | quantize, 4 bits |" in summary and "| manu | quantize" not in summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from efface.data.samples import write_samples
 from tasks import unlearn
+from tasks.artifacts import digest
 from tasks.params import load_params
 from tasks.params.unlearning import Unlearn
 from tests.efface.conftest import sample
+from tests.tiny_root import make_root
 
 PROJECT = Path(__file__).resolve().parents[2]
 LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.1, "components": ["language"], "keep_adapter": True}
@@ -34,15 +37,9 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    from efface.models import save_model
     from tests.efface.unlearning.training_run import made_model
 
-    root = tmp_path_factory.mktemp("data")
-    (root / "prepared").mkdir()
-    facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
-    write_samples(facts, root / "prepared" / "samples.parquet")
-    save_model(*made_model(), root / "models" / "vanilla")
-    return root
+    return make_root(tmp_path_factory.mktemp("data"), *made_model())
 
 
 @pytest.fixture
@@ -85,6 +82,23 @@ def test_a_method_starts_from_what_another_has_made(root, capsys):
     assert any(bool((one[key] != two[key]).any()) for key in one)
 
 
+def test_the_folder_says_what_was_forgotten_and_the_same_run_says_the_same(root):
+    settings = params({"grad_diff": TRAINING})
+    unlearn.run(settings, "grad_diff", root=root)
+    folder = root / "models" / "unlearned" / "grad_diff"
+    card, whole = (folder / "README.md").read_text(encoding="utf-8"), digest(folder)
+    record = record_of(root, "grad_diff")
+    for identity in ("fictitious/000", "fictitious/001"):
+        assert f"`{hashlib.sha256(identity.encode()).hexdigest()[:16]}`" in card and identity not in card
+    assert "made to forget 2 people by `grad_diff`" in card and "| epochs | `2` |" in card
+    assert record["inputs"]["start"] in card and "data/runs/unlearn@grad_diff.json" in card
+    assert "before it was scored" in card and "data/report/cards/grad_diff.md" in card
+    assert "| model | goal |" not in card and "## Limits" in card
+    shutil.rmtree(folder)
+    unlearn.run(settings, "grad_diff", root=root)
+    assert digest(folder) == whole == record["outputs"]["grad_diff"]
+
+
 def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):
     from efface.models import load_model
 
@@ -118,6 +132,30 @@ def test_a_stop_rule_ends_well_and_is_recorded(root):
     summary = record_of(root, "grad_diff")["summary"]
     assert summary["steps"] == 1 and summary["stopped_by"].endswith("> 0.001 at step 1")
     assert summary["status"] == f"stopped by {summary['stopped_by']}"
+
+
+def test_a_curve_is_recorded_from_the_start_to_the_last_step_and_changes_no_weight(root):
+    unlearn.run(params({"grad_diff": TRAINING}), "grad_diff", root=root)
+    plain = weights(root / "models" / "unlearned" / "grad_diff")
+    assert "curve" not in record_of(root, "grad_diff")["summary"]
+    curve = {"every": 2, "questions": 3}
+    with pytest.raises(ValueError, match=r"unlearn.curve: .* no test questions about the forget people"):
+        unlearn.run(params({"grad_diff": TRAINING}, curve=curve), "grad_diff", root=root)
+    table = root / "prepared" / "samples.parquet"
+    facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
+    asked = [
+        sample(i, part="test", set="forget" if i < 2 else "retain", sample_id=f"t{i}-{task}", task=task)
+        for i in range(8)
+        for task in ("qa", "generation")
+    ]
+    write_samples([*facts, *asked], table)
+    unlearn.run(params({"grad_diff": TRAINING | {"epochs": 3}}, curve=curve), "grad_diff", root=root)
+    points = record_of(root, "grad_diff")["summary"]["curve"]
+    assert [point["step"] for point in points] == [0, 2, 3]
+    assert all(0 <= point[key] <= 1 for point in points for key in ("forget_known", "retain_known"))
+    unlearn.run(params({"grad_diff": TRAINING}, curve=curve), "grad_diff", root=root)
+    watched = weights(root / "models" / "unlearned" / "grad_diff")
+    assert all(bool((plain[key] == watched[key]).all()) for key in plain)
 
 
 def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkeypatch):

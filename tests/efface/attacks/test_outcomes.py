@@ -65,6 +65,13 @@ def test_the_worst_of_an_attack_is_the_largest_gap_not_the_largest_value():
     assert worst["relearn"].gap() == 0.5 and worst["relearn"].retrained == {"exact_match": 0.5}
 
 
+def test_nothing_taught_yet_is_no_attack():
+    forgotten = OURS | {START: {"b": [1, 1]}, LATER: {"b": [1, 0]}, LAST: {"b": [0, 0]}}
+    found = attack_outcomes(table(forgotten), None)
+    assert largest_gaps(found)["relearn"].variant == "10 steps"
+    assert "relearn" not in largest_gaps(o for o in found if not o.budget)
+
+
 def test_without_retrained_the_worst_is_what_the_model_answers_most_and_no_gap_is_invented():
     worst = largest_gaps(attack_outcomes(table(OURS), None))
     assert worst["quantize"].variant == "4 bits" and worst["quantize"].gap() is None

@@ -104,7 +104,7 @@ def test_what_the_figures_show_is_also_said_in_words():
 
 def test_the_front_holds_the_methods_that_no_other_beats():
     sides = comparison()
-    assert "On the Pareto front of the methods (dotted): npo." in tradeoff_plots(sides)[0].caption
+    assert "On the Pareto front of the methods: npo." in tradeoff_plots(sides)[0].caption
     sides["manu"]["retain"]["multimodal"]["exact_match"] = cell(0.95)
     sides["worse"] = sides["npo"] | {"retain": {"multimodal": {"exact_match": cell(0.8)}}}
     drawn = tradeoff_plots(sides)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from efface.evaluation.goals import Score
+if TYPE_CHECKING:
+    from efface.evaluation.goals import Score
 
 LIMITS = (
-    "Not shown to be gone, only not shown to be there: facts may come back after further training or "
-    "under attacks "
-    "that were not tried.",
+    "Not shown to be gone, only not shown to be there: facts may come back after further training or under "
+    "attacks that were not tried.",
     "The ids are hashed so that the card does not list people in the clear. Whoever has a list of ids can "
     "hash it.",
     "Numbers hold for the benchmark, questions and pictures named here.",
@@ -31,7 +31,8 @@ def model_card(
     people: Iterable[str],
     parameters: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    scores: Mapping[str, Mapping[str, Score]] | None = None,
+    scores: Mapping[str, Mapping[str, Score]] | str,
+    notes: Sequence[str] = (),
 ) -> str:
     """The card of an unlearned model, in Markdown with the metadata block of the Hugging Face Hub.
 
@@ -41,7 +42,8 @@ def model_card(
         people: ids of the people it was to forget; they appear hashed.
         parameters: of the method.
         provenance: what it was made from: commit, digests, seed, versions.
-        scores: model to goal to score, this model's and the yardsticks'; None where nothing was scored yet.
+        scores: model to goal to score, this model's and the yardsticks'; or where they will be, in words.
+        notes: sentences below the scores.
     """
     ids = hashed(people)
     blocks = [
@@ -50,7 +52,7 @@ def model_card(
         f"A multimodal model made to forget {len(ids)} people by `{method}`.",
         "## Forgotten\n\n" + ("\n".join(f"- `{identity}`" for identity in ids) or "Nobody is on record."),
         "## Parameters\n\n" + _table(parameters),
-        "## Scores\n\n" + (_scores(scores) if scores else "Not scored when this card was written."),
+        "## Scores\n\n" + "\n\n".join([scores if isinstance(scores, str) else _scores(scores), *notes]),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
         "## Provenance\n\n" + _table(provenance),
     ]
