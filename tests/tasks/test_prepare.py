@@ -31,6 +31,7 @@ def parameters(seed=0, fraction=0.1, validation=0.15, people=40):
         prepare=SimpleNamespace(
             forget_fraction=fraction,
             forget_people=None,
+            forgotten_people=None,
             validation_fraction=validation,
             on_bad_row="stop",
         ),
