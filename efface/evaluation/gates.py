@@ -58,7 +58,7 @@ class Gate:
     def __str__(self) -> str:
         of = f" of {self.about}" if self.about else ""
         if self.value is None:
-            return f"{self.name}{of}: nothing was asked, expected {self.holds} {self.limit:g}"
+            return f"{self.name}{of} could not be measured, expected {self.holds} {self.limit:g}"
         return f"{self.name}{of} {self.value:.3f}, expected {self.holds} {self.limit:g}"
 
 
@@ -116,8 +116,8 @@ def gates(
         vanilla: those of the model that had forgotten nobody, on the same samples.
         groups: request to the entity ids of its people, all requests so far.
         forget_at_most: exact match by picture; the higher of pictures seen and unseen counts.
-        retain_at_least: share of vanilla.
-        utility_at_least: share of vanilla.
+        retain_at_least: share of vanilla; 0: not asked.
+        utility_at_least: share of vanilla; 0: not asked.
 
     Raises:
         ArtifactError: if the two tables were made from different samples.
@@ -130,5 +130,6 @@ def gates(
         highest = max(pictured, default=None)
         found.append(Gate("forget", request, highest, forget_at_most, "at most"))
     for name, limit in (("retain", retain_at_least), ("utility", utility_at_least)):
-        found.append(Gate(name, None, share_kept(table, vanilla, KEPT[name]), limit, "at least"))
+        if limit:
+            found.append(Gate(name, None, share_kept(table, vanilla, KEPT[name]), limit, "at least"))
     return found
