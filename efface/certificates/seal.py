@@ -48,7 +48,8 @@ def chain_faults(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     faults = []
     before: Mapping[str, Any] | None = None
-    for place, certificate in enumerate(sorted(certificates, key=lambda each: int(each["number"])), 1):
+    for certificate in sorted(certificates, key=lambda each: int(each["number"])):
+        place = 1 if before is None else int(before["number"]) + 1
         name = certificate["request"]["id"]
         if digest_of(certificate) != certificate[DIGEST]:
             faults.append(f"certificate {name}: its content is not what its digest says; it was changed")

@@ -16,7 +16,7 @@ class Gates(Section):
     """Exact match by picture on the people of each request, the earlier ones too; the higher of the values on
     pictures seen in training and on others."""
     retain_at_least: Annotated[float, Field(ge=0)]
-    """Exact match on the people to keep, as a share of the vanilla model's on the same questions; 0: not asked."""
+    """Exact match on the people to keep, as a share of the vanilla model's; 0: not asked."""
     utility_at_least: Annotated[float, Field(ge=0)]
     """Exact match on real people and general skills, likewise; 0: not asked."""
     relearn_gap_at_most: Level | None
