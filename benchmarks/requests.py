@@ -72,7 +72,7 @@ def make_project(folder: Path, cache: Path) -> Path:
     params.write_text(text)
     config = configparser.ConfigParser()
     config.read(".dvc/config")
-    config["core"] |= {"no_scm": "true", "autostage": "false"}
+    config["core"].update({"no_scm": "true", "autostage": "false"})
     config["cache"] = {"dir": str(cache.absolute())}
     (folder / ".dvc").mkdir(exist_ok=True)
     with open(folder / ".dvc" / "config", "w", encoding="utf-8") as handle:

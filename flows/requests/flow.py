@@ -24,7 +24,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from efface.errors import EffaceError  # noqa: E402
 from flows.children import reproduce  # noqa: E402
 from flows.devices import device  # noqa: E402
-from flows.workspaces import make_project  # noqa: E402
+from flows.workspaces import make_project, replace, values_of  # noqa: E402
 from tasks.params import Params, load_params  # noqa: E402
 from tasks.requests import finishing, planning  # noqa: E402
 from tasks.requests.intake import read_requests  # noqa: E402
@@ -63,12 +63,9 @@ def plan(params: Params, registry: Registry, only: list[str]) -> Plan | dict[str
 def prepare(made: Plan, params: Params) -> str:
     """Make the run's folder: a DVC project that starts from the model in production."""
     place = RUNS / made.run
-    make_project(
-        place,
-        planning.edits(made, params),
-        params.avatars.profile,
-        without=planning.left_out(params),
-    )
+    document = values_of(Path())
+    replace(document, planning.edits(made, params), params.avatars.profile)
+    make_project(place, document, without=planning.left_out(params))
     planning.give_models(made, params, ROOT)
     return place.as_posix()
 
