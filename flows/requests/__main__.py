@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,9 +113,10 @@ def run(
 
         load_params()  # a mistake is told at once, not after a server has started
         watch_over_this_process()
-        from flows.children import terminate_all
+        from flows.children import interrupted, terminate_all
         from flows.requests.flow import run as run_flow
 
+        signal.signal(signal.SIGINT, interrupted)
         try:
             good = run_flow(request or [], lambda line: typer.echo(line, err=line.startswith("error")))
         finally:

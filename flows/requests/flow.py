@@ -1,8 +1,4 @@
-"""The flow that carries out pending requests; a deployment names it flows.requests.flow.requests.
-
-A deployment must name it so, not by its file: Prefect would put that file's folder first on the path of
-imports, or the folder above it, where `requests` is no longer the library that others import by that name.
-"""
+"""The flow that carries out pending requests."""
 
 from __future__ import annotations
 

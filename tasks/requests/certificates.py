@@ -69,8 +69,13 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
         certificate = read_json(path)
         if not isinstance(certificate, dict) or certificate.get("kind") != KIND:
             raise ArtifactError(f"{path} is not a certificate (no kind {KIND}); restore it from git")
-        if missing := {"number", "previous", "request", DIGEST, "files"} - certificate.keys():
-            raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}; restore it from git")
+        whole = {"number": int, "request": dict, DIGEST: str, "files": dict, "run": str}
+        wrong = [key for key, kind in whole.items() if not isinstance(certificate.get(key), kind)]
+        if wrong or "id" not in certificate["request"] or "previous" not in certificate:
+            raise ArtifactError(
+                f"{path} was changed: it is no whole certificate ({', '.join(wrong) or 'parts are missing'}); "
+                "restore it from git"
+            )
         found.append(certificate)
     return sorted(found, key=lambda each: int(each["number"]))
 
@@ -143,9 +148,15 @@ def verify(root: Path) -> Verification:
     found.faults += chain_faults(certificates)
     known: dict[Path, str | None] = {}
     for certificate in certificates:
-        _check_page(root, certificate, found)
-        _check_files(root, certificate, found, known)
-        _check_people(certificate, outcomes, salt, found)
+        name = certificate["request"]["id"]
+        try:
+            _check_page(root, certificate, found)
+            _check_files(root, certificate, found, known)
+            _check_people(certificate, outcomes, salt, found)
+        except (KeyError, TypeError) as error:
+            found.faults.append(
+                f"certificate {name}: something in it is missing or no longer whole ({error})"
+            )
     present = {each[DIGEST] for each in certificates}
     for request, outcome in outcomes.items():
         if outcome.certificate is not None and outcome.certificate not in present:
@@ -166,7 +177,7 @@ def _check_page(root: Path, certificate: Mapping[str, Any], found: Verification)
     page = path_of(root, certificate).with_suffix(".html")
     name = certificate["request"]["id"]
     text = page.read_text(encoding="utf-8") if page.is_file() else None
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # of a changed certificate, told before
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # of a changed one: its digest tells
         if text == render_certificate(certificate):
             return
     found.faults.append(

@@ -77,19 +77,20 @@ def registry_of(params: Params, root: Path) -> Registry:
     return Registry(project_of(root), name, f"efface-{benchmark}-requests")
 
 
-def look(root: Path, production: Collection[int] = (), candidate: int | None = None) -> Desk:
+def look(root: Path, production: Collection[int] | None = None, candidate: int | None = None) -> Desk:
     """Read all requests and check those that are pending.
 
     Args:
         root: the data folder.
-        production: version in production and those it was made from.
+        production: version in production and those it was made from; None: what is on disk is believed.
         candidate: version that waits to be promoted.
 
     Raises:
         ArtifactError: if nothing is prepared, or the state of a request is damaged.
     """
     requests, problems = read_requests(root)
-    outcomes = agreed(read_outcomes(root), production, candidate)
+    outcomes = read_outcomes(root)
+    outcomes = outcomes if production is None else agreed(outcomes, production, candidate)
     people, meant = People.of(root), dict[str, list[str]]()
     taken = {
         person: request for request, outcome in outcomes.items() for person in outcome.subjects

@@ -260,3 +260,13 @@ def test_the_salt_can_come_from_the_environment(office, monkeypatch):
     assert certificates.verify(office.root).faults == []
     monkeypatch.setenv(certificates.SALT_VARIABLE, "short")
     assert "expected at least 32" in certificates.verify(office.root).faults[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("request", "A"), ("files", {"mask": 1}), ("scores", None), ("number", "one")]
+)
+def test_a_certificate_out_of_shape_is_a_fault_and_no_crash(office, key, value):
+    office.forget("A", PEOPLE[1])
+    path = certificates.folder_of(office.root) / "0001-A.json"
+    path.write_text(json.dumps(read_json(path) | {key: value}))
+    assert certificates.verify(office.root).faults
