@@ -73,7 +73,7 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
         wrong = [key for key, kind in whole.items() if not isinstance(certificate.get(key), kind)]
         if wrong or "id" not in certificate["request"] or "previous" not in certificate:
             raise ArtifactError(
-                f"{path} was changed: it is no whole certificate ({', '.join(wrong) or 'parts are missing'}); "
+                f"{path} was changed: it is no whole certificate ({', '.join(wrong) or 'parts lack'}); "
                 "restore it from git"
             )
         found.append(certificate)
