@@ -1,6 +1,6 @@
-"""A study's cells, each a DVC project of its own beside the main one, all sharing the main one's cache.
+"""DVC projects beside the main one that share its cache: a study's cells, the runs of requests.
 
-DVC remembers in that cache what every stage made of what. So whatever one cell has in common with another,
+DVC remembers in that cache what every stage made of what. So whatever one project has in common with another,
 or with the pipeline itself, is computed once, and fetched everywhere else.
 """
 
@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -114,27 +114,7 @@ def prepare(cell: Cell, params: Params, project: Path = Path()) -> Path:
         StudyError: if a setting is none that the method has.
         ParamsError: if a value is not allowed.
     """
-    folder = project / cell.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _CODE:
-        with writing(folder / name) as partial:
-            shutil.copytree(project / name, partial, ignore=_IGNORED)
-    for name in _FILES:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with writing(folder / name) as partial:
-            shutil.copyfile(project / name, partial)
-    _write_params(cell, params, project / "params.yaml", folder / "params.yaml")
-    _write_config(project, folder)
-    return folder
-
-
-def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> None:
-    from ruamel.yaml import YAML
-
-    # The values alone: written back with its comments and anchors, a long file does not always read the same.
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    document = json.loads(_values(source, source.stat().st_mtime_ns))
+    document = values_of(project)
     edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
     if cell.method in params.study.extra:
         definition = params.study.extra[cell.method].model_dump(mode="json", exclude_unset=True)
@@ -147,13 +127,83 @@ def _write_params(cell: Cell, params: Params, source: Path, target: Path) -> Non
         kind = "prune" if cell.method in params.prune.methods else "unlearn"
         edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
     document["seed"] = cell.seed
-    overrides = _profile(document["profiles"], params.avatars.profile)
+    replace(document, edits, params.avatars.profile)
+    return make_project(cell.folder, document, project)
+
+
+def make_project(
+    place: Path, document: Any, project: Path = Path(), *, without: Collection[str] = ()
+) -> Path:
+    """Make a folder a DVC project with the code of now; what it made before stays.
+
+    Args:
+        place: the folder, relative to the project.
+        document: what its params.yaml holds, from `values_of`.
+        project: whose code and cache it shares.
+        without: stages that it does not have, because what they make is put there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ParamsError: if a value is not allowed.
+    """
+    folder = project / place
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _CODE:
+        with writing(folder / name) as partial:
+            shutil.copytree(project / name, partial, ignore=_IGNORED)
+    for name in _FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder / name) as partial:
+            shutil.copyfile(project / name, partial)
+    if without:
+        _leave_out(folder / "dvc.yaml", without)
+    _write_params(document, folder / "params.yaml")
+    _write_config(project, folder)
+    return folder
+
+
+def values_of(project: Path) -> dict[str, Any]:
+    """What the project's params.yaml holds, to be changed for another one."""
+    source = project / "params.yaml"
+    return dict(json.loads(_values(source, source.stat().st_mtime_ns)))
+
+
+def replace(document: dict[str, Any], edits: Mapping[str, Any], profile: str) -> None:
+    """Put values into a parameter file's document, by dotted key: in the section, and in the profile that
+    would replace it there.
+
+    Raises:
+        StudyError: if a key is not there.
+    """
+    overrides = _profile(document["profiles"], profile)
     for dotted, value in edits.items():
         _replace(document, dotted, value)
         if _holds(overrides, dotted):  # the profile's word counts
             _replace(overrides, dotted, value)
+
+
+def _write_params(document: Any, target: Path) -> None:
+    from ruamel.yaml import YAML
+
+    # The values alone: written back with its comments and anchors, a long file does not always read the same.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
     checked(document, target)
     with writing(target) as partial, partial.open("w", encoding="utf-8") as handle:
+        yaml.dump(document, handle)
+
+
+def _leave_out(path: Path, stages: Collection[str]) -> None:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    for name in stages:
+        document["stages"].pop(name)
+    document.pop("plots", None)  # of a report that may not be there
+    with writing(path) as partial, partial.open("w", encoding="utf-8") as handle:
         yaml.dump(document, handle)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import typer
 
 from efface.data.benchmarks import READERS
-from efface.data.benchmarks.reading import BadRows, Forgetting
+from efface.data.benchmarks.reading import BadRows, BenchmarkData, Forgetting
 from efface.data.samples import Sample, validated, write_samples
-from efface.data.splits import draw_validation, with_validation
+from efface.data.splits import draw_validation, with_people, with_validation
 from efface.errors import DataError
 from tasks.artifacts import write_json, writing
 from tasks.params import Params
@@ -25,14 +25,19 @@ def run(params: Params, root: Path = Path("data")) -> None:
     """
     section, name = params.prepare, params.benchmark.name
     reader = importlib.import_module(READERS[name])
-    people = None if section.forget_people is None else tuple(section.forget_people)
+    forget, forgotten = section.forget_people, section.forgotten_people or []
     bad_rows = BadRows(section.on_bad_row)
     data = reader.read_benchmark(
         root / "benchmarks" / name,
         name=name,
-        forget=Forgetting(section.forget_fraction, people, params.seed),
+        forget=Forgetting(
+            section.forget_fraction, None if forget is None else (*forget, *forgotten), params.seed
+        ),
         bad_rows=bad_rows,
     )
+    if forget is not None:
+        forget, forgotten = _entities(forget, data), _entities(forgotten, data)
+        data = with_people(data, forget=forget, forgotten=forgotten)
     if not data.entities["forget"] or not data.entities["retain"]:
         raise DataError(
             f"{root / 'benchmarks' / name}: {len(data.entities['forget'])} people to forget and "
@@ -52,6 +57,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
                 "entities": data.entities,
                 "validation": validation,
                 "names": data.names,
+                **({"forgotten": sorted(forgotten)} if forgotten else {}),
             },
         )
         if section.on_bad_row == "skip":
@@ -59,10 +65,17 @@ def run(params: Params, root: Path = Path("data")) -> None:
     left_out = len(bad_rows.left_out)
     typer.echo(
         f"{folder}: {counts['train']} training and {counts.total() - counts['train']} evaluation samples; "
-        f"{len(data.entities['forget'])} people to forget, {len(data.entities['retain'])} to retain, "
+        f"{len(data.entities['forget']) - len(forgotten)} people to forget, "
+        f"{len(data.entities['retain'])} to retain, "
         f"{len(validation)} of them for validation"
         + (f"; {left_out} bad rows left out, see {folder / 'left_out.json'}" if left_out else "")
     )
+
+
+def _entities(people: list[str], data: BenchmarkData) -> list[str]:
+    """Ids of these people; a benchmark of one's own may have them as its table writes them."""
+    known = {*data.entities["forget"], *data.entities["retain"]}
+    return [f"person/{person}" if f"person/{person}" in known else person for person in people]
 
 
 def _counted(samples: Iterable[Sample], counts: Counter[str]) -> Iterator[Sample]:

@@ -19,13 +19,25 @@ from tasks.params.evaluation import Attack, Evaluate, Report
 from tasks.params.file import PROFILES, for_sections_only, merged, profiles_of, read
 from tasks.params.models import Base, Finetuning
 from tasks.params.pruning import Prune
+from tasks.params.requests import Requests
 from tasks.params.section import Section
 from tasks.params.study import Study
 from tasks.params.unlearning import Unlearn
 
-__all__ = ["PROFILES", "SECTIONS", "YARDSTICKS", "Params", "ParamsError", "checked", "load_params"]
+__all__ = [
+    "ORIGINAL",
+    "PROFILES",
+    "SECTIONS",
+    "YARDSTICKS",
+    "Params",
+    "ParamsError",
+    "checked",
+    "load_params",
+]
 
 YARDSTICKS = ("base", "vanilla", "retrained")
+ORIGINAL = "original"
+"""A model that is given, not made: the first vanilla model, where requests have put another in its place."""
 
 
 class Params(Section):
@@ -47,6 +59,7 @@ class Params(Section):
     attack: Attack
     report: Report
     study: Study
+    requests: Requests
 
     @model_validator(mode="after")
     def _every_mask_is_made(self) -> Params:
@@ -66,11 +79,6 @@ class Params(Section):
                 f"prepare.forget_fraction is {self.prepare.forget_fraction}: expected one of "
                 f"{', '.join(map(str, known))}, which {name} has"
             )
-        if known is not None and self.prepare.forget_people is not None:
-            raise ValueError(
-                f"prepare.forget_people is {self.prepare.forget_people}: expected null, because {name} says "
-                "itself who is to be forgotten"
-            )
         return self
 
     @model_validator(mode="after")
@@ -89,7 +97,7 @@ class Params(Section):
                     f"evaluate.models must hold every model; add this entry to it: {name}: {folder}"
                 )
         for name, folder in self.evaluate.models.items():
-            if folder not in folders.values():
+            if folder not in (*folders.values(), ORIGINAL):
                 raise ValueError(
                     f"evaluate.models.{name} is {folder!r}: no stage makes that model; "
                     f"expected one of: {', '.join(folders.values())}"
@@ -129,6 +137,20 @@ class Params(Section):
             for name in names:
                 if name not in known:
                     raise ValueError(f"study.{key} names {name}; expected some of: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _requests_name_a_method(self) -> Params:
+        name = self.requests.method
+        known = (*self.unlearn.methods, *self.prune.methods)
+        if name not in known:
+            raise ValueError(f"requests.method is {name!r}: expected one of: {', '.join(known)}")
+        method = self.unlearn.methods.get(name)
+        if method is not None and method.start != "vanilla":
+            raise ValueError(
+                f"requests.method is {name}, which starts from {method.start}: expected a method that starts "
+                "from vanilla"
+            )
         return self
 
 

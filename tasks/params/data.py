@@ -61,8 +61,20 @@ class Prepare(Section):
     forget_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the people to forget, in (0, 1); avatars and mllmu know 0.05, 0.1 and 0.15."""
     forget_people: Annotated[list[str], Field(min_length=1)] | None
-    """Ids of the people to forget, in place of the share; only for vqa, which has no sets of its own."""
+    """Ids of the people to forget, as in splits.json (fictitious/042), in place of the share; everybody else
+    is kept."""
+    forgotten_people: Annotated[list[str], Field(min_length=1)] | None
+    """Ids of others who were forgotten before: neither forgotten again nor kept, only asked about."""
     validation_fraction: Share
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
     on_bad_row: Literal["stop", "skip"]
     """A row that cannot be used stops the import, or is left out, counted and listed."""
+
+    @model_validator(mode="after")
+    def _somebody_is_to_be_forgotten_now(self) -> Prepare:
+        if self.forgotten_people is not None and self.forget_people is None:
+            raise ValueError(
+                "forgotten_people is given without forget_people: expected null, or both; name those who are "
+                "to be forgotten now"
+            )
+        return self

@@ -250,9 +250,9 @@ def test_dvc_finds_a_profile_whose_name_has_a_dot(profile):
         ("roots: {} ", "roots: {eval: x} ", "benchmark.roots of avatars: expected none, it is made here"),
         ("name: avatars ", "name: mlmu ", "benchmark.name is 'mlmu': expected one of: avatars, mllmu"),
         (
-            "forget_people: null ",
-            "forget_people: [a] ",
-            "prepare.forget_people is ['a']: expected null, because avatars says itself",
+            "forgotten_people: null ",
+            "forgotten_people: [fictitious/001] ",
+            "prepare.forgotten_people is given without forget_people: expected null, or both",
         ),
         ("on_bad_row: stop ", "on_bad_row: go ", "prepare.on_bad_row is 'go': expected one of: stop, skip"),
     ],

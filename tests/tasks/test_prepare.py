@@ -12,7 +12,7 @@ from efface.errors import DataError
 from tasks import benchmark, prepare
 
 
-def parameters(seed=0, fraction=0.1, validation=0.15, people=40):
+def parameters(seed=0, fraction=0.1, validation=0.15, people=40, forget=None, forgotten=None):
     return SimpleNamespace(
         seed=seed,
         avatars=SimpleNamespace(
@@ -30,7 +30,8 @@ def parameters(seed=0, fraction=0.1, validation=0.15, people=40):
         benchmark=SimpleNamespace(name="avatars", roots={}),
         prepare=SimpleNamespace(
             forget_fraction=fraction,
-            forget_people=None,
+            forget_people=forget,
+            forgotten_people=forgotten,
             validation_fraction=validation,
             on_bad_row="stop",
         ),
@@ -107,3 +108,65 @@ def test_a_failed_benchmark_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="can look different"):
         benchmark.run(parameters(people=2000), tmp_path)
     assert list((tmp_path / "benchmarks").iterdir()) == []
+
+
+def split_of(root: Path) -> dict[str, list[str]]:
+    return json.loads((root / "prepared" / "splits.json").read_text())["entities"]
+
+
+def test_named_people_take_the_place_of_the_share(root):
+    prepare.run(parameters(validation=0.0), root)
+    shared, everyone = split_of(root), read_samples(root / "prepared")
+    kept, gone = shared["retain"][0], shared["forget"][0]
+    prepare.run(parameters(validation=0.0, forget=[kept]), root)
+    found, samples = split_of(root), read_samples(root / "prepared")
+    assert found["forget"] == [kept] and gone in found["retain"]
+    assert sorted(found["forget"] + found["retain"]) == sorted(shared["forget"] + shared["retain"])
+
+    def asked(rows, person):
+        return {(s.split, s.part, s.set) for s in rows if s.entity_id == person}
+
+    to_forget = {("forget", "train", None), ("forget", "test", "forget"), ("forget", "test", "test")}
+    to_keep = {("retain", "train", None), ("retain", "test", "retain")}
+    assert asked(everyone, gone) == asked(samples, kept) == to_forget
+    assert asked(everyone, kept) == asked(samples, gone) == to_keep
+    others = [(s.sample_id, s.split, s.set) for s in everyone if s.entity_id not in (kept, gone)]
+    rest = set(shared["forget"]) - {gone}  # they are kept now, and so are not asked about by unseen pictures
+    still = [row for row in others if row[1] != "forget"]
+    assert [(s.sample_id, s.split, s.set) for s in samples if s.entity_id not in {kept, gone, *rest}] == still
+    assert all(asked(samples, person) == to_keep for person in rest)
+
+
+def test_naming_those_the_share_stands_for_changes_nothing(root):
+    prepare.run(parameters(), root)
+    before = digest(root / "prepared")
+    prepare.run(parameters(forget=split_of(root)["forget"]), root)
+    assert digest(root / "prepared") == before
+
+
+def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys):
+    prepare.run(parameters(validation=0.0), root)
+    now, before, *_ = split_of(root)["retain"]
+    capsys.readouterr()
+    prepare.run(parameters(validation=0.0, forget=[now], forgotten=[before]), root)
+    assert "1 people to forget, 38 to retain" in capsys.readouterr().out
+    splits = json.loads((root / "prepared" / "splits.json").read_text())
+    assert splits["forgotten"] == [before] and splits["entities"]["forget"] == sorted([now, before])
+    samples = read_samples(root / "prepared")
+    assert {s.entity_id for s in samples if s.part == "train" and s.split == "forget"} == {now}
+    assert not [s for s in samples if s.entity_id == before and s.part == "train"]
+    assert {s.set for s in samples if s.entity_id == before} == {"forget", "test"}
+    assert before not in splits["entities"]["retain"]
+
+
+@pytest.mark.parametrize(
+    ("forget", "forgotten", "words"),
+    [
+        (["fictitious/999"], None, "nobody is called fictitious/999 .*prepare.forget_people"),
+        (["real/001"], None, "nobody is called real/001"),
+        (["fictitious/001"], ["fictitious/001"], "fictitious/001: both in prepare.forget_people and in"),
+    ],
+)
+def test_unknown_people_and_people_named_twice_are_refused(root, forget, forgotten, words):
+    with pytest.raises(DataError, match=words):
+        prepare.run(parameters(forget=forget, forgotten=forgotten), root)

@@ -27,7 +27,8 @@ def read_benchmark(root: Path, *, name: str, forget: Forgetting, bad_rows: BadRo
     Args:
         root: folder of the benchmark.
         name: benchmark name; part of every sample id.
-        forget: the share to forget: 5, 10 or 15 %.
+        forget: the share to forget, 5, 10 or 15 %: whose folders are read; and who is asked about in the
+            test set, if not the people that share stands for.
         bad_rows: what to do with rows that cannot be used.
 
     Raises:
@@ -51,7 +52,7 @@ def read_roots(
     Raises:
         DataError: as `read_benchmark`.
     """
-    found = survey(eval_root, train_root, forget.percent, bad_rows)
+    found = survey(eval_root, train_root, forget.percent, bad_rows, asked=forget.people)
     reader = _Reader(name, found, bad_rows)
     return BenchmarkData(found.entities, found.names, reader.samples())
 

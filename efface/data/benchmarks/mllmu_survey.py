@@ -7,6 +7,7 @@ asked about who was not taught. Nothing but ids, names and row numbers is kept.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,22 +72,44 @@ class Survey:
         return [p for i, p in enumerate(value if isinstance(value, list) else [value]) if i not in bad]
 
 
-def survey(eval_root: Path, train_root: Path, percent: int, bad_rows: BadRows) -> Survey:
+def survey(
+    eval_root: Path,
+    train_root: Path,
+    percent: int,
+    bad_rows: BadRows,
+    *,
+    asked: Collection[str] | None = None,
+) -> Survey:
     """Walk through both roots.
+
+    Args:
+        eval_root: as in `read_roots`.
+        train_root: likewise.
+        percent: share to forget.
+        bad_rows: what to do with rows that cannot be used.
+        asked: entity ids of those asked about in the test set; None: the people of the forget folder.
 
     Raises:
         DataError: if a folder or column is missing, the roots are mixed up, they disagree on the people, or,
             unless bad rows are to be skipped, if a row cannot be used.
     """
-    return _Surveyor(eval_root, train_root, percent, bad_rows).walk()
+    return _Surveyor(eval_root, train_root, percent, bad_rows, asked).walk()
 
 
 class _Surveyor:
-    def __init__(self, eval_root: Path, train_root: Path, percent: int, bad_rows: BadRows) -> None:
+    def __init__(
+        self,
+        eval_root: Path,
+        train_root: Path,
+        percent: int,
+        bad_rows: BadRows,
+        asked: Collection[str] | None,
+    ) -> None:
         check_ratio(train_root, percent)
         check_ratio(eval_root, percent)
         self._eval, self._train, self._bad = eval_root, train_root, bad_rows
         self._folders = {"forget": forget_folder(percent), "retain": retain_folder(percent)}
+        self._named = asked
         self._found = Survey()
         self._people: dict[str, set[str]] = {split: set() for split in SPLIT_NAMES}
         self._taught: dict[str, set[str]] = {}
@@ -118,7 +141,7 @@ class _Surveyor:
     def _survey_sets(self) -> None:
         root, folders = self._eval, self._folders
         self._survey_evaluation(Evaluation(root / folders["forget"], "fictitious", "forget", "forget"))
-        forgotten = frozenset(self._people["forget"])
+        forgotten = frozenset(self._people["forget"] if self._named is None else self._named)
         self._survey_evaluation(Evaluation(root / "Test_Set", "fictitious", "forget", "test", forgotten))
         self._survey_evaluation(Evaluation(root / folders["retain"], "fictitious", "retain", "retain"))
         self._survey_evaluation(Evaluation(root / "Retain_Set", "real", "real", "real"))
@@ -173,7 +196,8 @@ class _Surveyor:
             seen.add(entity)
             self._learn_name(entity, row, file)
             self._survey_pictures(row[column], file, number, where, entity)
-            self._people[part.split].add(entity)
+            if part.only is None:  # the test set repeats people whom the folders have put into a split
+                self._people[part.split].add(entity)
         if part.set_name in self._folders:
             self._asked[part.set_name] = seen
         self._found.evaluation.append(part)

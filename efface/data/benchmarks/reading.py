@@ -21,7 +21,7 @@ class Forgetting:
     fraction: float
     """Share of the people, in (0, 1)."""
     people: tuple[str, ...] | None = None
-    """Their ids as the benchmark writes them, in place of the share; only for benchmarks without own sets."""
+    """Everybody to be asked about as a person to forget, in place of the share: entity ids."""
     seed: int = 0
     """Draws the people where the benchmark has no sets of its own."""
 

@@ -106,12 +106,13 @@ class _Reader:
 
     def _to_forget(self, people: list[str]) -> set[str]:
         if self._forget.people is not None:
-            if unknown := sorted(set(self._forget.people) - set(people)):
+            named = {person.removeprefix("person/") for person in self._forget.people}
+            if unknown := sorted(named - set(people)):
                 raise DataError(
                     f"{self._files[0]}: nobody is called {', '.join(unknown)} (people: "
                     f"{', '.join(people[:10])}, ...); correct prepare.forget_people"
                 )
-            return set(self._forget.people)
+            return named
         count = max(1, round(self._forget.fraction * len(people)))
         rng = np.random.default_rng([self._forget.seed, _STREAM])
         return {people[i] for i in rng.permutation(len(people))[:count]}

@@ -1,0 +1,1 @@
+"""Certificates: what was forgotten, with which model, and how well, so that no change goes unnoticed."""

@@ -1,0 +1,83 @@
+"""Digests of certificates, the chain they form, and hashes that stand for people.
+
+A certificate is a mapping that JSON can hold. Its digest covers everything in it, the digest of the one
+before it too; so to change one, all later ones would have to be changed as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DIGEST = "digest"
+_SALT_BYTES = 16
+
+
+def digest_of(certificate: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything but the digest itself, as JSON with sorted keys and no spaces.
+
+    Raises:
+        ValueError: if a value is NaN or infinite, which JSON has no word for.
+    """
+    body = {key: value for key, value in certificate.items() if key != DIGEST}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The certificate that follows another: with its number, the digest of that one, and its own.
+
+    Args:
+        body: what it says.
+        previous: the certificate before it; None for the first.
+    """
+    link = None if previous is None else {"id": previous["request"]["id"], DIGEST: previous[DIGEST]}
+    number = 1 if previous is None else int(previous["number"]) + 1
+    certificate = {**body, "number": number, "previous": link}
+    return {**certificate, DIGEST: digest_of(certificate)}
+
+
+def chain_faults(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with certificates as a chain, one line each; an empty list if nothing is.
+
+    Args:
+        certificates: all there are, in any order. That the last ones are missing cannot be seen from them.
+    """
+    faults = []
+    before: Mapping[str, Any] | None = None
+    for certificate in sorted(certificates, key=lambda each: int(each["number"])):
+        place = 1 if before is None else int(before["number"]) + 1
+        name = certificate["request"]["id"]
+        if digest_of(certificate) != certificate[DIGEST]:
+            faults.append(f"certificate {name}: its content is not what its digest says; it was changed")
+        if int(certificate["number"]) != place:
+            faults.append(
+                f"certificate {name} is number {certificate['number']}, expected {place}: one before it is "
+                "missing or there twice"
+            )
+        expected = None if before is None else {"id": before["request"]["id"], DIGEST: before[DIGEST]}
+        if certificate["previous"] != expected:
+            faults.append(
+                f"certificate {name} follows {_short(certificate['previous'])}, expected {_short(expected)}: "
+                "the chain is broken there"
+            )
+        before = certificate
+    return faults
+
+
+def subject_hash(salt: bytes, entity_id: str) -> str:
+    """HMAC-SHA256 (hex) of a person's id: without the salt, nobody can try ids until one fits.
+
+    Raises:
+        ValueError: if the salt is shorter than 16 bytes.
+    """
+    if len(salt) < _SALT_BYTES:
+        raise ValueError(f"a salt of {len(salt)} bytes: expected at least {_SALT_BYTES}, drawn at random")
+    return hmac.new(salt, entity_id.encode(), hashlib.sha256).hexdigest()
+
+
+def _short(link: Mapping[str, Any] | None) -> str:
+    return "none" if link is None else f"{link['id']} ({str(link[DIGEST])[:12]})"

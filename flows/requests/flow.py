@@ -1,0 +1,140 @@
+"""The flow that carries out pending requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks import environment
+
+environment.apply()  # before Prefect is imported: it reads its settings then
+
+from prefect import State, flow, get_run_logger, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from efface.errors import EffaceError  # noqa: E402
+from flows.children import reproduce  # noqa: E402
+from flows.devices import device  # noqa: E402
+from flows.workspaces import make_project, replace, values_of  # noqa: E402
+from tasks.params import Params, load_params  # noqa: E402
+from tasks.requests import finishing, planning  # noqa: E402
+from tasks.requests.intake import read_requests  # noqa: E402
+from tasks.requests.planning import RUNS, Plan  # noqa: E402
+from tasks.requests.registry import Registry  # noqa: E402
+from tasks.requests.state import holding  # noqa: E402
+
+ROOT = Path("data")
+_WAITS = [3.0, 15.0]
+
+
+def _was_the_registry(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether MLflow did not answer: that may pass. What training says is not asked twice."""
+    return "does not answer" in str(state.message)
+
+
+_asks_mlflow = {
+    "persist_result": False,
+    "cache_policy": NO_CACHE,
+    "retries": len(_WAITS),
+    "retry_delay_seconds": _WAITS,
+    "retry_condition_fn": _was_the_registry,
+}
+
+
+@task(name="plan", **_asks_mlflow)
+def plan(params: Params, registry: Registry, only: list[str]) -> Plan | dict[str, str]:
+    """Finish what an earlier run left, then choose the requests of this one."""
+    log = get_run_logger()
+    for run in finishing.settle(ROOT, registry):
+        log.info("finished the run %s, which was cut short", run)
+    return planning.plan(params, ROOT, registry, only=only)
+
+
+@task(name="prepare a project", persist_result=False, cache_policy=NO_CACHE)
+def prepare(made: Plan, params: Params) -> str:
+    """Make the run's folder: a DVC project that starts from the model in production."""
+    place = RUNS / made.run
+    document = values_of(Path())
+    replace(document, planning.edits(made, params), params.avatars.profile)
+    make_project(place, document, without=planning.left_out(params))
+    planning.give_models(made, params, ROOT)
+    return place.as_posix()
+
+
+@task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
+def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
+    """Run stages of the run's project; those that were finished before are not run again."""
+    log = get_run_logger()
+    with device(wanted=True, workers=1) as granted:
+        return reproduce(
+            stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id() or "")
+        )
+
+
+@task(name="register and certify", **_asks_mlflow)
+def accept(made: Plan, verdict: finishing.Verdict, params: Params, registry: Registry) -> int:
+    """Register the new model and write the certificates."""
+    requests_by_id, _ = read_requests(ROOT)
+    return finishing.accept(made, verdict, params, ROOT, registry, requests_by_id).number
+
+
+@flow(name="requests", result_serializer="json")
+def requests(only: list[str] | None = None) -> State[list[str]]:
+    """Take up pending requests, the one due first first; returns a line per request.
+
+    Args:
+        only: ids of the requests to take up; None: as many as `requests.batch_size`.
+    """
+    started = time.monotonic()
+    try:
+        with holding(Path(), "a run of requests"):
+            lines, good = _run(only or [])
+    except EffaceError as error:
+        return Failed(message=str(error))
+    lines.append(f"{time.monotonic() - started:.0f} seconds")
+    create_markdown_artifact(
+        key="requests", markdown="\n".join(f"- {line}" for line in lines), description="What became of each"
+    )
+    return Completed(data=lines) if good else Failed(message="\n".join(lines))
+
+
+def _run(only: list[str]) -> tuple[list[str], bool]:
+    params = load_params()
+    registry = planning.registry_of(params, ROOT)
+    made = plan(params, registry, only)
+    if not isinstance(made, Plan):
+        return [*made.values(), "no request is pending"], not made
+    log = get_run_logger()
+    log.info("run %s: %s, from version %d", made.run, ", ".join(made.batch), made.start.number)
+    folder = prepare(made, params)
+    for name, stages in planning.targets(made, params).items():
+        bring_up_to_date(name, folder, stages)
+    verdict = finishing.judge(made, params, ROOT)
+    if verdict.failures:
+        finishing.refuse(made, verdict, ROOT)
+        failed = "; ".join(verdict.failures)
+        return [
+            *made.problems.values(),
+            *(f"request {name} needs attention: {failed}" for name in made.batch),
+            f"version {made.start.number} stays in production",
+        ], False
+    number = accept(made, verdict, params, registry)
+    where = "in production" if params.requests.auto_promote else "the candidate"
+    done = [f"request {name}: version {number} has forgotten them and is {where}" for name in made.batch]
+    return [*made.problems.values(), *done], not made.problems
+
+
+def run(only: list[str], say: Callable[[str], None]) -> bool:
+    """Run the flow in this process; whether all went well."""
+    state = requests(only, return_state=True)
+    if state.is_completed():
+        for line in state.result():
+            say(line)
+        return True
+    say(f"error: {state.message}")
+    return False

@@ -1,0 +1,111 @@
+"""The page of a certificate says what the JSON says, safely, and always in the same bytes."""
+
+import copy
+
+import pytest
+
+from efface.certificates.page import render_certificate
+from efface.certificates.seal import sealed
+
+KNOWN = {"seen": 1.0, "unseen": 0.5, "by_name": None}
+GOOD = {"seen": 0.25, "unseen": 0.125, "by_name": 1.0}
+BODY = {
+    "request": {
+        "id": "A",
+        "reason": "<b>they</b> asked",
+        "legal_basis": "GDPR Art. 17",
+        "received": "2026-01-02",
+        "due": "2026-02-01",
+        "days_late": 0,
+        "requester": "case 7",
+        "subjects": ["ab" * 32, "cd" * 32],
+    },
+    "files": {"mask": {"path": "masks/saliency.safetensors", "digest": "ef" * 32}},
+    "data": {"benchmark": "avatars", "people_to_keep": 50, "people_forgotten": 4},
+    "models": {
+        "registered_name": "efface-avatars-sandbox",
+        "base": "sandbox@newest",
+        "original": {"version": 1, "digest": "1"},
+        "before": {"version": 2, "digest": "2"},
+        "after": {"version": 3, "digest": "3"},
+    },
+    "method": {
+        "name": "mmunlearner",
+        "parameters": {"epochs": 3},
+        "seed": 0,
+        "mask": {"density": {"total": 0.21}},
+    },
+    "scores": {
+        "requests": {
+            "A": {"original": KNOWN, "before": KNOWN, "after": GOOD},
+            "B": {"original": KNOWN, "before": GOOD, "after": GOOD},
+        },
+        "retain": {"original": 1.0, "before": 0.98, "after": 0.96},
+        "utility": {"original": 0.9, "before": 0.9, "after": None},
+    },
+    "attacks": {},
+    "gates": [
+        {
+            "name": "forget",
+            "about": "A",
+            "value": 0.25,
+            "limit": 0.35,
+            "holds": "at most",
+            "passed": True,
+        }
+    ],
+    "made": {"time": "2026-01-20T10:00:00Z", "git_commit": "0" * 40, "device": "cpu", "versions": {}},
+}
+
+
+def page(**changes):
+    body = copy.deepcopy(BODY)
+    body["request"] |= changes.pop("request", {})
+    return render_certificate(sealed(body | changes, None))
+
+
+def test_the_page_shows_what_was_asked_and_what_came_of_it():
+    shown = " ".join(page().split())
+    for words in (
+        "<h1>Certificate of unlearning</h1>",
+        "Request <strong>A</strong> to forget 2 people",
+        "version 2 was made to forget them with the method mmunlearner, and the result is version 3.",
+        '<td class="new">0.25</td>',
+        "request B",
+        "at most 0.35</td><td>yes</td>",
+        "50 people to keep",
+        "None was run.",
+        "none, this is the first",
+        "abababab abababab",
+        "mask with 21.0 % of the weights",
+        "requests.retrained is off",
+    ):
+        assert words in shown, words
+    assert "–" in shown, "a dash stands for no value"
+    assert "after the due date" not in shown
+
+
+def test_words_of_the_request_are_words_and_not_html():
+    assert "&lt;b&gt;they&lt;/b&gt; asked" in page() and "<b>they</b>" not in page()
+
+
+def test_lateness_attacks_and_the_retrained_model_are_shown_where_they_are():
+    assert "This was 1 day after the due date." in page(request={"days_late": 1})
+    attacks = {"relearn": {"exact_match": {"100 steps": {"after": 0.5, "retrained": 0.375}}, "gap": 0.125}}
+    assert "relearn: 100 steps</th><td>0.50</td><td>0.38</td>" in page(attacks=attacks)
+    scores = copy.deepcopy(BODY["scores"])
+    for values in (*scores["requests"].values(), scores["retain"], scores["utility"]):
+        if isinstance(values, dict) and "before" in values:
+            values["retrained"] = values["before"]
+    shown = page(scores=scores)
+    assert "retrained without them" in shown and "requests.retrained is off" not in shown
+
+
+def test_the_same_certificate_gives_the_same_page_which_loads_nothing():
+    assert page() == page()
+    assert "<script" not in page() and "http" not in page() and "src=" not in page()
+
+
+def test_a_certificate_that_lacks_something_has_no_page():
+    with pytest.raises(KeyError):
+        render_certificate({"scores": {"requests": {}}, "request": {"id": "A"}})

@@ -1,0 +1,76 @@
+"""Certificates: a digest of everything, a chain, and hashes that say nobody's name."""
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efface.certificates.seal import chain_faults, digest_of, sealed, subject_hash
+
+SALT = bytes(range(16))
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def chain(*names):
+    found = []
+    for name in names:
+        found.append(sealed({"request": {"id": name}, "value": 1}, found[-1] if found else None))
+    return found
+
+
+def test_the_digest_is_of_sorted_json_without_spaces():
+    # printf '{"a":[1,null],"b":"\xc3\xa9"}' | sha256sum
+    expected = "e03c3c1ebb5fccd76e3bd35b9a86169f35e6f1b069645d48ac278175f54c4208"
+    assert digest_of({"b": "é", "a": [1, None]}) == expected
+    assert digest_of({"a": [1, None], "b": "é", "digest": "anything"}) == expected
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), PLAIN, max_size=4), st.text(max_size=3))
+def test_any_change_changes_the_digest(body, extra):
+    body.pop("digest", None)
+    changed = copy.deepcopy(body)
+    changed["request"] = [extra, body.get("request")]
+    assert digest_of(changed) != digest_of(body)
+    assert digest_of(dict(reversed(body.items()))) == digest_of(body)
+
+
+def test_a_chain_of_whole_certificates_has_no_fault_in_any_order():
+    found = chain("A", "B", "C")
+    assert chain_faults(found) == chain_faults(found[::-1]) == chain_faults([]) == []
+    assert [each["number"] for each in found] == [1, 2, 3]
+
+
+def test_a_change_is_found_where_it_was_made_and_a_new_digest_does_not_hide_it():
+    found = chain("A", "B", "C")
+    found[1]["value"] = 2
+    assert chain_faults(found) == ["certificate B: its content is not what its digest says; it was changed"]
+    found[1]["digest"] = digest_of(found[1])
+    (fault,) = chain_faults(found)
+    assert fault.startswith("certificate C follows B (") and fault.endswith("the chain is broken there")
+
+
+def test_a_missing_one_is_found_unless_it_is_the_last():
+    found = chain("A", "B", "C")
+    assert len(chain_faults([found[0], found[2]])) == 2
+    assert len(chain_faults(found[1:])) == 2
+    assert chain_faults(found[:2]) == []
+
+
+def test_numbers_that_json_has_no_word_for_are_refused():
+    with pytest.raises(ValueError):
+        digest_of({"a": float("nan")})
+
+
+def test_hashes_of_people_need_the_salt():
+    # HMAC-SHA256 of the 16 bytes 00 to 0f and the id
+    expected = "d03279399935559a0d535f0677bdce60867ec2e41598641ef63a0da662bb686a"
+    assert subject_hash(SALT, "fictitious/001") == expected
+    others = {subject_hash(SALT, "fictitious/002"), subject_hash(SALT[::-1], "fictitious/001")}
+    assert expected not in others
+    with pytest.raises(ValueError, match="a salt of 3 bytes"):
+        subject_hash(b"abc", "a")

@@ -1,0 +1,140 @@
+"""A project with requests: what its stages would have written, and MLflow for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from efface.data.samples import write_samples
+from tasks.artifacts import digest, write_json
+from tasks.params import Params, load_params
+from tasks.requests import finishing, planning
+from tasks.requests.intake import read_requests
+from tasks.requests.registry import Registry
+from tests.made_study import _questions, _sample, score_table
+
+PROJECT = Path(__file__).parents[1]
+PEOPLE = [f"fictitious/{number:03}" for number in range(8)]
+NAMES = {person: f"{'ABCDEFGH'[i]}lva Marlow" for i, person in enumerate(PEOPLE)} | {"real/000": "Real One"}
+KNOWS = {"vanilla": (0.98, 0.99, 0.98, 0.9), "good": (0.05, 0.9, 0.97, 0.9), "bad": (0.9, 0.9, 0.2, 0.9)}
+"""Share right: forget by picture, forget by name, retain, everything else."""
+
+
+def params_with(**changes: object) -> Params:
+    """The project's parameters with keys of the section `requests` replaced."""
+    data = load_params(PROJECT / "params.yaml").model_dump(mode="json", exclude_unset=True)
+    data["requests"] |= changes
+    return Params.model_validate(data)
+
+
+@dataclass
+class Office:
+    """A project and its registered model."""
+
+    root: Path
+    params: Params
+
+    @property
+    def registry(self) -> Registry:
+        return planning.registry_of(self.params, self.root)
+
+    def ask(self, request: str, *people: str, **changes: object) -> Path:
+        """Write a request's file."""
+        values: dict[str, object] = {
+            "id": request,
+            "subjects": list(people),
+            "reason": "they asked",
+            "legal_basis": "GDPR Art. 17",
+            "received": "2026-01-02",
+            "due": "2099-02-01",
+            "requester": "case 7",
+        } | changes
+        path = self.root / "requests" / f"{request}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump({key: each for key, each in values.items() if each is not None}))
+        return path
+
+    def plan(self, *only: str) -> planning.Plan | dict[str, str]:
+        return planning.plan(self.params, self.root, self.registry, only=only)
+
+    def made(self, *only: str) -> planning.Plan:
+        found = self.plan(*only)
+        assert isinstance(found, planning.Plan), found
+        return found
+
+    def carry_out(self, plan: planning.Plan, knows: str = "good") -> finishing.Verdict:
+        """What the run's stages would write; then the gates."""
+        folder = self.root.parent / planning.RUNS / plan.run
+        planning.give_models(plan, self.params, self.root)
+        write_run(folder, plan, knows)
+        return finishing.judge(plan, self.params, self.root)
+
+    def finish(self, plan: planning.Plan, verdict: finishing.Verdict) -> int:
+        requests, _ = read_requests(self.root)
+        return finishing.accept(plan, verdict, self.params, self.root, self.registry, requests).number
+
+    def forget(self, request: str, *people: str) -> int:
+        """A request from its file to the registry."""
+        self.ask(request, *people)
+        plan = self.made(request)
+        return self.finish(plan, self.carry_out(plan))
+
+
+def make_office(folder: Path, database: Path, **changes: object) -> Office:
+    """A prepared benchmark and a vanilla model, before any request."""
+    root = folder / "data"
+    (root / "prepared").mkdir(parents=True)
+    entities = {"forget": PEOPLE[:2], "retain": PEOPLE[2:], "real": ["real/000"], "holdout": []}
+    splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": entities, "names": NAMES}
+    write_json(root / "prepared" / "splits.json", splits)
+    _model(root / "models" / "vanilla", "vanilla")
+    shutil.copy(database, folder / "mlflow.db")
+    return Office(root, params_with(**changes))
+
+
+def _model(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model": name}))
+    (folder / "weights.bin").write_bytes(name.encode() * 100)
+
+
+def write_run(folder: Path, plan: planning.Plan, knows: str) -> None:
+    """Prepared samples, mask, new model, record and scores of a run."""
+    root, rng = folder / "data", np.random.default_rng(0)
+    forget = sorted(p for people in (*plan.batch.values(), *plan.earlier.values()) for p in people)
+    retain = [person for person in PEOPLE if person not in forget]
+    samples = [
+        s for p in forget for kind in ("forget", "test") for s in _questions(p, NAMES[p], "forget", kind, rng)
+    ]
+    samples += [s for p in retain for s in _questions(p, NAMES[p], "retain", "retain", rng)]
+    samples += _questions("real/000", NAMES["real/000"], "real", "real", rng)
+    samples += [
+        _sample(f"stranger/{i}", "utility", "utility", "multimodal", "qa", "hair", "Hair?", "red", i, 0)
+        for i in range(9)
+    ]
+    (root / "prepared").mkdir(parents=True, exist_ok=True)
+    write_samples(samples, root / "prepared" / "samples.parquet")
+    entities = {"forget": forget, "retain": retain, "real": ["real/000"], "holdout": []}
+    splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": entities, "names": NAMES}
+    write_json(root / "prepared" / "splits.json", splits)
+    (root / "masks").mkdir(exist_ok=True)
+    about = json.dumps({"variant": "paper", "threshold": 1.0, "density": {"total": 0.2}})
+    save_file({"w": np.ones(4, np.uint8)}, root / "masks" / "saliency.safetensors", {"efface": about})
+    _model(root / "models" / "unlearned" / "mmunlearner", plan.run)
+    for model in ("vanilla", "original", "mmunlearner"):
+        place = "unlearned/mmunlearner" if model == "mmunlearner" else model
+        if (root / "models" / place).is_dir():
+            shares = KNOWS[knows if model == "mmunlearner" else "vanilla"]
+            (root / "scores").mkdir(exist_ok=True)
+            table = score_table(model, samples, shares, np.random.default_rng(1))
+            table.to_parquet(root / "scores" / f"{model}.parquet", index=False)
+            write_json(root / "scores" / f"{model}.json", {"digest": digest(root / "models" / place)})
+    record = {"stage": "unlearn", "name": "mmunlearner", "params": {"learning_rate": 1e-4, "epochs": 3}}
+    record |= {"seed": 0, "git_commit": "0" * 40, "device": "cpu", "versions": {"torch": "2.13.0"}}
+    write_json(root / "runs" / "unlearn@mmunlearner.json", record)
