@@ -76,7 +76,7 @@ def _runs(cells: Cells) -> list[Run]:
             if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
                 data = Path(cell["folder"]) / "data"
                 table = read_scores(data, cell["method"])[0]
-                tables[cell["method"], cell["variant"]] = table, _costs(data, cell["method"]), data
+                tables[cell["method"], cell["variant"]] = table, _costs(data, world, cell["method"]), data
         found += [
             Run(
                 fraction=fraction,
@@ -106,7 +106,7 @@ def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
     return {name: gap for name, gap in gaps if gap is not None}
 
 
-def _costs(data: Path, method: str) -> dict[str, float]:
+def _costs(data: Path, world: Path, method: str) -> dict[str, float]:
     """Time and memory of the stages that make a method's model, its mask or its importance among them."""
     from efface.studies.compare import COSTS
 
@@ -117,7 +117,8 @@ def _costs(data: Path, method: str) -> dict[str, float]:
     if own["stage"] == "prune" and own["params"]["selection"] != "random":
         labels.append("importance")
     used = [own, *(records[label] for label in labels if label in records)]
-    seconds = sum(record["seconds"] for record in used) / records["retrained"]["seconds"]
+    retrained = next(record.content for record in read_records(world) if record.label == "retrained")
+    seconds = sum(record["seconds"] for record in used) / retrained["seconds"]
     return dict(zip(COSTS, (seconds, max(record["peak_memory_mib"] for record in used)), strict=True))
 
 
