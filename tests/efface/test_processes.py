@@ -97,3 +97,13 @@ def test_no_samples_in_any_process_is_an_error_in_both(tmp_path, model, capfd):
 
 def test_a_lone_process_takes_everything():
     assert share([3, 1, 2]) == [3, 1, 2]
+
+
+def test_shares_of_an_encoders_batches_are_whole_batches_and_together_all(processor, pictured, written):
+    encoder = Encoder(processor, pictured + written)
+    everything = list(encoder.batches(3))
+    shares = [list(encoder.batches(3, share=lambda parts, rank=rank: parts[rank::2])) for rank in (0, 1)]
+    found = [shares[k % 2][k // 2] for k in range(len(everything))]
+    assert sum(map(len, shares)) == len(everything)
+    for one, other in zip(found, everything, strict=True):
+        assert torch.equal(one["input_ids"], other["input_ids"])

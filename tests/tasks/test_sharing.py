@@ -79,14 +79,12 @@ def make_project(folder: Path, model, processor) -> Path:  # noqa: F811
     root = make_root(folder / "data", model, processor)
     save_model(model, processor, root / "models" / "base")
     yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
     params = json.loads(json.dumps(yaml.load((PROJECT / "params.yaml").read_text(encoding="utf-8"))))
     for section, changes in SETTINGS.items():
         params[section] |= changes
     with (folder / "params.yaml").open("w", encoding="utf-8") as handle:
         yaml.dump(params, handle)
-    for profiles in PROJECT.glob("profiles/*.yaml"):
-        (folder / "profiles").mkdir(exist_ok=True)
-        (folder / "profiles" / profiles.name).write_bytes(profiles.read_bytes())
     return folder
 
 

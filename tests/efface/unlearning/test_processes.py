@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from efface.unlearning.processes import _buckets
+
 PROJECT = Path(__file__).resolve().parents[3]
 PROGRAM = Path(__file__).with_name("training_run.py")
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": PROJECT, "text": True}
@@ -114,3 +116,11 @@ def test_sharded_weights_end_as_those_of_one_process(tmp_path, masked):
     histories = [json.loads((tmp_path / n / "run-0.json").read_text())["history"] for n in ("one", "two")]
     for one, two in zip(*histories, strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_small_tensors_travel_together_in_order_and_dtypes_apart():
+    sizes = [(2**22,), (3,), (2**23, 1), (5, 2), (7,)]
+    tensors = [torch.zeros(size) for size in sizes] + [torch.zeros(4, dtype=torch.float64)]
+    buckets = list(_buckets(tensors))
+    assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert [len(bucket) for bucket in buckets] == [2, 1, 2, 1]
