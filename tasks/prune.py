@@ -54,8 +54,15 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         with writing(folder) as partial:
             save_model(loaded.model, loaded.processor, partial)
             write_json(partial / "pruning.json", record.summary)
-            about = {"parameters": section.model_dump(mode="json"), "seed": params.seed}
-            write_readme(partial, name, stage="prune", root=root, inputs=record.inputs, **about)
+            write_readme(
+                partial,
+                name,
+                stage="prune",
+                root=root,
+                parameters=section.model_dump(mode="json"),
+                seed=params.seed,
+                inputs=record.inputs,
+            )
     counts = ", ".join(
         f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
     )

@@ -59,8 +59,15 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             if main:
                 with writing(folder) as partial:
                     _write(loaded, adapter, params.unlearn, partial)
-                    about = {"parameters": settings, "seed": params.seed, "inputs": record.inputs}
-                    write_readme(partial, name, stage="unlearn", root=root, **about)
+                    write_readme(
+                        partial,
+                        name,
+                        stage="unlearn",
+                        root=root,
+                        parameters=settings,
+                        seed=params.seed,
+                        inputs=record.inputs,
+                    )
                 made[name] = folder
                 checkpoints.remove()
             status = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"

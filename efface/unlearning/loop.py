@@ -189,8 +189,7 @@ class _Run:
                 )
                 stopped_by = self._stop_rule()
                 last = stopped_by is not None or self.state.step == self.total
-                if watch is not None and watch.is_due(self.state.step, last=last):
-                    record |= watch.measure(self.model)
+                record |= {} if watch is None else watch.after(self.state.step, self.model, last=last)
                 if self.checkpoints and self.state.step % self.config.checkpoint_every == 0:
                     self._save(self.checkpoints)
         self.model.eval()

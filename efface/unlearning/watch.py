@@ -35,9 +35,9 @@ class Watch:
     sides: Mapping[str, Encoder]
     batch_size: int
 
-    def is_due(self, step: int, *, last: bool) -> bool:
-        """Whether a model is measured after so many steps."""
-        return last or step % self.every == 0
+    def after(self, step: int, model: PreTrainedModel, *, last: bool) -> dict[str, float]:
+        """What is measured after so many steps: nothing between the steps asked for."""
+        return self.measure(model) if last or step % self.every == 0 else {}
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
