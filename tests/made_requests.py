@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -28,9 +29,14 @@ KNOWS = {"vanilla": (0.98, 0.99, 0.98, 0.9), "good": (0.05, 0.9, 0.97, 0.9), "ba
 
 def params_with(**changes: object) -> Params:
     """The project's parameters with keys of the section `requests` replaced."""
-    data = load_params(PROJECT / "params.yaml").model_dump(mode="json", exclude_unset=True)
+    data = json.loads(_project_params())
     data["requests"] |= changes
     return Params.model_validate(data)
+
+
+@functools.cache
+def _project_params() -> str:
+    return json.dumps(load_params(PROJECT / "params.yaml").model_dump(mode="json", exclude_unset=True))
 
 
 @dataclass

@@ -32,7 +32,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     Raises:
         KeyError: if the certificate lacks something.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, StrictUndefined, UndefinedError
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,15 +45,18 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     scores = certificate["scores"]["requests"]
     own = certificate["request"]["id"]
     columns = {name: title for name, title in MODELS.items() if name in scores[own]}
-    return template.render(
-        c=certificate,
-        columns=columns,
-        own=scores[own],
-        others={request: values for request, values in scores.items() if request != own},
-        known=KNOWN,
-        gate_names=GATES,
-        worst=_worst,
-    )
+    try:
+        return template.render(
+            c=certificate,
+            columns=columns,
+            own=scores[own],
+            others={request: values for request, values in scores.items() if request != own},
+            known=KNOWN,
+            gate_names=GATES,
+            worst=_worst,
+        )
+    except UndefinedError as error:
+        raise KeyError(f"the certificate is not whole: {error}") from error
 
 
 def shown(value: float | None) -> str:

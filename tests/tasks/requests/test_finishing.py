@@ -175,27 +175,26 @@ def test_certificates_form_one_chain_over_runs(office):
     assert found.faults == [] and found.certificates == 3 and found.digests == 3 * 6 + 3
 
 
-@pytest.mark.parametrize(
-    ("file", "words"),
-    [
-        ("masks/saliency.safetensors", "mask was changed"),
-        ("models/unlearned/mmunlearner/weights.bin", "model after was changed"),
-        ("models/vanilla/weights.bin", "model before was changed"),
-        ("prepared/samples.parquet", "samples was changed"),
-        ("scores/mmunlearner.parquet", "scores after was changed"),
-    ],
-)
-def test_a_changed_file_is_found(office, file, words):
+def test_a_changed_or_missing_file_is_found(office):
     office.forget("A", PEOPLE[1])
     run = office.root.parent / certificates.certificate_of(office.root, "A")["run"]
-    path = run / "data" / file
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.unlink()
-    path.write_bytes(content)
-    assert [fault for fault in certificates.verify(office.root).faults if words in fault]
-    path.unlink()
-    assert certificates.verify(office.root).faults
+    for file, role in (
+        ("masks/saliency.safetensors", "mask"),
+        ("models/unlearned/mmunlearner/weights.bin", "model after"),
+        ("models/vanilla/weights.bin", "model before"),
+        ("prepared/samples.parquet", "samples"),
+        ("scores/mmunlearner.parquet", "scores after"),
+    ):
+        path = run / "data" / file
+        content = path.read_bytes()
+        path.unlink()
+        (fault,) = certificates.verify(office.root).faults
+        assert fault.startswith(f"certificate A: {role} "), "a file is missing, or a model's folder changed"
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        (fault,) = certificates.verify(office.root).faults
+        assert fault.startswith(f"certificate A: {role} was changed")
+        path.write_bytes(content)
+    assert certificates.verify(office.root).faults == []
 
 
 def test_a_changed_certificate_page_request_state_or_salt_is_found(office):
@@ -262,11 +261,10 @@ def test_the_salt_can_come_from_the_environment(office, monkeypatch):
     assert "expected at least 32" in certificates.verify(office.root).faults[0]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("request", "A"), ("files", {"mask": 1}), ("scores", None), ("number", "one")]
-)
-def test_a_certificate_out_of_shape_is_a_fault_and_no_crash(office, key, value):
+def test_a_certificate_out_of_shape_is_a_fault_and_no_crash(office):
     office.forget("A", PEOPLE[1])
     path = certificates.folder_of(office.root) / "0001-A.json"
-    path.write_text(json.dumps(read_json(path) | {key: value}))
-    assert certificates.verify(office.root).faults
+    whole = read_json(path)
+    for changes in ({"request": "A"}, {"files": {"mask": 1}}, {"scores": None}, {"number": "one"}):
+        path.write_text(json.dumps(whole | changes))
+        assert certificates.verify(office.root).faults
