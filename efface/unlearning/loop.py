@@ -135,7 +135,7 @@ class _Run:
             if self.sharded:
                 mask = {name: sharding.like(mask[name], self.trained[name]) for name in mask}
             self.masked = masked_weights(self.trained, mask, config, only=self.retain is None)
-        self.updated = self.trained if self.masked is None else self.masked.updated
+        self.updated = self.masked.updated if self.masked else self.trained
         self.optimizer = adamw(self.updated, config, self.device)
         self.state = TrainingState()
 
@@ -202,9 +202,8 @@ class _Run:
         terms, config, method = self.terms, self.config, self.terms.method
         forget = retain = None
         if terms.forget is not None and config.forget_weight:
-            forget = Side(
-                terms.forget, method.forget_loss, config, config.seed, other=terms.other, ahead=self.ahead
-            )
+            loss, other = method.forget_loss, terms.other
+            forget = Side(terms.forget, loss, config, config.seed, other=other, ahead=self.ahead)
         wanted = config.retain_weight and config.retain_batches_per_forget_batch
         if terms.retain is not None and method.retain_loss is not None and wanted:
             retain = Side(terms.retain, method.retain_loss, config, config.seed + 1, ahead=self.ahead)
@@ -301,7 +300,7 @@ class _Run:
             parameter.grad = (parts[0] if len(parts) == 1 else parts[0] + parts[1]) if parts else None
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.masked is not None:
+        if self.masked:
             self.masked.stepped()
 
     def _guard(self, record: dict[str, float]) -> None:
@@ -347,7 +346,7 @@ class _Run:
         if resumed is None:
             return False
         self.state = resumed
-        if self.masked is not None:
+        if self.masked:
             self.masked.resumed()
         self.precision.restore(resumed.scaler)
         own = {
