@@ -36,7 +36,7 @@ def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
 
     import torch
 
-    from benchmarks.saliency import samples
+    from benchmarks.performance.sizes import made_samples
     from efface.data.encoding import Encoder
     from efface.importance import activation_statistics
     from efface.models import anatomy, sandbox
@@ -46,7 +46,7 @@ def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
     from efface.unlearning.loop import LoopConfig, Terms, train
 
     torch.manual_seed(0)
-    drawn = samples(2 * people)
+    drawn = made_samples(2 * people)
     tokenizer = sandbox.build_tokenizer([f"{s.question} {s.answer}" for s in drawn])
     processor = sandbox.build_processor(tokenizer, image_size=48, patch_size=12)
     model = sandbox.build_model(

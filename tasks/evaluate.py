@@ -41,6 +41,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         "share_prefix": section.share_prefix,
         "prompts": section.prompts,
         "shots": section.shots,
+        "compile": section.compile,
     }
     with recording(
         "evaluate", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
@@ -61,6 +62,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             share_prefix=section.share_prefix,
             asking=Asking(benchmark, section.prompts, tuple(shots)),
             parts=parts,
+            compiled=section.compile,
         )
         record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
         scores.insert(0, "model", name)

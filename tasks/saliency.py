@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,6 +19,8 @@ from tasks.trained import load_for_training
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from efface.data.encoding import Inputs
+    from efface.masks import PackedMask
     from efface.models import LoadedModel
     from efface.saliency.variants import Recipe
 
@@ -28,6 +30,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
     Of several processes each measures its share of the batches, and the first one writes.
     """
+    from efface.masks import PackedMask
     from efface.models import weights_digest
     from efface.saliency import mask_density, save_mask
     from efface.saliency.variants import recipe
@@ -43,7 +46,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         loaded, parts, _ = load_for_training(vanilla, params.unlearn.lora, seed=params.seed)
         trained = {key: p for key, p in loaded.model.named_parameters() if p.requires_grad}
         plan = recipe(section.variant, trained, parts, groups=section.groups)
-        mask = _measured_mask(loaded, plan, _facts(table), section, params.seed)
+        mask = _measured_mask(loaded, plan, _facts(table), section, params.seed, path.parent)
         density = mask_density(mask, parts)
         if not density["total"]:
             raise EffaceError(
@@ -52,7 +55,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             )
         if not is_first():
             return
-        unmasked = {name: _all_true(trained[name]) for name in plan.unmasked}
+        unmasked = PackedMask.of({name: _all_true(trained[name]) for name in plan.unmasked})
         metadata = {
             "variant": section.variant,
             "threshold": section.threshold,
@@ -80,32 +83,59 @@ def _facts(table: Path) -> list[Sample]:
 
 
 def _measured_mask(
-    loaded: LoadedModel, plan: Recipe, facts: Sequence[Sample], section: Saliency, seed: int
-) -> dict[str, Tensor]:
+    loaded: LoadedModel, plan: Recipe, facts: Sequence[Sample], section: Saliency, seed: int, folder: Path
+) -> PackedMask:
     """The mask of all weights that are measured; each measurement has a preserve set of its own."""
     from efface.data.encoding import Encoder, draw
+    from efface.masks import PackedMask
     from efface.processes import share
-    from efface.saliency import fisher_diagonal, saliency_mask
     from efface.saliency.variants import is_forget
 
     target = [sample for sample in facts if is_forget(sample)]
     size = plan.batch_size or section.batch_size
-    mask: dict[str, Tensor] = {}
+    mask = PackedMask({}, {})
     for measurement in plan.measurements:
         preserve = [sample for sample in facts if measurement.preserves(sample)]
-        fishers = []
+        batches, counts = [], []
         for label, samples in (("forget", target), ("preserve", preserve)):
             if not samples:
                 raise DataError(f"the {label} set has no training sample; see prepare.forget_fraction")
             drawn = draw(len(samples), section.fisher_samples, seed)
-            batches = Encoder(loaded.processor, samples).batches(
-                size, drawn, label=f"Fisher, {label}", share=share
-            )
-            fishers.append(
-                fisher_diagonal(loaded.model, batches, parameters=measurement.parameters, unit=plan.unit)
-            )
-        mask |= saliency_mask(*fishers, threshold=section.threshold, smooth_numerator=plan.smooth_numerator)
+            encoder = Encoder(loaded.processor, samples)
+            batches.append(encoder.batches(size, drawn, label=f"Fisher, {label}", share=share))
+            counts.append(len(drawn) if plan.unit == "sample" else encoder.count(size, drawn))
+        options = {"parameters": measurement.parameters, "unit": plan.unit}
+        options |= {"place": section.sums, "folder": folder}
+        mask |= _compared(loaded, plan, section, batches, counts, options)
     return mask
+
+
+def _compared(
+    loaded: LoadedModel,
+    plan: Recipe,
+    section: Saliency,
+    batches: Sequence[Iterator[Inputs]],
+    counts: Sequence[int],
+    options: Mapping[str, Any],
+) -> PackedMask:
+    """The mask of one measurement, from two Fisher diagonals or from their difference."""
+    from efface.saliency.fisher import fisher_contrast, fisher_diagonal
+    from efface.saliency.mask import contrast_mask, packed_saliency_mask
+
+    ratio = {"threshold": section.threshold, "smooth_numerator": plan.smooth_numerator}
+    if section.both_in_one:
+        forget, preserve = batches
+        contrast = fisher_contrast(
+            loaded.model,
+            forget,
+            preserve,
+            counts=(counts[0], counts[1]),
+            threshold=section.threshold,
+            **options,
+        )
+        return contrast_mask(contrast, **ratio)
+    fishers = [fisher_diagonal(loaded.model, part, **options) for part in batches]
+    return packed_saliency_mask(*fishers, **ratio)
 
 
 def _all_true(like: Tensor) -> Tensor:

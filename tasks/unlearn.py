@@ -174,6 +174,8 @@ def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopC
         max_grad_norm=section.max_grad_norm,
         warmup_fraction=section.warmup_fraction,
         weight_decay=section.weight_decay,
+        optimizer_state=shared.optimizer_state,
+        prefetch=shared.prefetch,
         seed=seed,
         checkpoint_every=shared.checkpoint_every,
         stop_forget_loss=shared.stop.forget_loss,

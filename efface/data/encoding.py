@@ -121,6 +121,12 @@ class Encoder:
                 yield self.batch(part)
                 progress.update(len(part))
 
+    def count(self, size: int, indices: Sequence[int] | None = None) -> int:
+        """How many batches ``batches`` makes of these samples."""
+        indices = range(len(self.samples)) if indices is None else indices
+        pictured = sum(self.samples[i].image_bytes is not None for i in indices)
+        return -(-pictured // size) - (-(len(indices) - pictured) // size)
+
     def _encoded(self, indices: Sequence[int]) -> list[Inputs]:
         missing = [i for i in dict.fromkeys(indices) if i not in self._cache]
         fresh = dict(zip(missing, encode(self.processor, [self.samples[i] for i in missing]), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from efface.evaluation.asking import Asking
 from efface.evaluation.metrics import STORED, choice
 from efface.evaluation.parts import Parts
 from efface.evaluation.prefix import Prefix, answer_tokens, prefix_of, score_after
+from efface.evaluation.shrinking import ShrinkingBatches
 from efface.evaluation.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def score(
     share_prefix: bool = True,
     asking: Asking | None = None,
     parts: Parts | None = None,
+    compiled: bool = False,
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
 
@@ -60,11 +63,13 @@ def score(
         model: a multimodal LLM; measured in evaluation mode.
         processor: its processor.
         samples: evaluation samples; pictures are decoded batch by batch.
-        batch_size: samples, or answers to them, side by side.
+        batch_size: samples, or answers to them, side by side; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
         share_prefix: read picture and question once for all answers where the family allows it; False never.
         asking: words of the questions that the model answers freely; None asks the bare questions.
         parts: where finished batches are kept and found again; None keeps none.
+        compiled: run the model through ``torch.compile``, which takes a while to begin with and may change
+            the last digits.
 
     Returns:
         One row per sample in the order given, with the sample's own columns, ``generation, nll_gold,
@@ -91,18 +96,11 @@ def score(
     )
     rows: list[dict[str, Any]] = [{} for _ in samples]
     batches = list(_batches(samples, batch_size))
-    for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
-        part = [samples[i] for i in indices]
-        stored = parts.load(part) if parts is not None else None
-        if stored is None:
-            answers = scorer.answers(part)
-            _check_finite(part, answers)
-            if parts is not None:
-                parts.save(part, [asdict(answer) for answer in answers])
-        else:
-            answers = [_restored(content) for content in stored]
-        for i, sample, answer in zip(indices, part, answers, strict=True):
-            rows[i] = _row(sample, answer)
+    with _compiled(model) if compiled else nullcontext():
+        for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
+            part = [samples[i] for i in indices]
+            for i, sample, answer in zip(indices, part, _answers(scorer, part, parts), strict=True):
+                rows[i] = _row(sample, answer)
     table = pd.DataFrame(rows)
     table["nll_paraphrase"] = table["nll_paraphrase"].astype("float64")
     for name in STORED:
@@ -116,7 +114,7 @@ class Scorer:
     Args:
         model: a multimodal LLM in evaluation mode.
         processor: its processor.
-        batch_size: answers scored side by side.
+        batch_size: samples, or answers to them, side by side; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
         share_prefix: False scores every answer with its whole prompt.
         asking: words of the questions; a prompt in other words than the bare question is not shared.
@@ -134,14 +132,21 @@ class Scorer:
     ):
         self.model = model
         self.processor = processor
-        self.batch_size = batch_size
+        self.batches = ShrinkingBatches(batch_size)
         self.max_new_tokens = max_new_tokens
         self.asking = asking or Asking()
         self.shares: dict[bool, bool] = {} if share_prefix else {True: False, False: False}
         """Whether prompts with a picture (True) and without (False) are shared, as far as it is known."""
 
     def answers(self, samples: Sequence[Sample]) -> list[Answers]:
-        """The model's answers to samples that are all multimodal or all text-only."""
+        """The model's answers to samples that are all multimodal or all text-only.
+
+        Raises:
+            ModelError: if memory does not even do for one of them.
+        """
+        return self.batches.run(self._batch_of_answers, samples)
+
+    def _batch_of_answers(self, samples: Sequence[Sample]) -> list[Answers]:
         generations, prefix = self._generate(samples)
         candidates = [_candidates(sample) for sample in samples]
         kind = samples[0].image_bytes is not None
@@ -186,7 +191,7 @@ class Scorer:
             self.shares[kind] = self._agrees(samples, candidates, prefix, flat)
             if not self.shares[kind]:
                 return None
-        scores = iter(score_after(self.model, prefix, flat, batch_size=self.batch_size))
+        scores = iter(score_after(self.model, prefix, flat, batch_size=self.batches.size))
         return [{text: next(scores) for text in texts} for texts in candidates]
 
     def _agrees(
@@ -201,7 +206,7 @@ class Scorer:
         order = sorted(range(len(samples)), key=lengths.__getitem__)
         probed = sorted({order[0], order[-1]})[:_PROBED]
         firsts = [next(answer for answer in flat if answer[0] == row) for row in probed]
-        shared = score_after(self.model, prefix, firsts, batch_size=self.batch_size)
+        shared = score_after(self.model, prefix, firsts, batch_size=self.batches.size)
         whole = self._separate([samples[i] for i in probed], [candidates[i][:1] for i in probed])
         tolerance = _TOLERANCE.get(self.model.dtype, _COARSE)
         return all(
@@ -220,13 +225,36 @@ class Scorer:
             for text in texts
         ]
         scores: list[TokenScores] = []
-        for start in range(0, len(pairs), self.batch_size):
-            rows: list[Inputs] = encode(self.processor, pairs[start : start + self.batch_size])
+        size = self.batches.size
+        for start in range(0, len(pairs), size):
+            rows: list[Inputs] = encode(self.processor, pairs[start : start + size])
             batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
             labels = batch.pop("labels")
             scores += token_scores(self.model(**batch).logits[:, :-1], labels[:, 1:])
         each = iter(scores)
         return [{text: next(each) for text in texts} for texts in candidates]
+
+
+def _answers(scorer: Scorer, samples: Sequence[Sample], parts: Parts | None) -> list[Answers]:
+    """The answers to one batch, from disk if they are there."""
+    stored = parts.load(samples) if parts is not None else None
+    if stored is not None:
+        return [_restored(content) for content in stored]
+    answers = scorer.answers(samples)
+    _check_finite(samples, answers)
+    if parts is not None:
+        parts.save(samples, [asdict(answer) for answer in answers])
+    return answers
+
+
+@contextmanager
+def _compiled(model: PreTrainedModel) -> Iterator[None]:
+    """Compiled forward passes for as long as the block lasts; lengths vary from batch to batch."""
+    model.forward = torch.compile(model.forward, dynamic=True)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _candidates(sample: Sample) -> list[str]:

@@ -104,10 +104,12 @@ def output_statistics(
     sums = {unit.name: torch.zeros(5, unit.width, dtype=torch.float64, device=device) for unit in units}
     reached = dict.fromkeys(sums, 0)
     seen = 0
-    batch: Inputs = {}
+    kept = torch.zeros(0, dtype=torch.long, device=device)
 
     def leaving(unit: Units, module: nn.Module, args: tuple[Tensor, ...], values: Tensor) -> None:
-        a = values.flatten(0, -2) if unit.tower == "vision" else values[batch["attention_mask"].bool()]
+        a = values.flatten(0, -2)
+        if unit.tower == "language":
+            a = a.index_select(0, kept)
         a = a.double()
         size, total = a.abs(), sums[unit.name]
         total[0] += len(a)
@@ -124,6 +126,8 @@ def output_statistics(
         ]
         for given in batches:
             batch = to_device(given, device)
+            # Places of unpadded tokens: looked up where the batch was made, so that no device is waited for.
+            kept = given["attention_mask"].flatten().nonzero().flatten().to(device, non_blocking=True)
             model(**{key: value for key, value in batch.items() if key != "labels"})
             seen += len(batch["input_ids"])
     add_up(seen, reached, list(sums.values()))

@@ -108,11 +108,11 @@ def activation_statistics(
     sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
     reached = dict.fromkeys(columns, 0)
     seen = 0
-    part: Inputs = {}
+    tokens = _Tokens(torch.ones(1, 1, device=device))
     z = sums[:0]
 
     def see(mlp: MLP, values: Tensor) -> None:
-        means = _sample_means(mlp, values.detach(), part["attention_mask"], skip)
+        means = _sample_means(mlp, values.detach(), tokens, skip)
         if len(means) != len(z):
             raise ModelError(
                 f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
@@ -127,6 +127,7 @@ def activation_statistics(
             for part in _told_apart(to_device(batch, device), model):
                 # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
                 z = torch.zeros(len(part["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
+                tokens = _Tokens(part["attention_mask"])
                 model(**{key: value for key, value in part.items() if key != "labels"})
                 seen += len(z)
                 magnitude = z.abs()
@@ -172,7 +173,22 @@ def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
     return split(batch, image_token_id(model))
 
 
-def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -> Tensor:
+class _Tokens:
+    """Which tokens of a batch count: worked out once, for all layers.
+
+    Attributes:
+        shape: (B, T).
+        weights: 1 for tokens and 0 for padding, (B, 1, T) float64.
+        counts: number of tokens of each sample, (B, 1) float64.
+    """
+
+    def __init__(self, attention_mask: Tensor):
+        self.shape = attention_mask.shape
+        self.weights = attention_mask.to(torch.float64).unsqueeze(1)
+        self.counts = self.weights.sum(dim=2)
+
+
+def _sample_means(mlp: MLP, values: Tensor, tokens: _Tokens, skip: int) -> Tensor:
     """Mean over tokens, (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder.
 
     Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
@@ -180,11 +196,10 @@ def _sample_means(mlp: MLP, values: Tensor, attention_mask: Tensor, skip: int) -
     """
     if mlp.tower == "vision":
         values = values[:, skip:] if values.dim() == 3 else values
-        values = values.flatten(0, -2).unsqueeze(0) if len(attention_mask) == 1 else values
+        values = values.flatten(0, -2).unsqueeze(0) if tokens.shape[0] == 1 else values
         return values.double().mean(dim=1)
-    weights = attention_mask.to(torch.float64).unsqueeze(1)
-    values = values.view(*attention_mask.shape, -1)
-    return torch.bmm(weights, values.double()).squeeze(1) / weights.sum(dim=2)
+    values = values.view(*tokens.shape, -1)
+    return torch.bmm(tokens.weights, values.double()).squeeze(1) / tokens.counts
 
 
 @contextmanager

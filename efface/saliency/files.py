@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import ArtifactError
+from efface.masks import PackedMask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,19 +25,18 @@ _RESTORE = "restore it with `dvc checkout`, or rebuild it with `dvc repro`"
 def save_mask(mask: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, Any]) -> None:
     """Write a mask: per parameter one uint8 tensor of packed bits, little bit order, row-major.
 
+    No more than one entry is unpacked at a time, and none of a mask that is packed already.
+
     Args:
         mask: boolean tensors by parameter name.
         path: the safetensors file.
         metadata: what the mask was made from; ``shapes`` is added. Stored as one JSON entry, so that the
             same mask always gives the same bytes.
     """
-    tensors = {}
-    for name, entry in mask.items():
-        bits = np.packbits(entry.cpu().reshape(-1).numpy(), bitorder="little")
-        tensors[name] = torch.from_numpy(bits)
-    shapes = {name: list(entry.shape) for name, entry in mask.items()}
+    packed = PackedMask.of(mask, torch.device("cpu"))
+    shapes = {name: list(shape) for name, shape in packed.shapes.items()}
     record = {"kind": "saliency_mask", **metadata, "shapes": shapes}
-    save_file(tensors, path, metadata={KEY: json.dumps(record, sort_keys=True)})
+    save_file(packed.bits, path, metadata={KEY: json.dumps(record, sort_keys=True)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -57,17 +56,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_mask(
-    path: Path, *, model: PreTrainedModel | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a mask and its metadata.
+def load_mask(path: Path, *, model: PreTrainedModel | None = None) -> tuple[PackedMask, dict[str, Any]]:
+    """Read a mask, one bit per weight, and its metadata.
 
     Args:
         path: file written by ``save_mask``.
         model: the model the mask is meant for; checked when given.
 
     Returns:
-        Boolean tensors by parameter name, and the metadata.
+        Boolean tensors by parameter name, each unpacked when it is asked for, and the metadata.
 
     Raises:
         ArtifactError: if the file is damaged or not a mask, or the model has other shapes or other weights
@@ -79,13 +76,9 @@ def load_mask(
     if model is not None:
         _check_shapes(path, metadata, model)
         require_model(path, metadata, model)
-    mask = {}
     with safe_open(path, framework="pt") as file:
-        for name, shape in metadata["shapes"].items():
-            size = int(np.prod(shape))
-            bits = np.unpackbits(file.get_tensor(name).numpy(), count=size, bitorder="little")
-            mask[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
-    return mask, metadata
+        bits = {name: file.get_tensor(name) for name in metadata["shapes"]}
+    return PackedMask(bits, metadata["shapes"]), metadata
 
 
 def require_model(path: Path, metadata: Mapping[str, Any], model: PreTrainedModel) -> None:

@@ -8,13 +8,16 @@ which samples met. Squares are accumulated in float32 whatever the dtype of the 
 
 For linear and convolutional layers, LoRA's factors among them, the gradient of each sample is the product of
 what went in and of the gradient that came back, so one backward pass over a batch gives the per-sample
-gradients of all its samples. Anything else is walked sample by sample.
+gradients of all its samples (``efface.saliency.layers``). Anything else is walked sample by sample. Either
+way a gradient is used and freed as it comes out of the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,8 +27,10 @@ from efface.data.batches import Inputs, split, to_device
 from efface.models.anatomy import image_token_id
 from efface.models.answers import answer_log_probs
 from efface.processes import sum_over_processes
+from efface.saliency.accumulators import Place, accumulators
+from efface.saliency.layers import add_squares, layers_of
 
-_CHUNK_BYTES = 2**28
+Unit = Literal["sample", "batch"]
 
 
 def fisher_diagonal(
@@ -33,7 +38,9 @@ def fisher_diagonal(
     batches: Iterable[Inputs],
     *,
     parameters: Iterable[str] | None = None,
-    unit: Literal["sample", "batch"] = "sample",
+    unit: Unit = "sample",
+    place: Place = "device",
+    folder: Path | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the answer NLL with respect to each weight.
 
@@ -46,9 +53,11 @@ def fisher_diagonal(
             processes each passes its share (``efface.processes.share``), which may be empty.
         parameters: names of the parameters to measure; None takes all that require a gradient.
         unit: ``sample`` squares the gradient of each sample's loss, ``batch`` the gradient of each batch's.
+        place: where the sums are kept; see ``accumulators``. No influence on the result.
+        folder: for sums kept on disk.
 
     Returns:
-        Parameter name -> float32 tensor of the parameter's shape, values >= 0, on the parameter's device.
+        Parameter name -> float32 tensor of the parameter's shape, values >= 0, where ``place`` says.
 
     Raises:
         ValueError: if there is no batch, or a name is not a parameter of the model.
@@ -58,22 +67,50 @@ def fisher_diagonal(
         (``unit="batch"``).
     """
     chosen = choose(model, parameters)
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
-    layers = _layers_of(model, chosen)
-    count = 0
-    with measuring(model, chosen):
-        for batch in batches:
-            batch = to_device(batch, next(model.parameters()).device)
-            size = len(batch["input_ids"])
-            if unit == "batch":
-                _add_square(model, batch, chosen, total)
-                count += 1
-                continue
-            if layers is None or not _add_squares_of_layers(model, batch, layers, total):
-                for sample in split(batch, image_token_id(model)):
-                    _add_square(model, sample, chosen, total)
-            count += size
-    return averaged(total, count)
+    total = accumulators(chosen, place=place, folder=folder)
+    return _averaged(model, total, _accumulate(model, batches, chosen, total, unit=unit))
+
+
+def fisher_contrast(
+    model: nn.Module,
+    forget: Iterable[Inputs],
+    preserve: Iterable[Inputs],
+    *,
+    counts: tuple[int, int],
+    threshold: float = 1.0,
+    parameters: Iterable[str] | None = None,
+    unit: Unit = "sample",
+    place: Place = "device",
+    folder: Path | None = None,
+) -> dict[str, Tensor]:
+    """Forget Fisher minus ``threshold`` times preserve Fisher, in the memory of one of them.
+
+    Its sign is all that a mask needs (``contrast_mask``). The two diagonals are never apart, so a weight
+    whose ratio is within rounding of the threshold may fall on the other side of it.
+
+    Args:
+        model: as for ``fisher_diagonal``, like all that is not named here.
+        forget: batches of what is to be forgotten.
+        preserve: batches of what is to be kept.
+        counts: samples (batches for ``unit="batch"``) of the two sets, over all processes.
+        threshold: ratio from which a weight is salient, > 0.
+
+    Raises:
+        ValueError: if the batches hold other numbers of samples than ``counts`` says, or one set is empty.
+    """
+    if min(counts) < 1:
+        raise ValueError(f"cannot compare the gradients of {counts[0]} and {counts[1]} samples: both must be")
+    chosen = choose(model, parameters)
+    total = accumulators(chosen, place=place, folder=folder)
+    scales = (1 / counts[0], -threshold / counts[1])
+    seen = [
+        _accumulate(model, batches, chosen, total, unit=unit, scale=scale)
+        for batches, scale in zip((forget, preserve), scales, strict=True)
+    ]
+    tally = _together(model, torch.tensor(seen), total)
+    if tuple(tally) != counts:
+        raise ValueError(f"the two sets hold {tally} samples, and `counts` says {[*counts]}")
+    return total
 
 
 def mean_gradient(
@@ -85,26 +122,38 @@ def mean_gradient(
         ValueError: if there is no batch, or a name is not a parameter of the model.
     """
     chosen = choose(model, parameters)
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
+    total = accumulators(chosen)
     count = 0
-    with measuring(model, chosen):
+    with measuring(model, chosen), _as_they_come(chosen, lambda name, g: total[name].add_(g)):
         for batch in batches:
             batch = to_device(batch, next(model.parameters()).device)
-            for name, gradient in _gradient(answer_log_probs(model, batch).nll.sum(), chosen).items():
-                total[name] += gradient
+            _backward(answer_log_probs(model, batch).nll.sum())
             count += len(batch["input_ids"])
-    return averaged(total, count)
+    return _averaged(model, total, count)
 
 
-def averaged(total: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Sums over all processes, divided by their count of samples or batches."""
+def _averaged(model: nn.Module, total: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Sums over all processes, divided in place by their count of samples or batches."""
     if not total:
         raise ValueError("there is no parameter to measure: `parameters` is empty, or none trains")
-    tally = torch.tensor(count, device=next(iter(total.values())).device)
-    sum_over_processes([tally, *total.values()])
-    if int(tally) == 0:
+    (tally,) = _together(model, torch.tensor([count]), total)
+    if tally == 0:
         raise ValueError("cannot measure the gradients of no samples: `batches` is empty")
-    return {name: value / int(tally) for name, value in total.items()}
+    for value in total.values():
+        value.div_(tally)
+    return total
+
+
+def _together(model: nn.Module, counts: Tensor, total: Mapping[str, Tensor]) -> list[int]:
+    """Turn sums, in place, into those of all processes, one tensor at a time on the model's device, where
+    processes meet; returns the counts of all."""
+    device = next(model.parameters()).device
+    for tensor in (counts, *total.values()):
+        meeting = tensor.to(device)
+        sum_over_processes([meeting])
+        if meeting is not tensor:
+            tensor.copy_(meeting)
+    return [int(count) for count in counts]
 
 
 def choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -124,7 +173,7 @@ def choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.P
 
 
 @contextmanager
-def measuring(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Iterator[None]:
+def measuring(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Evaluation mode, gradients for the chosen parameters only; everything put back afterwards."""
     training = model.training
     flags = {p: p.requires_grad for p in model.parameters()}
@@ -140,99 +189,62 @@ def measuring(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Iterator[Non
             parameter.requires_grad_(flag)
 
 
-def _add_square(
-    model: nn.Module, batch: Inputs, chosen: dict[str, nn.Parameter], total: dict[str, Tensor]
-) -> None:
-    """Add the squared gradient of one loss, by plain automatic differentiation."""
-    for name, gradient in _gradient(answer_log_probs(model, batch).nll.mean(), chosen).items():
-        total[name] += gradient.square()
+def _accumulate(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    chosen: Mapping[str, nn.Parameter],
+    total: Mapping[str, Tensor],
+    *,
+    unit: Unit,
+    scale: float = 1.0,
+) -> int:
+    """Add ``scale`` times the squared gradients; returns how many were squared."""
+    layers = None if unit == "batch" else layers_of(model, chosen)
+    count = 0
+
+    def add(name: str, gradient: Tensor) -> None:
+        total[name].add_(gradient.square_().to(total[name].device), alpha=scale)
+
+    with measuring(model, chosen):
+        for batch in batches:
+            batch = to_device(batch, next(model.parameters()).device)
+            size = 1 if unit == "batch" else len(batch["input_ids"])
+            count += size
+            if layers is not None and add_squares(model, batch, layers, total, scale):
+                continue
+            # The general way: one backward pass for each gradient that is squared.
+            with _as_they_come(chosen, add):
+                for part in [batch] if unit == "batch" else split(batch, image_token_id(model)):
+                    _backward(answer_log_probs(model, part).nll.mean())
+    return count
 
 
-def _gradient(loss: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Gradients in float32 of the parameters that the loss reaches."""
-    if not loss.requires_grad:
-        return {}
-    # A parameter the loss does not reach has gradient zero: the vision tower of a text-only sample.
-    gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-    pairs = zip(chosen, gradients, strict=True)
-    return {name: gradient.float() for name, gradient in pairs if gradient is not None}
+@contextmanager
+def _as_they_come(chosen: Mapping[str, nn.Parameter], use: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """In backward passes, hand each gradient over in float32 and free it before the next one is computed."""
 
+    def taken(name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            use(name, parameter.grad.float())
+        parameter.grad = None
 
-_Layer = nn.Linear | nn.Conv2d
-
-
-def _layers_of(model: nn.Module, chosen: dict[str, nn.Parameter]) -> dict[str, _Layer] | None:
-    """The linear and 2-D convolutional layers that own the chosen parameters; None if something else owns
-    one."""
-    layers: dict[str, _Layer] = {}
-    for name in chosen:
-        owner = name.rpartition(".")[0]
-        layer = model.get_submodule(owner)
-        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
-        if not plain or (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str)):
-            return None
-        layers[owner] = layer  # type: ignore[assignment]
-    return layers
-
-
-def _add_squares_of_layers(
-    model: nn.Module, batch: Inputs, layers: dict[str, _Layer], total: dict[str, Tensor]
-) -> bool:
-    """Add the squared per-sample gradients of a whole batch from one backward pass.
-
-    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more
-    than once.
-    """
-    size = len(batch["input_ids"])
-    inputs: dict[str, Tensor] = {}
-    grads: dict[str, Tensor] = {}
-    fits = True
-
-    def watch(name: str, layer: _Layer) -> torch.utils.hooks.RemovableHandle:
-        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            nonlocal fits
-            fits = fits and name not in inputs and args[0].shape[0] == size and args[0].dim() >= 3
-            inputs[name] = args[0].detach()
-            # Without trainable weights nothing would be differentiated: the first layers start the graph.
-            if not output.requires_grad:
-                output.requires_grad_()
-            output.register_hook(lambda gradient: grads.__setitem__(name, gradient.detach()))
-
-        return layer.register_forward_hook(record)
-
-    handles = [watch(name, layer) for name, layer in layers.items()]
-    weights = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
+    before = {parameter: parameter.grad for parameter in chosen.values()}
+    handles = [
+        parameter.register_post_accumulate_grad_hook(functools.partial(taken, name))
+        for name, parameter in chosen.items()
+    ]
     try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        losses = answer_log_probs(model, batch).nll
-        # Nothing to differentiate when no watched layer took part: the vision tower with text-only samples.
-        if fits and losses.requires_grad:
-            losses.sum().backward()
+        for parameter in before:
+            parameter.grad = None
+        yield
     finally:
         for handle in handles:
             handle.remove()
-        for weight in weights:
-            weight.requires_grad_(True)
-    if fits:
-        for name, gradient in grads.items():
-            _add_layer(name, layers[name], inputs[name], gradient, total)
-    return fits
+        for parameter, gradient in before.items():
+            parameter.grad = gradient
 
 
-def _add_layer(name: str, layer: _Layer, seen: Tensor, gradient: Tensor, total: dict[str, Tensor]) -> None:
-    """Per-sample weight gradient = gradient at the output times input, summed over positions."""
-    if isinstance(layer, nn.Conv2d):
-        padding, dilation, stride = layer.padding, layer.dilation, layer.stride
-        seen = nn.functional.unfold(seen, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
-        gradient = gradient.flatten(2).transpose(1, 2)
-    seen, gradient = seen.flatten(1, -2).float(), gradient.flatten(1, -2).float()
-    weight, bias = f"{name}.weight", f"{name}.bias"
-    if weight in total:
-        rows = max(1, _CHUNK_BYTES // (4 * total[weight].numel()))
-        for start in range(0, len(seen), rows):
-            part = slice(start, start + rows)
-            per_sample = torch.bmm(gradient[part].transpose(1, 2), seen[part])
-            total[weight] += per_sample.square_().sum(dim=0).view_as(total[weight])
-    if bias in total:
-        total[bias] += gradient.sum(dim=1).square().sum(dim=0)
+def _backward(loss: Tensor) -> None:
+    """Backward pass; a parameter that the loss does not reach, as the vision tower of words, has none."""
+    if loss.requires_grad:
+        loss.backward()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from efface.masks import PackedMask
 from efface.saliency.names import weight_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,54 @@ def saliency_mask(
             _check(name, kind, value, top.shape)
         mask[name] = (top + eps if smooth_numerator else top) / (bottom + eps) >= threshold
     return mask
+
+
+def packed_saliency_mask(
+    forget: dict[str, Tensor],
+    preserve: dict[str, Tensor],
+    *,
+    threshold: float = 1.0,
+    smooth_numerator: bool = False,
+) -> PackedMask:
+    """As ``saliency_mask``, at one bit per weight; each pair of tensors is dropped once it is compared, so
+    that both dictionaries are empty afterwards."""
+    if forget.keys() != preserve.keys():
+        saliency_mask(forget, preserve)  # says which
+    packed = PackedMask({}, {})
+    for name in list(forget):
+        pair = {name: forget.pop(name)}, {name: preserve.pop(name)}
+        packed |= PackedMask.of(saliency_mask(*pair, threshold=threshold, smooth_numerator=smooth_numerator))
+    return packed
+
+
+def contrast_mask(
+    contrast: dict[str, Tensor],
+    *,
+    threshold: float = 1.0,
+    eps: float = 1e-15,
+    smooth_numerator: bool = False,
+) -> PackedMask:
+    """The mask of two Fisher diagonals of which only forget - threshold x preserve was kept.
+
+        forget / (preserve + eps) >= threshold   <=>   forget - threshold preserve >= threshold eps
+
+    Args:
+        contrast: from ``fisher_contrast`` with the same threshold; dropped tensor by tensor, empty
+            afterwards.
+        threshold: as for ``saliency_mask``, like what follows.
+        eps: keeps the ratio finite.
+        smooth_numerator: whether ``eps`` is in the numerator as well.
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+    packed = PackedMask({}, {})
+    for name in list(contrast):
+        value = contrast.pop(name)
+        _check(name, "difference of the", value, value.shape)
+        bound = threshold * eps - (eps if smooth_numerator else 0.0)
+        packed |= PackedMask.of({name: value >= bound})
+    return packed
 
 
 def mask_density(mask: Mapping[str, Tensor], anatomy: Anatomy) -> dict[str, object]:

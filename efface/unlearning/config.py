@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from efface.errors import EffaceError
 from efface.unlearning.precision import PrecisionName
@@ -34,6 +35,10 @@ class LoopConfig:
         max_grad_norm: each term's gradient is scaled down to this norm; None leaves it.
         warmup_fraction: share of the steps with a linear rise, in [0, 1); a cosine to zero follows.
         weight_decay: AdamW's decoupled weight decay.
+        optimizer_state: ``all``: moments of every weight that trains; ``selected``: only of those that a mask
+            lets change, where no retain term moves the others and the mask selects few enough
+            (``efface.unlearning.selected``).
+        prefetch: encode the next step's batches in a thread beside the training.
         seed: seed of the batch order and of dropout.
         checkpoint_every: steps between checkpoints.
         stop_forget_loss: end when a forget batch's NLL passes this many nats per token; None never.
@@ -54,6 +59,8 @@ class LoopConfig:
     max_grad_norm: float | None = 1.0
     warmup_fraction: float = 0.0
     weight_decay: float = 0.0
+    optimizer_state: Literal["all", "selected"] = "all"
+    prefetch: bool = False
     seed: int = 0
     checkpoint_every: int = 100
     stop_forget_loss: float | None = None

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from efface.masks import PackedMask
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
 from efface.unlearning.sharding import total_norm
 
 
+class Filter(Protocol):
+    """Lets pass what a term may change."""
+
+    def apply(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of the gradients; theirs may be altered."""
+
+
 def take_gradients(
     trained: Mapping[str, nn.Parameter],
     *,
-    mask: Mapping[str, Tensor] | None,
+    mask: Filter | None,
     max_norm: float | None,
     clip_first: bool,
     precision: Precision,
@@ -25,7 +34,7 @@ def take_gradients(
 
     Args:
         trained: the parameters that train.
-        mask: True where a gradient may pass; a parameter without an entry gets none. None passes all.
+        mask: lets pass what may change; None passes all.
         max_norm: the gradients are scaled down to this norm; None leaves them.
         clip_first: clip the whole gradient before it is masked, instead of what the mask leaves.
         precision: undoes the scale of the loss.
@@ -42,42 +51,40 @@ def take_gradients(
         found = _summed(trained, found, processes)
     precision.unscale(list(found.values()))
     if mask is not None and not clip_first:
-        found = _masked(found, mask)
+        found = mask.apply(found)
     norm = total_norm(list(found.values()))
     if max_norm is not None and norm > max_norm:
         torch._foreach_mul_(list(found.values()), max_norm / float(norm))
     if mask is not None and clip_first:
-        found = _masked(found, mask)
+        found = mask.apply(found)
     return found, norm.item()
 
 
 def mask_for(
     trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], device: torch.device
-) -> dict[str, Tensor]:
+) -> PackedMask:
     """The mask entries of the parameters that train, on the model's device.
 
     Raises:
         ValueError: if the mask reaches no trainable parameter, or has another shape than one.
     """
-    chosen = {name: mask[name].to(device) for name in trained if name in mask}
-    if not any(bool(entry.any()) for entry in chosen.values()):
+    every = PackedMask.of(mask)
+    names = [name for name in trained if name in every.bits]
+    chosen = PackedMask({name: every.bits[name].to(device) for name in names}, every.shapes)
+    if not chosen.any():
         raise ValueError(
             f"the saliency mask selects no weight that trains: it names {len(mask)} parameters "
             f"({_some(mask)}), the model "
             f"trains {len(trained)} ({_some(trained)}); compute the mask on the parameters that train"
         )
-    for name, entry in chosen.items():
-        if entry.shape != trained[name].shape:
+    for name, shape in chosen.shapes.items():
+        if shape != trained[name].shape:
             raise ValueError(
-                f"the saliency mask of {name} has shape {tuple(entry.shape)}, the parameter "
+                f"the saliency mask of {name} has shape {tuple(shape)}, the parameter "
                 f"{tuple(trained[name].shape)}; "
                 "compute the mask on this model"
             )
     return chosen
-
-
-def _masked(gradients: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: gradient * mask[name] for name, gradient in gradients.items() if name in mask}
 
 
 def _summed(

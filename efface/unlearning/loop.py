@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +31,12 @@ from efface.unlearning import sharding
 from efface.unlearning.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
 from efface.unlearning.gradients import mask_for, take_gradients
+from efface.unlearning.masked import adamw, masked_weights
 from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
 from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
-from efface.unlearning.sides import Side
+from efface.unlearning.sides import Ahead, Side
 from efface.unlearning.watch import Watch
 
 if TYPE_CHECKING:
@@ -121,22 +122,21 @@ class _Run:
             self.checkpoints = None  # written by one process, which holds only its part
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.precision = Precision(config.precision, self.device, self.trained)
+        self.ahead = Ahead(config.prefetch)
         self.forget, self.retain = self._sides()
         self.alternating = terms.method.update(terms.settings) == "alternating" and self.retain is not None
         self.batches_per_step = config.accumulation_steps
         # A step that cannot be shared batch by batch is shared sample by sample.
         self.split = self.sharded or config.accumulation_steps % self.processes.count != 0
         self.batches, self.total = self._length()
-        self.mask = mask_for(self.trained, terms.mask, self.device) if terms.mask is not None else None
-        if self.mask is not None and self.sharded:
-            self.mask = {name: sharding.like(entry, self.trained[name]) for name, entry in self.mask.items()}
-        # Weights that no term may move: with a mask and no retain term. Restoring them after each step holds
-        # them against weight decay as well.
-        self.frozen = self.mask is not None and self.retain is None
-        self.start = {n: p.detach().clone() for n, p in self.trained.items()} if self.frozen else {}
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.masked = None
+        if terms.mask is not None:
+            mask: Mapping[str, Tensor] = mask_for(self.trained, terms.mask, self.device)
+            if self.sharded:
+                mask = {name: sharding.like(mask[name], self.trained[name]) for name in mask}
+            self.masked = masked_weights(self.trained, mask, config, only=self.retain is None)
+        self.updated = self.masked.updated if self.masked else self.trained
+        self.optimizer = adamw(self.updated, config, self.device)
         self.state = TrainingState()
 
     def begin(self, adapter: Adapter | None, folder: Path | None) -> None:
@@ -178,7 +178,7 @@ class _Run:
             mininterval=0.5,
             disable=not self.processes.main,
         )
-        with bar:
+        with bar, closing(self.ahead):
             while self.state.step < self.total and stopped_by is None:
                 record = self._step(self.state.step)
                 self.state.step += 1
@@ -201,10 +201,11 @@ class _Run:
         terms, config, method = self.terms, self.config, self.terms.method
         forget = retain = None
         if terms.forget is not None and config.forget_weight:
-            forget = Side(terms.forget, method.forget_loss, config, config.seed, other=terms.other)
+            loss, other = method.forget_loss, terms.other
+            forget = Side(terms.forget, loss, config, config.seed, other=other, ahead=self.ahead)
         wanted = config.retain_weight and config.retain_batches_per_forget_batch
         if terms.retain is not None and method.retain_loss is not None and wanted:
-            retain = Side(terms.retain, method.retain_loss, config, config.seed + 1)
+            retain = Side(terms.retain, method.retain_loss, config, config.seed + 1, ahead=self.ahead)
         return forget, retain
 
     def _length(self) -> tuple[int, int]:
@@ -259,9 +260,11 @@ class _Run:
     def _gradient(self, kind: str, side: Side, step: int, record: dict[str, float]) -> dict[str, Tensor]:
         weight = self.config.forget_weight if kind == "forget" else self.config.retain_weight
         positions, count = self._positions(kind, step)
+        sharing = self.processes if self.split else None
+        side.expect([*positions, *self._positions(kind, step + 1)[0]], sharing)
         total = 0.0
         for position in positions:
-            batch, share = side.batch(position, self.device, self.processes if self.split else None)
+            batch, share = side.batch(position, self.device, sharing)
             if batch is None and self.sharded:  # nothing to add, but the layers need this process
                 batch, share = side.batch(position, self.device)[0], 0.0
             if batch is None:
@@ -275,7 +278,7 @@ class _Run:
         record[f"{kind}_loss"] = self._sum(total) / count
         gradients, record[f"{kind}_grad_norm"] = take_gradients(
             self.trained,
-            mask=self.mask if kind == "forget" else None,
+            mask=self.masked if kind == "forget" else None,
             max_norm=self.config.max_grad_norm,
             clip_first=self.alternating,
             precision=self.precision,
@@ -291,21 +294,13 @@ class _Run:
     def _update(self, gradients: Sequence[Mapping[str, Tensor]], record: dict[str, float]) -> None:
         """One optimizer step on the sum of gradients."""
         self._guard(record)
-        for name, parameter in self.trained.items():
+        for name, parameter in self.updated.items():
             parts = [gradient[name] for gradient in gradients if name in gradient]
             parameter.grad = (parts[0] if len(parts) == 1 else parts[0] + parts[1]) if parts else None
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.mask is not None and self.frozen:
-            self._restore(self.mask)
-
-    def _restore(self, mask: Mapping[str, Tensor]) -> None:
-        """Put every weight outside the mask back to where it started."""
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                kept = mask.get(name)
-                before = self.start[name]
-                parameter.copy_(before if kept is None else torch.where(kept, parameter, before))
+        if self.masked:
+            self.masked.stepped()
 
     def _guard(self, record: dict[str, float]) -> None:
         """End the run before a number that is not finite reaches the weights."""
@@ -350,6 +345,8 @@ class _Run:
         if resumed is None:
             return False
         self.state = resumed
+        if self.masked:
+            self.masked.resumed()
         self.precision.restore(resumed.scaler)
         own = {
             name.split("/")[0]: s

@@ -22,6 +22,12 @@ class Saliency(Section):
     """Samples drawn from each set; null: all."""
     batch_size: Count
     """Samples per forward pass; no influence on the result (official_code: always 4, where it has)."""
+    sums: Literal["auto", "device", "cpu", "disk"]
+    """Where sums of squares are kept: beside the weights, in main memory, in a file, or the first of these
+    with room; no influence on the result."""
+    both_in_one: bool
+    """Keep forget Fisher - threshold x preserve Fisher instead of both: half the memory; weights within
+    rounding of the threshold may fall on its other side."""
     controls: list[Literal["random", "magnitude"]]
     """Masks of equal count per tensor to make beside the saliency mask, for `unlearn.methods.*.mask`."""
 

@@ -13,13 +13,15 @@ class Evaluate(Section):
     """Questions to every model."""
 
     batch_size: Count
-    """Questions answered side by side."""
+    """Questions answered side by side; halved when memory runs out."""
     max_new_tokens: Count
     """Longest answer, tokens."""
     max_people: Count | None
     """People asked about per set, drawn by the seed; null: everybody."""
     share_prefix: bool
     """Read picture and question once for all answers scored after them, where the family allows it."""
+    compile: bool
+    """Run models through torch.compile: slower to begin with, faster after; may change the last digits."""
     prompts: Literal["bare", "published", "published_llava"]
     """Words of the questions the model answers freely: the bare question, those of the benchmark's published
     code in the model's chat template, or MLLMU-Bench's whole string for LLaVA-1.5."""

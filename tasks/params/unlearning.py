@@ -97,6 +97,11 @@ class Unlearn(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     lora: Lora | None
     """Train low-rank factors and merge them in at the end; null: train all weights."""
+    optimizer_state: Literal["all", "selected"]
+    """all: moments of every weight that trains; selected: only of those in the mask, in runs in which nothing
+    else moves (retain_weight 0), if they are at most 40 %."""
+    prefetch: bool
+    """Encode the next step's batches in a thread beside the training; no influence on the result."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints."""
     curve: Curve | None

@@ -45,6 +45,19 @@ def test_official_code_leaves_the_rest_unmasked(root, model):  # noqa: F811
 
 
 @pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_options_for_little_memory_give_the_same_mask(root, model, variant):  # noqa: F811
+    path = root / "masks" / "saliency.safetensors"
+    _, mask, _ = run(root, model, variant=variant)
+    plain = path.read_bytes()
+    run(root, model, variant=variant, sums="disk")
+    assert path.read_bytes() == plain
+    _, found, _ = run(root, model, variant=variant, both_in_one=True)
+    weights = sum(entry.numel() for entry in mask.values())
+    assert sum(int((found[name] != mask[name]).sum()) for name in mask) <= weights // 1000
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
 def test_controls_have_equal_counts_per_tensor(root, model, variant):  # noqa: F811
     params, mask, made = run(root, model, variant=variant, controls=["random", "magnitude"])
     for name in params.saliency.controls:

@@ -67,7 +67,7 @@ def test_batches_give_what_single_samples_give(model, processor, single, shared)
 
 
 def test_prompts_are_shared_and_read_once(model, processor):
-    scorer = Scorer(model, processor, batch_size=4, max_new_tokens=6)
+    scorer = Scorer(model, processor, batch_size=6, max_new_tokens=6)
     pictures = []
     tower = model.model.vision_tower
     handle = tower.register_forward_pre_hook(lambda *_: pictures.append(1))
@@ -104,6 +104,70 @@ def test_a_cache_that_gives_other_numbers_is_not_used(model, processor, single, 
     scorer.answers([row for row in questions() if row.image_bytes is None])
     assert scorer.shares == {False: False}
     assert_same(score(model, processor, questions(), batch_size=5, max_new_tokens=6), single)
+
+
+MEMORY = 3
+"""Rows that the device of the next tests has memory for."""
+
+
+@pytest.fixture
+def small_device(model):
+    """A model whose device is out of memory, as torch says it, from four rows on; notes the rows asked."""
+    asked = []
+
+    def allocate(module, args, kwargs):
+        asked.append(len(kwargs["input_ids"]))
+        if asked[-1] > MEMORY:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    handle = model.register_forward_pre_hook(allocate, with_kwargs=True)
+    yield asked
+    handle.remove()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_are_halved_when_memory_runs_out(
+    model, processor, single, small_device, tmp_path, shared, caplog
+):
+    small_device.clear()
+    parts = Parts(tmp_path / "parts", key="k")
+    options = {"batch_size": 5, "max_new_tokens": 6, "share_prefix": shared}
+    assert_same(score(model, processor, questions(), parts=parts, **options), single)
+    assert small_device[0] == 5 and sum(rows > MEMORY for rows in small_device) == 1
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("efface")]
+    assert said == ["out of memory with 5 questions at a time; going on with 3"]
+    # What is on disk is found again by a run that begins with the larger batches.
+    small_device.clear()
+    assert_same(score(model, processor, questions(), parts=parts, **options), single)
+    assert small_device == []
+
+
+def test_memory_for_less_than_one_question_is_an_error(model, processor, small_device, monkeypatch):
+    monkeypatch.setattr("tests.efface.evaluation.test_scoring.MEMORY", 0)
+    with pytest.raises(ModelError, match=r"not even one question at a time fits .*CUDA out of memory"):
+        score(model, processor, questions(), batch_size=2)
+
+
+def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(model, processor):
+    handle = model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken cable")))
+    with pytest.raises(RuntimeError, match="broken cable"):
+        score(model, processor, questions(), batch_size=2)
+    handle.remove()
+
+
+def test_compiled_models_give_the_same_and_are_put_back(model, processor, single, monkeypatch):
+    """Through the tracer and no compiler: what is compiled is the compiler's affair."""
+    compile_, forward, traced = torch.compile, type(model).forward, []
+
+    def eager(function, **options):
+        traced.append(options)
+        return compile_(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    table = score(model, processor, questions(), batch_size=5, max_new_tokens=6, compiled=True)
+    assert_same(table, single)
+    assert traced == [{"dynamic": True}]
+    assert "forward" not in vars(model) and type(model).forward is forward
 
 
 def test_rows_follow_the_definitions(model, processor):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from efface.data.encoding import Encoder, encode
 from efface.errors import ArtifactError, ModelError
 from efface.importance import activation_statistics, neuron_importance
 from efface.importance.files import load_tables, save_importance
+from efface.importance.official_code import output_statistics, output_units
 from efface.importance.scores import importance_terms, paper_tables
 from efface.importance.selection import select_highest
 from efface.importance.statistics import ActivationStatistics, neuron_units
@@ -167,3 +169,34 @@ def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"importance.safetensors is not a whole file"):
         load_tables(path)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for a device: numbers and lengths that it asks tensors for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += str(func) in ("aten._local_scalar_dense.default", "aten.nonzero.default")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official_code"])
+def test_no_batch_waits_for_the_device(model, processor, written, variant):
+    """As many waits as the model's own passes have, however many batches and layers there are."""
+    batches = list(Encoder(processor, written).batches(2))
+    parts = anatomy(model)
+    with torch.no_grad(), Waits() as plain:
+        for batch in batches:
+            model(**{key: value for key, value in batch.items() if key != "labels"})
+    with Waits() as measured:
+        if variant == "paper":
+            activation_statistics(model, batches, mlps=parts.mlps, active_above=0.1)
+        else:
+            units = [unit for unit in output_units(model, parts.mlps) if unit.tower == "language"]
+            output_statistics(model, batches, units=units, active_above=0.1)
+    # official_code looks the padding up in main memory, once per batch.
+    allowed = len(batches) if variant == "official_code" else 0
+    assert measured.count <= plain.count + allowed

@@ -53,6 +53,62 @@ def test_outside_the_mask_nothing_moves_without_a_retain_term(model, processor, 
     assert sum(moved) > len(moved) // 2
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_moments_of_the_selected_weights_alone_do_the_same(
+    model, processor, pictured, written, decay, tmp_path
+):
+    mask, alone, resumed = random_mask(model, share=0.2), copy.deepcopy(model), copy.deepcopy(model)
+    before = weights(model)
+    made = terms(processor, pictured, written, mask=mask)
+    config = LoopConfig(learning_rate=1e-3, steps=9, batch_size=2, retain_weight=0, weight_decay=decay)
+    few = dataclasses.replace(config, optimizer_state="selected", checkpoint_every=4)
+    train(model, made, config)
+    train(alone, made, few, checkpoints=Checkpoints(tmp_path / "run", key="k"))
+    for (name, a), (_, b) in zip(model.named_parameters(), alone.named_parameters(), strict=True):
+        kept = mask.get(name, torch.zeros_like(a, dtype=torch.bool))
+        assert torch.equal(b[~kept], before[name][~kept]), name
+        # The gradient of a bias of the keys is rounding noise, which AdamW blows up.
+        assert name.endswith("k_proj.bias") or torch.allclose(a, b, atol=1e-5), name
+    assert any(bool((p != before[n]).any()) for n, p in alone.named_parameters())
+    # The checkpoint is that of step 8: one more step from it gives the same weights.
+    assert train(resumed, made, few, checkpoints=Checkpoints(tmp_path / "run", key="k")).steps == 9
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), resumed.parameters(), strict=True))
+
+
+def test_only_selected_weights_have_moments_if_they_are_few(model, processor, pictured, written, monkeypatch):
+    moments = []
+    original = torch.optim.AdamW.step
+
+    def counting(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        moments.append(sum(state["exp_avg"].numel() for state in self.state.values()))
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counting)
+    for share in (0.2, 0.6):
+        made = terms(processor, pictured, written, mask=random_mask(model, share=share))
+        config = LoopConfig(learning_rate=1e-3, steps=1, batch_size=2, optimizer_state="selected")
+        train(model, made, config)  # a retain term moves every weight
+        train(model, made, dataclasses.replace(config, retain_weight=0))
+    few = sum(int(entry.sum()) for entry in random_mask(model, share=0.2).values())
+    assert moments[1] <= few < moments[0] / 3
+    assert moments[3] > few
+
+
+def test_batches_made_beside_the_training_change_nothing(model, processor, pictured, written):
+    import threading
+
+    beside, before = copy.deepcopy(model), threading.active_count()
+    method = METHODS["idk_dpo"]
+    made = terms(processor, pictured, written, method=method, settings=settings_of(method))
+    made.other = Encoder(processor, pictured[:4])
+    config = LoopConfig(learning_rate=1e-3, steps=7, batch_size=2, retain_batches_per_forget_batch=2)
+    expected = train(model, made, config)
+    found = train(beside, made, dataclasses.replace(config, prefetch=True))
+    assert found.history == expected.history and threading.active_count() == before
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), beside.parameters(), strict=True))
+
+
 def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(
     model, processor, pictured, written
 ):

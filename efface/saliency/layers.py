@@ -1,0 +1,143 @@
+"""Per-sample gradients of linear and convolutional layers, from one backward pass over a whole batch.
+
+The gradient of each sample is the product of what went into the layer and of the gradient that came back to
+its output, summed over positions. It is squared and added as soon as that gradient arrives, layer by layer
+from the last to the first, so no more than one layer's gradients exist at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from efface.data.batches import Inputs
+from efface.models.answers import answer_log_probs
+
+Layer = nn.Linear | nn.Conv2d
+
+_CHUNK_BYTES = 2**28
+"""Per-sample gradients held at a time."""
+_LARGE = 2**19
+"""Weights from which a layer on a processor is worked on in tiles."""
+_TILE = (256, 512)
+"""Rows and columns of a tile: half a MiB of float32, which stays in a core's cache."""
+
+
+def layers_of(model: nn.Module, names: Iterable[str]) -> dict[str, Layer] | None:
+    """The linear and 2-D convolutional layers that own the named parameters; None if something else owns
+    one."""
+    layers: dict[str, Layer] = {}
+    for name in names:
+        owner = name.rpartition(".")[0]
+        layer = model.get_submodule(owner)
+        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+        if not plain or (isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str)):
+            return None
+        layers[owner] = layer  # type: ignore[assignment]
+    return layers
+
+
+def add_squares(
+    model: nn.Module,
+    batch: Inputs,
+    layers: Mapping[str, Layer],
+    total: Mapping[str, Tensor],
+    scale: float = 1.0,
+) -> bool:
+    """Add ``scale`` times the squared per-sample gradients of a whole batch, from one backward pass.
+
+    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more
+    than once.
+    """
+    size = len(batch["input_ids"])
+    inputs: dict[str, Tensor] = {}
+    fits = True
+
+    def watch(name: str, layer: Layer) -> torch.utils.hooks.RemovableHandle:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal fits
+            fits = fits and name not in inputs and args[0].shape[0] == size and args[0].dim() >= 3
+            inputs[name] = args[0].detach()
+            # Without trainable weights nothing would be differentiated: the first layers start the graph.
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.register_hook(
+                lambda gradient: add_layer(name, layer, inputs.pop(name), gradient.detach(), total, scale)
+            )
+
+        return layer.register_forward_hook(record)
+
+    handles = [watch(name, layer) for name, layer in layers.items()]
+    weights = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        losses = answer_log_probs(model, batch).nll
+        # Nothing to differentiate when no watched layer took part: the vision tower with text-only samples.
+        if fits and losses.requires_grad:
+            losses.sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weight in weights:
+            weight.requires_grad_(True)
+    return fits
+
+
+@torch.no_grad()
+def add_layer(
+    name: str,
+    layer: Layer,
+    seen: Tensor,
+    gradient: Tensor,
+    total: Mapping[str, Tensor],
+    scale: float = 1.0,
+) -> None:
+    """Add ``scale`` times the squared per-sample gradients of one layer.
+
+    Args:
+        name: of the layer; ``total`` has those of its parameters that are measured.
+        layer: gives the geometry of a convolution.
+        seen: what went in, (B, ..., I), or (B, C, H, W) for a convolution.
+        gradient: of the loss with respect to what came out, (B, ..., O) or (B, O, H', W').
+        total: sums by parameter name, float32, on any device.
+        scale: factor of what is added.
+    """
+    if isinstance(layer, nn.Conv2d):
+        padding, dilation, stride = layer.padding, layer.dilation, layer.stride
+        seen = nn.functional.unfold(seen, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
+        gradient = gradient.flatten(2).transpose(1, 2)
+    seen, gradient = seen.flatten(1, -2).float(), gradient.flatten(1, -2).float()
+    weight, bias = total.get(f"{name}.weight"), total.get(f"{name}.bias")
+    if weight is not None:
+        large = weight.numel() >= _LARGE and seen.device.type == "cpu"
+        add = _add_in_tiles if large else _add_in_chunks
+        add(weight.view(len(weight), -1), gradient, seen, scale)
+    if bias is not None:
+        bias.add_(gradient.sum(dim=1).square().sum(dim=0).to(bias.device), alpha=scale)
+
+
+def _add_in_chunks(total: Tensor, gradient: Tensor, seen: Tensor, scale: float) -> None:
+    """The gradients of as many samples at a time as memory is set aside for."""
+    samples = max(1, _CHUNK_BYTES // (4 * total.numel()))
+    for start in range(0, len(seen), samples):
+        part = slice(start, start + samples)
+        per_sample = torch.bmm(gradient[part].transpose(1, 2), seen[part])
+        total.add_(per_sample.square_().sum(dim=0).to(total.device), alpha=scale)
+
+
+def _add_in_tiles(total: Tensor, gradient: Tensor, seen: Tensor, scale: float) -> None:
+    """Tile by tile of the weight, sample by sample: gradients of a large layer never leave the cache, and
+    each sum is read and written once per batch instead of once per sample."""
+    rows, columns = _TILE
+    buffer = torch.empty(rows * columns)
+    for top in range(0, total.shape[0], rows):
+        back = gradient[:, :, top : top + rows].transpose(1, 2)
+        for left in range(0, total.shape[1], columns):
+            tile = total[top : top + rows, left : left + columns]
+            product = buffer[: tile.numel()].view(tile.shape)
+            for out, into in zip(back, seen[:, :, left : left + columns], strict=True):
+                torch.mm(out, into, out=product)
+                tile.addcmul_(product, product, value=scale)
