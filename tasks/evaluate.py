@@ -110,13 +110,14 @@ def _parts(
 
 
 def drawn(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
-    """The rows of at most so many people per set, the same for every model; skills, one stranger a row, stay
-    whole."""
+    """The rows of at most so many people per set and part, the same for every model; skills, one stranger a
+    row, stay whole."""
     if people is None:
         return list(samples)
     kept = set()
-    for kind in SETS:
-        entities = sorted({sample.entity_id for sample in samples if sample.set == kind})
+    for kind, part in dict.fromkeys((sample.set, sample.part) for sample in samples):
+        entities = sorted({s.entity_id for s in samples if (s.set, s.part) == (kind, part)})
         size = len(entities) if kind == "utility" else min(people, len(entities))
-        kept |= {(kind, entity) for entity in random.Random(f"{seed}/{kind}").sample(entities, size)}
-    return [sample for sample in samples if (sample.set, sample.entity_id) in kept]
+        draw = random.Random(f"{seed}/{kind}/{part}")
+        kept |= {(kind, part, entity) for entity in draw.sample(entities, size)}
+    return [sample for sample in samples if (sample.set, sample.part, sample.entity_id) in kept]

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from efface.errors import EvaluationError
-from efface.evaluation.goals import PARTS, Goal, unlearning_score
+from efface.evaluation.goals import PARTS, Goal, unlearning_score, validation_score
 from efface.evaluation.people import mean_interval
 
 if TYPE_CHECKING:
@@ -142,14 +142,7 @@ def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
     common = set.intersection(*seeds) or set.union(*seeds)
     means = {
         variant: fmean(
-            unlearning_score(
-                run.table,
-                vanilla=run.vanilla,
-                retrained=run.retrained,
-                goal=goal,
-                part="validation",
-                resamples=0,
-            ).value
+            validation_score(run.table, vanilla=run.vanilla, retrained=run.retrained, goal=goal)
             for run in runs
             if run.variant == variant and run.seed in common
         )

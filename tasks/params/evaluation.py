@@ -17,7 +17,7 @@ class Evaluate(Section):
     max_new_tokens: Count
     """Longest answer, tokens."""
     max_people: Count | None
-    """People asked about per set, drawn by the seed; null: everybody."""
+    """People asked about per set, and as many again for choosing settings, drawn by the seed; null: all."""
     share_prefix: bool
     """Read picture and question once for all answers scored after them, where the family allows it."""
     compile: bool

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import ArtifactError, EvaluationError
-from efface.evaluation.goals import score_difference, unlearning_score
+from efface.evaluation.goals import score_difference, unlearning_score, validation_score
 from efface.evaluation.people import cell_means, forget_retain_curve, mean_interval
 
 KNOWN = {"forget": 1.0, "test": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
@@ -153,3 +153,19 @@ def test_the_front_holds_exactly_what_nothing_beats(points):
     for name, (forget, retain) in points.items():
         beaten = any((f < forget and r >= retain) or (f <= forget and r > retain) for f, r in points.values())
         assert rows[name] is (not beaten)
+
+
+def test_settings_are_chosen_without_what_no_validation_person_can_be_asked():
+    """Skills and real people are never for validation: nobody of theirs is forgotten or kept."""
+
+    def split(model):
+        people = model[~model["set"].isin(["real", "utility"])].assign(part="validation")
+        return pd.concat([model, people], ignore_index=True)
+
+    yardsticks = {"vanilla": split(VANILLA), "retrained": split(RETRAINED)}
+    half = split(table(KNOWN | {"forget": 0.6, "test": 0.6}, text=KNOWN))
+    score = validation_score(half, **yardsticks, goal="visual")
+    assert score == pytest.approx(100 * 3 / (1 / 0.5 + 1 + 1), rel=0.1)
+    assert validation_score(split(VANILLA), **yardsticks, goal="visual") == 0
+    with pytest.raises(EvaluationError, match="forget"):
+        validation_score(VANILLA, vanilla=VANILLA, retrained=RETRAINED, goal="visual")

@@ -1,0 +1,34 @@
+"""Whom the stage evaluate asks about."""
+
+from types import SimpleNamespace
+
+from tasks.evaluate import drawn
+
+
+def rows(kind, part, people):
+    return [
+        SimpleNamespace(set=kind, part=part, entity_id=f"{kind}/{i}")
+        for i in people
+        for _question in range(2)
+    ]
+
+
+def people(chosen, kind, part):
+    return {sample.entity_id for sample in chosen if (sample.set, sample.part) == (kind, part)}
+
+
+def test_people_for_choosing_settings_are_drawn_apart_from_the_others():
+    samples = [
+        *rows("retain", "test", range(40)),
+        *rows("retain", "validation", range(40, 48)),
+        *rows("forget", "test", range(3)),
+        *rows("utility", "test", range(100)),
+    ]
+    chosen = drawn(samples, 5, seed=0)
+    assert len(people(chosen, "retain", "test")) == len(people(chosen, "retain", "validation")) == 5
+    assert len(people(chosen, "forget", "test")) == 3
+    assert len(people(chosen, "utility", "test")) == 100, "one stranger a row"
+    assert len(chosen) == 2 * (5 + 5 + 3 + 100), "all rows of those who are asked about"
+    assert [s.entity_id for s in drawn(samples, 5, seed=0)] == [s.entity_id for s in chosen]
+    assert people(drawn(samples, 5, seed=1), "retain", "test") != people(chosen, "retain", "test")
+    assert drawn(samples, None, seed=0) == samples
