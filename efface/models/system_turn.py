@@ -29,6 +29,8 @@ def add_system_turn(processor: ProcessorMixin, words: str) -> bool:
         not before questions with a picture.
     """
     template = processor.chat_template
+    if not isinstance(template, str):  # none, or several with names
+        return False
     parts = [{"type": "text", "text": words}]
     for content in (parts, words):
         if all(_is_written_apart(processor, content, words, user) for user in _USERS):
