@@ -81,6 +81,7 @@ def main(
     from efface.data.encoding import Encoder
     from efface.importance import activation_statistics, neuron_importance, select_neurons
     from efface.models import anatomy
+    from efface.models.outline import memory
     from efface.pruning import zero_neurons
     from efface.saliency import fisher_diagonal, saliency_mask
     from efface.unlearning import unlearn
@@ -107,6 +108,12 @@ def main(
     typer.echo(
         f"{preset}: {count / 1e9:.2f} billion weights, {dtype}, {device}, {samples} samples of each set"
     )
+    if dtype == torch.float32:  # as the stages train
+        needed = memory(model, parts, chosen=parts.maskable)
+        typer.echo(
+            f"estimated by `tasks inspect`: saliency {needed.saliency / 2**30:.2f} GiB, "
+            f"unlearning {needed.unlearning / 2**30:.2f} GiB"
+        )
     pictured, written = make_samples(samples, pictured=True), make_samples(samples, pictured=False)
     sets = {"forget": pictured, "retain": written}
 

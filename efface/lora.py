@@ -76,7 +76,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
     unknown = [name for name in lora.components if name not in GROUPS]
     if unknown:
         raise ModelError(f"unknown component {unknown[0]!r}; a model has: {', '.join(GROUPS)}")
-    targets = _linear_layers(model, lora.components)
+    targets = linear_layers(model, lora.components)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with fractions as well
@@ -89,7 +89,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
     return Adapter(model, wrapped)
 
 
-def _linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
+def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
+    """Names of the layers that get factors: the linear ones of some groups, without the output head.
+
+    Raises:
+        ModelError: if there is none.
+    """
     parts = anatomy(model)
     inside = {name for group in components for name in parts.groups[group]}
     names = [name.removesuffix(".weight") for name in parts.maskable if name in inside]

@@ -32,6 +32,7 @@ def _point(params: Params, root: Path) -> None:
     """Check without loading weights that the model can be worked with, and write `models/base/model.json`."""
     from dataclasses import replace
 
+    from efface.data.encoding import prompt_of
     from efface.models import anatomy
     from efface.models.fitting import check_processor, prepare_processor
     from efface.models.loading import Source, write_pointer
@@ -43,6 +44,7 @@ def _point(params: Params, root: Path) -> None:
         revision=section.revision,
         dtype=section.dtype,
         chat_template=section.chat_template,
+        system=section.system,
         pad_token=section.pad_token,
         trust_remote_code=section.trust_remote_code,
     )
@@ -51,7 +53,9 @@ def _point(params: Params, root: Path) -> None:
     ) as record:
         model = outline(source)
         parts = anatomy(model)
-        check_processor(model, prepare_processor(source))
+        processor = prepare_processor(source)
+        check_processor(model, processor)
+        prompt_of(processor, "?", image=True)  # a template that is missing or refuses pictures stops here
         source = replace(source, revision=getattr(model.config, "_commit_hash", None) or source.revision)
         with writing(folder) as partial:
             partial.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,10 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Print groups, MLP blocks and estimated memory of a Hub id, a folder, or a model under `data/models`."""
     from dataclasses import replace
 
+    from efface.lora import Lora
     from efface.models import anatomy
     from efface.models.loading import resolve
-    from efface.models.outline import memory, outline
+    from efface.models.outline import factors_of, memory, outline
 
     made = root / "models" / name
     source = resolve(made if made.is_dir() else Path(name) if Path(name).is_dir() else name)
@@ -34,31 +35,42 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     parts = anatomy(model)
     sizes = {key: p.numel() for key, p in model.named_parameters()}
     groups = params.saliency.groups
-    chosen = {key for key in parts.maskable for group in groups if key in set(parts.groups[group])}
+    chosen = set(parts.maskable) & {key for group in groups for key in parts.groups[group]}
+    given = params.unlearn.lora
+    lora = None if given is None else Lora(given.rank, given.alpha, given.dropout, given.components)
+    factors = None if lora is None else factors_of(model, parts, lora)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     typer.echo(f"{source.id}: {type(model).__name__}, {sum(sizes.values()):,} parameters, {dtype}\n")
-    typer.echo(_table(parts, sizes, chosen))
+    typer.echo(_table(parts, sizes, chosen, factors))
     typer.echo("")
-    typer.echo(_memory(memory(model, parts, chosen=chosen)))
+    quantization = None if given is None else given.quantization
+    training = "all weights train, in float32"
+    if given is not None:
+        training = f"LoRA factors of rank {given.rank} train, on weights {quantization or 'as saved'}"
+    typer.echo(f"memory if {training}; weights included, activations left out:")
+    typer.echo(_memory(memory(model, parts, chosen=chosen, lora=lora, quantization=quantization)))
 
 
-def _table(parts: Anatomy, sizes: dict[str, int], chosen: set[str]) -> str:
-    """One line per group: parameters, share of the model, share a saliency mask may select, MLP blocks."""
+def _table(parts: Anatomy, sizes: dict[str, int], chosen: set[str], factors: dict[str, int] | None) -> str:
+    """One line per group: parameters, share of the model, weights that train as a share of the group's, share
+    a saliency mask may select, MLP blocks. With LoRA the factors train, and a mask selects among them."""
     total = sum(sizes.values())
-    rows = [("group", "tensors", "parameters", "share", "maskable", "MLP blocks", "neurons")]
+    rows = [("group", "tensors", "parameters", "share", "trained", "maskable", "MLP blocks", "neurons")]
     for group, names in parts.groups.items():
         count = sum(sizes[name] for name in names)
         selectable = sum(sizes[name] for name in names if name in chosen)
         blocks = [mlp for mlp in parts.mlps if mlp.tower == group]
         widths = sorted({mlp.width for mlp in blocks})
-        share = f"{selectable / count:.1%}" if count else "-"
+        trained = count if factors is None else factors[group]
+        selectable = selectable if factors is None else trained
         rows.append(
             (
                 group,
                 str(len(names)),
                 f"{count:,}",
                 f"{count / total:.1%}",
-                share,
+                f"{trained / count:.1%}" if count else "-",
+                f"{selectable / count:.1%}" if count else "-",
                 f"{len(blocks)} of {' or '.join(map(str, widths))}" if blocks else "-",
                 f"{sum(mlp.width for mlp in blocks):,}",
             )
@@ -72,9 +84,9 @@ def _table(parts: Anatomy, sizes: dict[str, int], chosen: set[str]) -> str:
 
 
 def _memory(needed: Memory) -> str:
-    lines = ["memory, weights included, activations left out:"]
+    lines = []
     for label, value in (
-        ("evaluation", needed.weights),
+        ("evaluation", needed.evaluation),
         ("saliency", needed.saliency),
         ("unlearning", needed.unlearning),
         ("pruning", needed.pruning),

@@ -29,7 +29,11 @@ def load_for_training(
     from efface.models import anatomy, load_model
 
     # Weights that train are kept in float32; under LoRA the others stay as they were saved.
-    loaded = load_model(folder, dtype="float32" if lora is None else "auto")
+    loaded = load_model(
+        folder,
+        dtype="float32" if lora is None else "auto",
+        quantization=None if lora is None else lora.quantization,
+    )
     parts = anatomy(loaded.model)
     if lora is None:
         return loaded, parts, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         else:
             if main:
                 with writing(folder) as partial:
-                    _write(loaded, adapter, params.unlearn, partial)
+                    _write(loaded, adapter, params.unlearn, inputs["start"], partial)
                     write_readme(
                         partial,
                         name,
@@ -146,14 +147,24 @@ def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
     return Watch(curve.every, sides, params.unlearn.batch_size)
 
 
-def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, folder: Path) -> None:
-    from efface.models import save_model
+def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start: Path, folder: Path) -> None:
+    """Write the model as a plain folder, factors merged in; those trained on 4- or 8-bit weights are merged
+    into the weights as they were saved."""
+    from efface.models import load_model, save_model
+    from efface.models.loading import merge_adapter
 
-    if adapter is not None:
-        if shared.lora is not None and shared.lora.keep_adapter:
-            adapter.save(folder / "adapter")
-        adapter.merge()
-    save_model(loaded.model, loaded.processor, folder)
+    lora, model = shared.lora, loaded.model
+    if adapter is not None and lora is not None:
+        kept = folder / "adapter"
+        if lora.keep_adapter or lora.quantization is not None:
+            adapter.save(kept)
+        if lora.quantization is None:
+            adapter.merge()
+        else:
+            model = merge_adapter(load_model(start, device="cpu").model, kept)
+            if not lora.keep_adapter:
+                shutil.rmtree(kept)
+    save_model(model, loaded.processor, folder)
 
 
 def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:

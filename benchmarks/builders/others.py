@@ -18,7 +18,12 @@ INTERNVL_TEMPLATE = (
     "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As the family's own, it refuses a system turn before a picture.
 MLLAMA_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if messages[0]['role'] == 'system' and part['type'] == 'image' %}"
+    "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
+    "{% endif %}{% endfor %}{% endfor %}"
     "{{ bos_token }}{% for message in messages %}"
     "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{% for part in message['content'] %}"

@@ -7,7 +7,8 @@ after the other (Qwen: the patches of all pictures in one row). None of them is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,12 +20,38 @@ IGNORED = -100
 _ALONG_TOKENS = ("cross_attention_mask",)  # (B, T, pictures, tiles); all others along tokens are (B, T)
 
 
-def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> Inputs:
+@dataclass(frozen=True)
+class _Share:
+    """What one sample has of one tensor of its batch.
+
+    Attributes:
+        rows: how many rows.
+        shape: their sizes from axis 1 on before other samples made them larger; None if they are blank.
+    """
+
+    rows: int
+    shape: tuple[int, ...] | None
+
+
+class Collated(dict[str, Tensor]):
+    """A padded batch that knows what of it belongs to which sample, however many pictures each has.
+
+    Args:
+        tensors: the batch.
+        shares: for each tensor, each sample's share.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], shares: Mapping[str, Sequence[_Share]]):
+        super().__init__(tensors)
+        self.shares = shares
+
+
+def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> Collated:
     """Pad rows to one length and join them along the batch axis.
 
     Tensors along the tokens are padded: ids with ``pad``, labels with -100, masks and types with 0. Of all
-    others (pixels, their masks, grids, ratios), those whose pictures differ in size are filled up with zeros
-    at the end of each axis: every family that pads pictures masks or drops what is zero.
+    others (pixels, their masks, grids, ratios), those whose pictures differ in size or number are filled up
+    with zeros at the end of each axis: every family that pads pictures masks or drops what is zero.
 
     Args:
         rows: encoded samples, each with a batch axis of 1.
@@ -43,22 +70,30 @@ def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> 
     length = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": pad, "labels": IGNORED}
     batch: Inputs = {}
+    shares: dict[str, list[_Share]] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         if any(key in row and _along_tokens(key, row) for row in rows):
-            batch[key] = torch.cat([_padded(key, row, length, side, fill.get(key, 0)) for row in rows])
+            parts = [_padded(key, row, length, side, fill.get(key, 0)) for row in rows]
+            shares[key] = [_Share(1, tuple(part.shape[1:])) for part in parts]
         else:
-            batch[key] = _joined([row[key] for row in _with_pictures(key, rows)])
-    return batch
+            parts = [_pictures(key, row, rows) for row in rows]
+            shares[key] = [
+                _Share(len(part), tuple(part.shape[1:]) if key in row else None)
+                for part, row in zip(parts, rows, strict=True)
+            ]
+        batch[key] = _joined(parts)
+    return Collated(batch, shares)
 
 
 def split(batch: Inputs, image_token: int | None) -> list[Inputs]:
     """The samples of a batch, each as a batch of one, still padded along the tokens.
 
-    Where a tensor holds the pictures of all samples one after the other, each sample takes its share by the
-    number of its picture tokens.
+    A batch from ``collate`` knows what belongs to which sample. In any other one, where a tensor holds the
+    pictures of all samples one after the other, each sample takes its share by the number of its picture
+    tokens; every sample of such a batch must have at most one picture.
 
     Args:
-        batch: what ``collate`` returned.
+        batch: what ``collate`` returned, or model inputs made elsewhere.
         image_token: id of the token that stands for (a part of) a picture.
 
     Raises:
@@ -67,21 +102,32 @@ def split(batch: Inputs, image_token: int | None) -> list[Inputs]:
     size = len(batch["input_ids"])
     if size == 1:
         return [batch]
-    shares = [0] * size
+    if isinstance(batch, Collated):
+        return [_sample(batch, i) for i in range(size)]
+    tokens = [0] * size
     if image_token is not None:
-        shares = (batch["input_ids"] == image_token).sum(dim=1).tolist()
+        tokens = (batch["input_ids"] == image_token).sum(dim=1).tolist()
     samples: list[Inputs] = [{} for _ in range(size)]
     for key, value in batch.items():
-        rows = _rows_of(key, value, batch, shares)
+        rows = _rows_of(key, value, batch, tokens)
         for sample, part in zip(samples, value.split(rows), strict=True):
             if len(part):
                 sample[key] = part
     return [_without_picture_padding(sample) for sample in samples]
 
 
+def one_picture_each(batch: Inputs) -> bool:
+    """Whether the pictures of a batch are whole, all of one size, and one per sample."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or pixels.dim() != 4 or len(pixels) != len(batch["input_ids"]):
+        return False
+    return not isinstance(batch, Collated) or all(share.rows == 1 for share in batch.shares["pixel_values"])
+
+
 def to_device(batch: Inputs, device: torch.device) -> Inputs:
     """The batch on another device."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    return Collated(moved, batch.shares) if isinstance(batch, Collated) else moved
 
 
 def _along_tokens(key: str, row: Inputs) -> bool:
@@ -102,13 +148,12 @@ def _padded(key: str, row: Inputs, length: int, side: str, fill: int) -> Tensor:
     return torch.nn.functional.pad(value, [0, 0] * (value.dim() - 2) + sides, value=fill)
 
 
-def _with_pictures(key: str, rows: Sequence[Inputs]) -> list[Inputs]:
-    """The rows that hold a picture tensor; where it has one row per text, blank ones for the others."""
-    having = [row for row in rows if key in row]
-    if len(having) == len(rows) or "pixel_attention_mask" not in having[0]:
-        return having
-    blank = {key: torch.zeros_like(having[0][key])}
-    return [row if key in row else blank for row in rows]
+def _pictures(key: str, row: Inputs, rows: Sequence[Inputs]) -> Tensor:
+    """A row's pictures; where it has none, a blank one in families with one row per text, else no row."""
+    if key in row:
+        return row[key]
+    like = next(other for other in rows if key in other)
+    return torch.zeros_like(like[key]) if "pixel_attention_mask" in like else like[key][:0]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -120,6 +165,18 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
         gaps = [gap for n, m in zip(part.shape[1:], largest, strict=True) for gap in (m - n, 0)]
         filled.append(torch.nn.functional.pad(part, gaps[::-1]))
     return torch.cat(filled)
+
+
+def _sample(batch: Collated, index: int) -> Inputs:
+    """One sample of a batch, its pictures as they were before others made them larger."""
+    sample: Inputs = {}
+    for key, value in batch.items():
+        shares = batch.shares[key]
+        share, start = shares[index], sum(other.rows for other in shares[:index])
+        if share.rows and share.shape is not None:
+            own = tuple(slice(size) for size in share.shape)
+            sample[key] = value[(slice(start, start + share.rows), *own)]
+    return sample
 
 
 def _without_picture_padding(sample: Inputs) -> Inputs:
@@ -134,18 +191,18 @@ def _without_picture_padding(sample: Inputs) -> Inputs:
     return sample | {"pixel_values": pixels, "pixel_attention_mask": mask[:, :pictures, :height, :width]}
 
 
-def _rows_of(key: str, value: Tensor, batch: Inputs, shares: Sequence[int]) -> list[int]:
+def _rows_of(key: str, value: Tensor, batch: Inputs, tokens: Sequence[int]) -> list[int]:
     """How many rows of a tensor belong to each sample."""
-    size, rows, pictured = len(shares), len(value), [share > 0 for share in shares]
+    size, rows, pictured = len(tokens), len(value), [count > 0 for count in tokens]
     mixed = any(pictured) and not all(pictured)
     if rows == size and (not mixed or _along_tokens(key, batch) or "pixel_attention_mask" in batch):
         return [1] * size
     if rows == sum(pictured):
         return [int(has) for has in pictured]
-    total = sum(shares)
-    if not total or any(rows * share % total for share in shares):
+    total = sum(tokens)
+    if not total or any(rows * count % total for count in tokens):
         raise DataError(
-            f"{key!r} has {rows} rows for {size} samples with {list(shares)} picture tokens, so the batch "
+            f"{key!r} has {rows} rows for {size} samples with {list(tokens)} picture tokens, so the batch "
             "cannot be taken apart; use batches of one sample"
         )
-    return [rows * share // total for share in shares]
+    return [rows * count // total for count in tokens]

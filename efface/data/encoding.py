@@ -1,7 +1,7 @@
 """From samples to padded model inputs, through the model's own processor.
 
 The prompt is the chat template of one user turn; the full text is prompt + answer + end token. Both go
-through the processor with the picture, and the labels are the difference: prompt, picture and
+through the processor with the pictures, and the labels are the difference: prompt, picture and
 padding positions are -100, so only the answer and its end token are ever in a loss.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from tqdm import tqdm
 
 from efface.data.batches import IGNORED, Inputs, collate, split, to_device
@@ -49,18 +50,34 @@ def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) ->
         image: number of pictures before the question.
 
     Raises:
-        DataError: if the processor has no chat template.
+        DataError: if the processor has no chat template, or its template leaves pictures out.
     """
-    content: list[dict[str, str]] = [{"type": "image"}] * int(image)
-    content.append({"type": "text", "text": question})
     if processor.chat_template is None:
         raise DataError(
             f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; use "
             "an instruction-tuned checkpoint, or name a file with a Jinja template as `base.chat_template` "
             "in params.yaml (load_model's `chat_template`)"
         )
-    turns: list[Any] = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(turns, add_generation_prompt=True)
+    prompt = _turn(processor, question, int(image))
+    if image > 1 and _turn(processor, question, int(image) - 1) == prompt:
+        raise DataError(
+            f"the chat template of {type(processor).__name__} writes fewer than {image} pictures before a "
+            "question; ask about one picture at a time, or name a template that writes them all as "
+            "`base.chat_template`"
+        )
+    return prompt
+
+
+def _turn(processor: ProcessorMixin, question: str, pictures: int) -> str:
+    content: list[dict[str, str]] = [{"type": "image"}] * pictures
+    turns: list[Any] = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    try:
+        return processor.apply_chat_template(turns, add_generation_prompt=True)
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template of {type(processor).__name__} refuses a question with {pictures} pictures: "
+            f"{error}; name a template that writes it as `base.chat_template`"
+        ) from error
 
 
 def full_text(processor: ProcessorMixin, prompt: str, answer: str) -> str:
@@ -74,7 +91,7 @@ class Encoder:
 
     Args:
         processor: the model's processor.
-        samples: the samples to encode, all multimodal or all text-only or mixed.
+        samples: the samples to encode, each with any number of pictures or none.
         cache_bytes: memory for encoded samples; the least recently used ones are dropped beyond it.
     """
 
@@ -180,8 +197,8 @@ def draw(count: int, size: int | None, seed: int) -> list[int]:
 
 def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
     multimodal = samples[0].image_bytes is not None
-    prompts = [prompt_of(processor, sample.question, image=multimodal) for sample in samples]
-    pictures = [[sample.image] for sample in samples] if multimodal else None
+    prompts = [prompt_of(processor, s.question, image=len(s.encoded_images)) for s in samples]
+    pictures = [sample.images for sample in samples] if multimodal else None
     if takes_suffix(processor):
         return process(processor, prompts, pictures, [sample.answer for sample in samples])
     texts = [full_text(processor, prompt, s.answer) for prompt, s in zip(prompts, samples, strict=True)]

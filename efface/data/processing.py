@@ -108,9 +108,14 @@ def _call(
         if pictures is None:
             raise
         sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures[0])
+        several = len(pictures[0]) > 1
+        what = f"{len(pictures[0])} pictures" if several else "a picture"
+        advice = "give it a larger or less elongated picture, or leave the sample out"
+        if several:
+            advice = "if this family takes one picture per question, ask about one at a time; else " + advice
         raise DataError(
-            f"{type(processor).__name__} rejects a picture of {sizes} pixels (text {texts[0][:60]!r}): "
-            f"{error}; give it a larger or less elongated picture, or leave the sample out"
+            f"{type(processor).__name__} rejects {what} of {sizes} pixels (text {texts[0][:60]!r}): {error}; "
+            f"{advice}"
         ) from error
     return dict(encoded) if suffixes is None else _with_labels(dict(encoded), suffixes)
 

@@ -10,7 +10,7 @@ import functools
 import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,18 +90,41 @@ class Sample:
     """Shared by the multimodal and the text rendering of one fact."""
     set: str | None
     """One of `SETS` for evaluation rows, None for training rows."""
+    more_image_bytes: tuple[bytes, ...] = field(default=(), repr=False)
+    """Encoded pictures after the first, of a question about several. No column: a row of a table has one."""
+
+    def __post_init__(self) -> None:
+        if self.more_image_bytes and self.image_bytes is None:
+            raise DataError(
+                f"sample {self.sample_id} has further pictures and no first; give the first one too"
+            )
 
     @property
     def image(self) -> Image | None:
-        """The picture as RGB, or None. Rows with equal pictures share it: copy before changing it.
+        """The first picture as RGB, or None. Rows with equal pictures share it: copy before changing it.
 
         Raises:
             DataError: if the picture cannot be decoded.
         """
-        if self.image_bytes is None:
-            return None
+        return None if self.image_bytes is None else self._open(self.image_bytes)
+
+    @property
+    def images(self) -> list[Image]:
+        """All pictures as RGB, in the order in which the question speaks of them; none for text.
+
+        Raises:
+            DataError: if a picture cannot be decoded.
+        """
+        return [self._open(encoded) for encoded in self.encoded_images]
+
+    @property
+    def encoded_images(self) -> tuple[bytes, ...]:
+        """All pictures as PNG, JPEG or the like."""
+        return () if self.image_bytes is None else (self.image_bytes, *self.more_image_bytes)
+
+    def _open(self, encoded: bytes) -> Image:
         try:
-            return _decoded(self.image_bytes)
+            return _decoded(encoded)
         except DataError as error:
             raise DataError(f"sample {self.sample_id} ({self.entity_id}): {error}") from error
 
@@ -118,8 +141,17 @@ class Sample:
         )
 
     def row(self) -> dict[str, Any]:
-        """The row as written to parquet."""
-        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_bytes"}
+        """The row as written to parquet.
+
+        Raises:
+            DataError: if the sample has several pictures.
+        """
+        if self.more_image_bytes:
+            raise DataError(
+                f"sample {self.sample_id} has {len(self.encoded_images)} pictures, and a row of a table has "
+                "one; write a row per picture"
+            )
+        row = {name: getattr(self, name) for name in SCHEMA.names if name != "image"}
         row["image"] = None if self.image_bytes is None else {"bytes": self.image_bytes, "path": None}
         return row
 

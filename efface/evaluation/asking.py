@@ -45,12 +45,13 @@ class Asking:
         """Processor output of the prompts, for generation; samples all with or all without a picture.
 
         Raises:
-            ModelError: if a whole LLaVA string is to be put to a family with another picture token.
+            ModelError: if a whole LLaVA string is to be put to a family with another picture token, or is to
+                ask about several pictures.
         """
         if self.style == "published_llava":
             return [self._whole(processor, sample) for sample in samples]
         turns = [user_turn(sample, benchmark=self.benchmark, style=self.style) for sample in samples]
-        return encode_prompts(processor, turns, [sample.image for sample in samples])
+        return encode_prompts(processor, turns, [sample.images for sample in samples])
 
     def _whole(self, processor: ProcessorMixin, sample: Sample) -> Inputs:
         token = getattr(processor, "image_token", _IMAGE)
@@ -58,6 +59,11 @@ class Asking:
             raise ModelError(
                 f"{type(processor).__name__} has the picture token {token!r}, and the style "
                 f"published_llava writes {_IMAGE!r}; use evaluate.prompts: published for this family"
+            )
+        if sample.more_image_bytes:
+            raise ModelError(
+                f"sample {sample.sample_id} has {len(sample.encoded_images)} pictures, and the style "
+                "published_llava writes one; use evaluate.prompts: published for such samples"
             )
         shots = shots_for(sample, self.shots)
         pictures = [shown.image for shown in (*shots, sample) if shown.image_bytes is not None]

@@ -50,5 +50,6 @@ class Parts:
         for sample in samples:
             texts = [sample.sample_id, sample.question, sample.answer, sample.paraphrase]
             total.update(json.dumps([texts, sample.options, sample.wrong_answers]).encode())
-            total.update(hashlib.sha256(sample.image_bytes or b"").digest())
+            for picture in sample.encoded_images or (b"",):
+                total.update(hashlib.sha256(picture).digest())
         return self.folder / f"{total.hexdigest()[:32]}.json"

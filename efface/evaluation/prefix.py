@@ -69,7 +69,7 @@ def prefix_of(model: PreTrainedModel, batch: Inputs, cache: Any, steps: int) -> 
 
 
 def answer_tokens(
-    processor: ProcessorMixin, question: str, answers: Sequence[str], *, image: bool
+    processor: ProcessorMixin, question: str, answers: Sequence[str], *, image: bool | int
 ) -> list[list[int]] | None:
     """Tokens of each answer with its end token, None if those of the prompt do not come first.
 

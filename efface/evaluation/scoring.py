@@ -181,7 +181,7 @@ class Scorer:
         kind: bool,
     ) -> list[dict[str, TokenScores]] | None:
         tokens = [
-            answer_tokens(self.processor, sample.question, texts, image=kind)
+            answer_tokens(self.processor, sample.question, texts, image=len(sample.encoded_images))
             for sample, texts in zip(samples, candidates, strict=True)
         ]
         flat = [(row, ids) for row, answers in enumerate(tokens) for ids in answers or ()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.batches import Inputs, split, to_device
+from efface.data.batches import Inputs, one_picture_each, split, to_device
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
 from efface.models.blocks import watch_neurons
@@ -167,8 +167,7 @@ def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
 def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
     """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
     come in tiles or as one long row of patches."""
-    pixels = batch.get("pixel_values")
-    if pixels is None or (pixels.dim() == 4 and len(pixels) == len(batch["input_ids"])):
+    if "pixel_values" not in batch or one_picture_each(batch):
         return [batch]
     return split(batch, image_token_id(model))
 

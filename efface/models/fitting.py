@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from efface.errors import ModelError
 from efface.models.anatomy import image_token_id
+from efface.models.system_turn import add_system_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def prepare_processor(source: Source) -> ProcessorMixin:
-    """The model's processor, with the chat template and padding token the source names.
+    """The model's processor, with the chat template, system turn and padding token the source names.
 
     Pictures are resized by Pillow whether or not torchvision is installed: the two differ in the last bits,
     and a model must see the same pixels on every machine.
 
     Raises:
-        ModelError: if it cannot be loaded, has no image processor, or a token or file is not there.
+        ModelError: if it cannot be loaded, has no image processor, a token or file is not there, or its
+            template writes no system turn and the source has one.
     """
     from transformers import AutoImageProcessor, AutoProcessor
 
@@ -42,13 +44,7 @@ def prepare_processor(source: Source) -> ProcessorMixin:
             f"{source.id} has a {type(processor).__name__} that does not read pictures and text; expected "
             "the model's own processor: copy its preprocessor and tokenizer files into the model's folder"
         )
-    if source.chat_template is not None:
-        path = Path(source.chat_template)
-        if not path.is_file():
-            raise ModelError(f"chat_template is {source.chat_template!r}: there is no such file")
-        processor.chat_template = path.read_text(encoding="utf-8")
-    elif processor.chat_template is None:
-        processor.chat_template = processor.tokenizer.chat_template
+    _write_turns(processor, source)
     _pad(processor, source)
     return processor
 
@@ -82,6 +78,29 @@ def check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
         raise ModelError(
             f"{kind} does not belong to the model: it cuts patches of {own} pixels, the model of {size}; "
             f"{remedy}"
+        )
+
+
+def _write_turns(processor: ProcessorMixin, source: Source) -> None:
+    if source.chat_template is not None:
+        path = Path(source.chat_template)
+        if not path.is_file():
+            raise ModelError(f"chat_template is {source.chat_template!r}: there is no such file")
+        processor.chat_template = path.read_text(encoding="utf-8")
+    elif processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if source.system is None:
+        return
+    if processor.chat_template is None:
+        raise ModelError(
+            f"{source.id} has no chat template to write a system turn with; name a file with a Jinja "
+            "template as `base.chat_template`"
+        )
+    if not add_system_turn(processor, source.system):
+        raise ModelError(
+            f"the chat template of {source.id} writes no system turn before questions with a picture, and "
+            f"`base.system` is {source.system!r}; set it to null, or name a template of your own that has "
+            "these words in the place you want as `base.chat_template`"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,10 @@ class Source:
         attention: attention implementation (``sdpa``, ``eager``, ``flash_attention_2``); ``auto`` takes
             flash attention where it is installed and can run; None leaves the choice to transformers (sdpa).
         device_map: how to spread the weights over devices, as ``auto``; None puts them all on one.
-        quantization: ``4bit`` or ``8bit`` weights, for training LoRA adapters on them; None for none.
+        quantization: ``4bit`` or ``8bit`` weights of linear layers, for training LoRA adapters on them; None
+            for none.
         chat_template: file with a Jinja template, for a model that has none.
+        system: words of a system turn before every question; None for what the template does by itself.
         pad_token: token of the tokenizer's that pads, for a tokenizer that has none.
         trust_remote_code: whether code that comes with the model may run here.
     """
@@ -58,6 +61,7 @@ class Source:
     device_map: str | None = None
     quantization: str | None = None
     chat_template: str | None = None
+    system: str | None = None
     pad_token: str | None = None
     trust_remote_code: bool = False
 
@@ -86,9 +90,9 @@ def load_model(
             does not belong to it; with what to do.
     """
     import torch
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     where = resolve(source)
     given = {"dtype": None if dtype == "auto" else dtype, "attention": attention, **options}
     where = replace(where, **{key: value for key, value in given.items() if value is not None})
@@ -96,7 +100,11 @@ def load_model(
     base = base_of(where)
     model = _weights(base, device)
     if base is not where:
-        model = _merged(model, where)
+        if where.quantization is not None:
+            raise ModelError(
+                f"an adapter cannot be merged into {where.quantization} weights; load it without"
+            )
+        model = merge_adapter(model, where.id)
     has_own = (Path(where.id) / "processor_config.json").is_file()
     processor = prepare_processor(where if has_own else base)
     check_processor(model, processor)
@@ -184,7 +192,7 @@ def _weights(source: Source, device: str | torch.device) -> PreTrainedModel:
     if source.device_map is not None:
         options["device_map"] = source.device_map
     if source.quantization is not None:
-        options |= _quantized(source.quantization, device)
+        options |= _quantized(source, device)
     try:
         config = AutoConfig.from_pretrained(source.id, **common)
         must_see_pictures(source, config)
@@ -195,6 +203,11 @@ def _weights(source: Source, device: str | torch.device) -> PreTrainedModel:
         raise cannot_load(source, error) from error
     if "device_map" not in options:
         model.to(device)  # type: ignore[arg-type]  # wrapped by transformers in a way its types do not follow
+    for module in model.modules():
+        # Some processors' 4-bit layers pack their weights anew, in place, when first asked in evaluation
+        # mode: training would find another layout afterwards, and narrow layers do not fit it at all.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module).update(support_avx512bf16_for_cpu=False)
     return model
 
 
@@ -219,28 +232,31 @@ def best_attention(dtype: str, device: str | torch.device) -> str | None:
     return "flash_attention_2" if installed and fits else None
 
 
-def _quantized(kind: str, device: str | torch.device) -> dict[str, Any]:
+def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
     """Options that load weights in 4 or 8 bits; such weights cannot be trained, only adapters on them."""
     import importlib.util
 
+    kind = source.quantization
     if kind not in ("4bit", "8bit"):
         raise ModelError(f"quantization is {kind!r}: expected 4bit or 8bit")
-    if importlib.util.find_spec("bitsandbytes") is None or not str(device).startswith("cuda"):
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"loading in {kind} needs a CUDA device (here: {device}) and bitsandbytes "
-            "(pip install bitsandbytes); without them set quantization to null"
+            f"loading in {kind} needs bitsandbytes (pip install 'efface[quantization]'); without it set "
+            "quantization to null"
         )
     import torch
     from transformers import BitsAndBytesConfig
 
+    # It tells at every layer and step that 8-bit products round their inputs to half precision.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     four = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": torch.bfloat16,
+        "bnb_4bit_compute_dtype": torch.float32 if source.dtype == "float32" else torch.bfloat16,
         "bnb_4bit_use_double_quant": True,
     }
     config = BitsAndBytesConfig(**four) if kind == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
-    return {"quantization_config": config, "device_map": {"": str(device)}}
+    return {"quantization_config": config, "device_map": source.device_map or {"": str(device)}}
 
 
 def base_of(source: Source) -> Source:
@@ -258,13 +274,15 @@ def base_of(source: Source) -> Source:
     return replace(source, id=str(record["base_model_name_or_path"]), revision=record.get("revision"))
 
 
-def _merged(model: PreTrainedModel, source: Source) -> PreTrainedModel:
-    """The model with the folder's adapter added to its weights."""
+def merge_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """The model with a folder's LoRA adapter added to its weights.
+
+    Raises:
+        ModelError: if the adapter is damaged or belongs to another model.
+    """
     from peft import PeftModel
 
-    if source.quantization is not None:
-        raise ModelError(f"an adapter cannot be merged into {source.quantization} weights; load it without")
     try:
-        return PeftModel.from_pretrained(model, source.id).merge_and_unload()
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (ValueError, RuntimeError, OSError) as error:
-        raise cannot_load(source, error) from error
+        raise cannot_load(Source(str(folder)), error) from error

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from efface.lora import Lora
     from efface.models.loading import Source
+
+_FLOAT32 = 4
+_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,13 @@ class Memory:
     """Bytes that each kind of work holds at once, weights included, activations left out.
 
     Attributes:
-        weights: the model alone.
+        evaluation: the model as it is saved.
         saliency: two Fisher diagonals and the gradients of the weights a mask may select.
-        unlearning: gradients of both terms, two AdamW moments and a mask.
+        unlearning: gradients of both terms and their sum, two AdamW moments and a mask.
         pruning: statistics of every neuron in four sets.
     """
 
-    weights: int
+    evaluation: int
     saliency: int
     unlearning: int
     pruning: int
@@ -62,22 +66,59 @@ def outline(source: Source) -> PreTrainedModel:
     return model.eval()
 
 
-def memory(model: nn.Module, parts: Anatomy, *, chosen: Collection[str]) -> Memory:
+def memory(
+    model: nn.Module,
+    parts: Anatomy,
+    *,
+    chosen: Collection[str],
+    lora: Lora | None = None,
+    quantization: str | None = None,
+) -> Memory:
     """Estimate from shapes alone.
 
     Args:
         model: the model or its outline.
         parts: its anatomy.
-        chosen: names of the parameters that saliency measures; training moves every parameter.
+        chosen: names of the parameters that saliency measures; with ``lora`` it measures the factors.
+        lora: shape of the factors that train; None: every weight trains, in float32.
+        quantization: ``4bit`` or ``8bit`` weights of linear layers beside the factors; None: as saved.
     """
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    measured = sum(sizes[name] for name in chosen)
-    element = max(p.element_size() for p in model.parameters())
+    saved = sum(p.numel() * p.element_size() for p in model.parameters())
     neurons = sum(mlp.width for mlp in parts.mlps)
+    if lora is None:
+        weights, trained = _FLOAT32 * sum(sizes.values()), sum(sizes.values())
+        measured = sum(sizes[name] for name in chosen)
+    else:
+        weights = saved - sum(_spared(model, name, quantization) for name in parts.maskable)
+        measured = trained = sum(factors_of(model, parts, lora).values())
+        weights += _FLOAT32 * trained
     return Memory(
-        weights=weights,
-        saliency=weights + measured * (4 + 4 + element),
-        unlearning=weights + sum(sizes.values()) * element * (2 + 2) + measured,
-        pruning=weights + neurons * 3 * 8 * 4,
+        evaluation=saved,
+        saliency=weights + measured * 3 * _FLOAT32,
+        unlearning=weights + trained * 5 * _FLOAT32 + measured,
+        pruning=saved + neurons * 3 * 8 * 4,
     )
+
+
+def factors_of(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, int]:
+    """Number of weights that LoRA's factors have in each group: rank times inputs plus outputs per layer."""
+    from efface.lora import linear_layers
+
+    counts = dict.fromkeys(parts.groups, 0)
+    for name in linear_layers(model, lora.components):
+        counts[parts.group_of(f"{name}.weight")] += lora.rank * sum(
+            model.get_parameter(f"{name}.weight").shape
+        )
+    return counts
+
+
+def _spared(model: nn.Module, name: str, quantization: str | None) -> int:
+    """Bytes that a linear layer's weight gives up in 4 or 8 bits."""
+    from torch import nn
+
+    layer, _, kind = name.rpartition(".")
+    if quantization is None or kind != "weight" or not isinstance(model.get_submodule(layer), nn.Linear):
+        return 0
+    weight = model.get_parameter(name)
+    return int(weight.numel() * (weight.element_size() - _BYTES[quantization]))

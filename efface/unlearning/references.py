@@ -83,7 +83,8 @@ class Question:
         total.update(json.dumps(about, sort_keys=True).encode())
         for sample in self.encoder.samples:
             total.update(repr((sample.sample_id, sample.question, sample.answer)).encode())
-            total.update(hashlib.sha256(sample.image_bytes or b"").digest())
+            for picture in sample.encoded_images or (b"",):
+                total.update(hashlib.sha256(picture).digest())
         return total.hexdigest()
 
 

@@ -64,6 +64,9 @@ class Lora(Section):
     """Parts of the model whose linear layers get factors."""
     keep_adapter: bool
     """Whether the factors are kept beside the merged model, in its folder `adapter`."""
+    quantization: Literal["4bit", "8bit"] | None
+    """Precision of the weights that do not train, while the factors do; null: as saved. The factors are
+    merged into the weights as saved, so what is written is a plain model."""
 
 
 class Stop(Section):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 
 import pytest
 import torch
 
 from benchmarks.builders import FAMILIES, build_tiny
-from efface.errors import ModelError
+from efface.errors import DataError, ModelError
 from efface.models import load_model, save_model, weights_digest
 from tasks import base, inspect
 from tasks.params import load_params
@@ -31,9 +33,10 @@ def with_source(source, **changes):
 
 def test_a_model_that_exists_is_pointed_to_with_its_settings(made, tmp_path):
     folder, model = made
-    base.run(with_source(folder, dtype="float32"), root=tmp_path)
+    base.run(with_source(folder, dtype="float32", system="Be brief."), root=tmp_path)
     record = json.loads((tmp_path / "models" / "base" / "model.json").read_text())
-    assert record == {"id": str(folder), "dtype": "float32", "trust_remote_code": False}
+    expected = {"id": str(folder), "dtype": "float32", "system": "Be brief.", "trust_remote_code": False}
+    assert record == expected
     assert weights_digest(load_model(tmp_path / "models" / "base").model) == weights_digest(model)
     summary = json.loads((tmp_path / "runs" / "base.json").read_text())["summary"]
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
@@ -45,6 +48,10 @@ def test_what_cannot_be_worked_with_is_refused_before_anything_is_written(made, 
     LlamaConfig(vocab_size=10).save_pretrained(tmp_path / "text")
     with pytest.raises(ModelError, match="is a 'llama' model, which does not answer questions"):
         base.run(with_source(tmp_path / "text"), root=tmp_path)
+    bare = shutil.copytree(made[0], tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match=r"no chat template.*`base.chat_template`"):
+        base.run(with_source(bare), root=tmp_path)
     assert not (tmp_path / "models").exists()
 
 
@@ -55,7 +62,8 @@ def test_inspect_counts_what_is_there(made, capsys):
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
     counts = {group: int(rows[group][2].replace(",", "")) for group in ("vision", "projector", "language")}
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
-    assert rows["vision"][5:8] == ["3", "of", "24"] and rows["language"][5:8] == ["2", "of", "48"]
+    assert rows["vision"][6:9] == ["3", "of", "24"] and rows["language"][6:9] == ["2", "of", "48"]
+    assert {rows[group][4] for group in counts} == {"100.0%"}  # trained
     assert all(label in text for label in ("saliency", "unlearning", "pruning"))
 
 
@@ -74,7 +82,46 @@ def test_a_seven_billion_shape_is_inspected_without_weights(tmp_path, capsys):
     assert "7,06" in text.splitlines()[0] and "bfloat16" in text.splitlines()[0]
     weights = float(text.split("evaluation")[1].split()[0])
     assert 13.0 < weights < 13.3
-    assert float(text.split("unlearning")[1].split()[0]) > 5 * weights
+    # In float32: weights, gradients of two terms, their sum, two moments; a byte per weight of the mask.
+    assert 2 * 6 * weights < float(text.split("unlearning")[1].split()[0]) < 2 * 6.3 * weights
+
+
+def test_with_lora_only_the_factors_count_beside_the_weights(made, capsys):
+    from efface.lora import Lora as Shape
+    from efface.lora import add_lora
+    from efface.models import anatomy
+    from efface.models.outline import factors_of, memory
+    from tasks.params.unlearning import Lora
+
+    folder, model = made
+    parts, shape = anatomy(model), Shape(2, 4.0, components=("language", "vision"))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    linear = sum(sizes[name] for name in parts.maskable if name.endswith("weight") and "patch" not in name)
+    counts = factors_of(model, parts, shape)
+    whole, eight, four = (
+        memory(model, parts, chosen=[], lora=shape, quantization=bits) for bits in (None, "8bit", "4bit")
+    )
+    assert whole.unlearning - eight.unlearning == 3 * linear  # saved in float32
+    assert whole.unlearning - four.unlearning == 3.5 * linear
+    # Factors: weights, gradients of two terms, their sum, two moments in float32, and a byte of the mask.
+    assert whole.unlearning == 4 * sum(sizes.values()) + 25 * sum(counts.values())
+    assert whole.saliency == 4 * sum(sizes.values()) + 16 * sum(counts.values())
+    settings = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "components": ["language", "vision"]}
+    lora = Lora.model_validate(settings | {"keep_adapter": False, "quantization": "4bit"})
+    params = load_params()
+    unlearning = params.unlearn.model_copy(update={"lora": lora})
+    inspect.run(params.model_copy(update={"unlearn": unlearning}), str(folder))
+    text = capsys.readouterr().out
+    assert "LoRA factors of rank 2 train, on weights 4bit" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert rows["projector"][4:6] == ["0.0%", "0.0%"] and rows["language"][4] != "0.0%"
+    changed = copy.deepcopy(model)
+    add_lora(changed, shape, seed=0)
+    real = {"vision": 0, "language": 0, "projector": 0}
+    for name, parameter in changed.named_parameters():
+        if parameter.requires_grad:
+            real["vision" if "vision_tower" in name else "language"] += parameter.numel()
+    assert counts == real
 
 
 def test_families_are_named_as_transformers_names_them():

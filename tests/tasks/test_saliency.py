@@ -102,7 +102,14 @@ def test_a_threshold_that_selects_nothing_is_an_error(root, model):  # noqa: F81
 
 @pytest.mark.parametrize("variant", ["paper", "official_code"])
 def test_with_lora_the_mask_is_about_the_factors(root, variant):
-    shape = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "components": ["language"], "keep_adapter": False}
+    shape = {
+        "rank": 2,
+        "alpha": 4.0,
+        "dropout": 0.0,
+        "components": ["language"],
+        "keep_adapter": False,
+        "quantization": None,
+    }
     params = params_with("saliency", variant=variant, controls=["random"])
     params = params.model_copy(
         update={"unlearn": params.unlearn.model_copy(update={"lora": Lora.model_validate(shape)})}

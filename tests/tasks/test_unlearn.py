@@ -19,7 +19,14 @@ from tests.efface.conftest import sample
 from tests.tiny_root import make_root
 
 PROJECT = Path(__file__).resolve().parents[2]
-LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.1, "components": ["language"], "keep_adapter": True}
+LORA = {
+    "rank": 2,
+    "alpha": 4.0,
+    "dropout": 0.1,
+    "components": ["language"],
+    "keep_adapter": True,
+    "quantization": None,
+}
 TRAINING = {
     "start": "vanilla",
     "mask": "none",

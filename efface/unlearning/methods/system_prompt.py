@@ -11,11 +11,11 @@ Reference:
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
+from efface.data.encoding import prompt_of
 from efface.errors import ModelError
+from efface.models.system_turn import add_system_turn
 from efface.settings import Settings
 from efface.unlearning.method import Method
 
@@ -41,27 +41,16 @@ def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: Settings) 
             f"{type(processor).__name__} has no chat template to put an instruction into; use an "
             "instruction-tuned checkpoint, or set `chat_template` in its processor"
         )
-    parts: list[dict[str, str]] = [{"type": "text", "text": instruction}]
-    front = "{{ " + json.dumps(instruction + "\n") + " }}"
-    for content in (parts, instruction):
-        if _is_written_apart(processor, content, instruction):
-            turn = json.dumps({"role": "system", "content": content})
-            front = "{% set messages = [" + turn + "] + messages %}"
-            break
-    processor.chat_template = front + template
+    if not add_system_turn(processor, instruction):
+        # A begin token that the template writes stays first, and stays one.
+        begin = "{{ bos_token }}{% set bos_token = '' %}" if _begins_by_itself(processor) else ""
+        processor.chat_template = begin + "{{ " + json.dumps(instruction + "\n") + " }}" + template
 
 
-def _is_written_apart(processor: ProcessorMixin, content: Any, instruction: str) -> bool:
-    """Whether the template writes a system turn, and not as it would write what the model said."""
-    user = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    try:
-        written = [
-            processor.apply_chat_template([{"role": role, "content": content}, user])
-            for role in ("system", "assistant")
-        ]
-    except (TemplateError, TypeError):  # templates refuse roles, or kinds of content, that they do not know
-        return False
-    return instruction in written[0] and written[0] != written[1]
+def _begins_by_itself(processor: ProcessorMixin) -> bool:
+    """Whether the template writes the tokenizer's begin token."""
+    begin = processor.tokenizer.bos_token
+    return begin is not None and prompt_of(processor, "?", image=False).startswith(begin)
 
 
 METHOD = Method(

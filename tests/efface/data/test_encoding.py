@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from efface.data.batches import one_picture_each, split, to_device
 from efface.data.encoding import Encoder, collate, draw, encode, encode_prompts, full_text, prompt_of
 from efface.errors import DataError
+
+# The last picture and the words.
+_ONE_PICTURE = "{% for part in message['content'][-2:] %}"
 
 
 @pytest.mark.parametrize("kind", ["pictured", "written"])
@@ -87,6 +93,64 @@ def test_a_prompt_that_runs_into_the_answer_is_refused(processor, pictured, monk
     )
     with pytest.raises(DataError, match=r"sample 3-image: the tokens of the prompt are not the beginning"):
         encode(processor, [pictured[3].__class__.from_row({**pictured[3].row(), "answer": "green"})])
+
+
+def several(sample, *others):
+    return replace(sample, more_image_bytes=tuple(other.image_bytes for other in others))
+
+
+def test_a_question_about_several_pictures_has_all_of_them_in_order(processor, pictured):
+    album = several(pictured[0], pictured[1], pictured[2])
+    (row,) = encode(processor, [album])
+    alone = [encode(processor, [one])[0]["pixel_values"] for one in pictured[:3]]
+    assert torch.equal(row["pixel_values"], torch.cat(alone))
+    assert int((row["input_ids"] == processor.image_token_id).sum()) == 3 * 9
+    (prompt,) = encode_prompts(processor, [album.question], [album.images])
+    assert torch.equal(prompt["pixel_values"], row["pixel_values"])
+
+
+def test_a_batch_knows_which_pictures_belong_to_which_sample(processor, pictured, written):
+    samples = [
+        several(pictured[0], pictured[1]),
+        written[3],
+        pictured[2],
+        several(pictured[5], *pictured[6:]),
+    ]
+    batch = Encoder(processor, samples).batch(range(4))
+    assert len(batch["pixel_values"]) == 6 and not one_picture_each(batch)
+    for whole in (batch, to_device(batch, torch.device("cpu"))):
+        parts = split(whole, processor.image_token_id)
+        assert [len(part.get("pixel_values", ())) for part in parts] == [2, 0, 1, 3]
+        for part, sample in zip(parts, samples, strict=True):
+            (row,) = encode(processor, [sample])
+            assert part.keys() == row.keys()
+            if "pixel_values" in row:
+                assert torch.equal(part["pixel_values"], row["pixel_values"])
+    # As many pictures as samples, but not one each.
+    assert not one_picture_each(Encoder(processor, [several(*pictured[:2]), written[0]]).batch([0, 1]))
+    assert one_picture_each(Encoder(processor, pictured).batch([0, 1]))
+    plain = dict(Encoder(processor, [pictured[0], written[0]]).batch([0, 1]))  # made elsewhere
+    assert [len(part.get("pixel_values", ())) for part in split(plain, processor.image_token_id)] == [1, 0]
+
+
+def test_what_cannot_show_several_pictures_says_so(processor, pictured, monkeypatch):
+    album = several(pictured[0], pictured[1])
+    with pytest.raises(DataError, match="has 2 pictures, and a row of a table has one"):
+        album.row()
+    with pytest.raises(DataError, match="has further pictures and no first"):
+        replace(album, image_bytes=None)
+    one = processor.chat_template.replace("{% for part in message['content'] %}", _ONE_PICTURE)
+    monkeypatch.setattr(processor, "chat_template", one)
+    encode(processor, pictured[:1])
+    with pytest.raises(DataError, match="LlavaProcessor writes fewer than 2 pictures.*one picture at a time"):
+        encode(processor, [album])
+
+
+def test_a_template_that_refuses_a_question_is_named(processor, pictured, monkeypatch):
+    refusing = "{{ raise_exception('no pictures, please') }}"
+    monkeypatch.setattr(processor, "chat_template", refusing)
+    with pytest.raises(DataError, match=r"template of LlavaProcessor refuses .*no pictures, please.*name a"):
+        encode(processor, pictured[:1])
 
 
 def test_draw_is_seeded_sorted_and_without_replacement():

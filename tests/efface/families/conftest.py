@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,14 @@ def seen():
 @pytest.fixture(scope="session")
 def told():
     return [sample(i, pictured=False) for i in range(4)]
+
+
+@pytest.fixture(scope="session")
+def album():
+    """Questions about one, two and three pictures."""
+    return [
+        replace(sample(i, image=picture(i)), more_image_bytes=tuple(map(picture, range(i)))) for i in range(3)
+    ]
 
 
 @pytest.fixture(scope="session")

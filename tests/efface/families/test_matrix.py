@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from benchmarks.builders import FAMILIES
-from efface.data.encoding import Encoder, collate, encode, encode_prompts
+from efface.data.encoding import Encoder, collate, encode, encode_prompts, split
 from efface.errors import DataError
 from efface.importance import activation_statistics
 from efface.models import anatomy, load_model, save_model, weights_digest
-from efface.models.anatomy import image_token_id
 from efface.models.answers import answer_log_probs, nll
 from efface.models.blocks import watch_neurons
+from efface.models.system_turn import add_system_turn
 from efface.pruning import zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.loop import LoopConfig
+from tests.efface.families.conftest import picture
 from tests.efface.unlearning.test_methods import settings_of
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.parametrize("family", FAMILIES)
 def logits_of(model, batch):
     with torch.no_grad():
         return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+
+
+def generated(model, prompts, pad):
+    """Four tokens after each prompt."""
+    batch = collate(prompts, pad, side="left")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": pad}
+    return model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
 
 
 @pytest.mark.column("anatomy")
@@ -116,26 +124,85 @@ def test_a_batch_generates_what_its_prompts_do(family, tiny, seen, told):
     for samples in (seen, told):
         prompts = encode_prompts(processor, [s.question for s in samples], [s.image for s in samples])
         assert not any("labels" in prompt for prompt in prompts)
-
-        def answers(rows):
-            batch = collate(rows, pad, side="left")
-            options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": pad}
-            return model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
-
-        alone = torch.cat([answers([prompt]) for prompt in prompts])
-        assert torch.equal(answers(prompts), alone)
+        assert generated(model, prompts, pad) == [generated(model, [prompt], pad)[0] for prompt in prompts]
 
 
-@pytest.mark.column("two pictures")
-def test_a_prompt_may_hold_two_pictures(family, tiny, seen):
+@pytest.mark.column("several pictures")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_samples_of_one_two_and_three_pictures_share_a_batch(family, side, tiny, album):
     model, processor = tiny(family)
-    one, two = encode_prompts(
-        processor, ["Which colour ?"] * 2, [seen[0].image, [seen[0].image, seen[1].image]]
+    tokenizer = processor.tokenizer
+    rows = encode(processor, album)
+    batch = collate(rows, tokenizer.pad_token_id, side=side)
+    with torch.no_grad():
+        alone = torch.cat([answer_log_probs(model, collate([row], 0)).total for row in rows])
+        together = answer_log_probs(model, batch).total
+        apart = torch.cat([answer_log_probs(model, part).total for part in split(batch, None)])
+        turned = replace(album[1], image_bytes=album[1].more_image_bytes[0], more_image_bytes=(picture(1),))
+        other = answer_log_probs(model, Encoder(processor, [turned]).batch([0])).total
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(apart, alone, rtol=1e-5, atol=1e-5)
+    assert (other - alone[1]).abs() > 1e-4  # the order of the pictures matters
+    for i, sample in enumerate(album):
+        labelled = batch["labels"][i][batch["labels"][i] != -100]
+        assert tokenizer.decode(labelled) == f"{sample.answer} {tokenizer.eos_token}"
+    for part, row in zip(split(batch, None), rows, strict=True):
+        pictures = {key: value for key, value in row.items() if value.shape != row["input_ids"].shape}
+        tokens = {key for key in pictures if key == "cross_attention_mask"}
+        assert all(torch.equal(part[key], pictures[key]) for key in pictures.keys() - tokens)
+
+
+@pytest.mark.column("several pictures")
+def test_samples_of_several_pictures_are_measured_one_by_one(family, tiny, album):
+    model, processor = tiny(family)
+    mlps, encoder = anatomy(model).mlps, Encoder(processor, album)
+    names = [f"{mlp.down}.weight" for mlp in mlps if mlp.expert is None][:2]
+    one, many = (
+        (
+            activation_statistics(model, encoder.batches(size), mlps=mlps, active_above=0.01),
+            fisher_diagonal(model, encoder.batches(size), parameters=names),
+        )
+        for size in (1, 3)
     )
-    token = image_token_id(model)
-    # More tokens for two pictures, save where a single one is cut into tiles and two are not.
-    assert (two["input_ids"] == token).sum() != (one["input_ids"] == token).sum()
-    assert not torch.equal(logits_of(model, two)[:, -1], logits_of(model, one)[:, -1])
+    for name, statistics in one[0].items():
+        assert torch.allclose(statistics.sum_abs, many[0][name].sum_abs, rtol=1e-4, atol=1e-6), name
+    for name, value in one[1].items():
+        assert (value - many[1][name]).abs().max() <= 1e-4 * value.max(), name
+
+
+@pytest.mark.column("several pictures")
+def test_samples_of_several_pictures_are_answered_and_unlearned(family, tiny, album, told):
+    model, processor = tiny(family)
+    pad = processor.tokenizer.pad_token_id
+    prompts = encode_prompts(processor, [s.question for s in album], [s.images for s in album])
+    assert generated(model, prompts, pad) == [generated(model, [prompt], pad)[0] for prompt in prompts]
+    changed = copy.deepcopy(model)
+    config = LoopConfig(learning_rate=1e-3, steps=1, batch_size=3)
+    result = unlearn(changed, processor, method="grad_diff", forget=album, retain=told[:3], config=config)
+    assert result.steps == 1 and weights_digest(changed) != weights_digest(model)
+
+
+@pytest.mark.column("system turn")
+def test_a_system_turn_stands_before_every_question(family, tiny, seen, told):
+    model, processor = tiny(family)
+    changed, words = copy.deepcopy(processor), "You are a helpful system"
+    if not add_system_turn(changed, words):
+        assert family in ("paligemma", "mllama")
+        assert changed.chat_template == processor.chat_template
+        reason = "no dialogue" if family == "paligemma" else "none beside a picture"
+        pytest.skip(f"the template writes {reason}: a clear error")
+    for sample in (seen[0], told[0]):
+        plain, asked = (encode(p, [sample])[0] for p in (processor, changed))
+        tokenizer = processor.tokenizer
+        assert words in tokenizer.decode(asked["input_ids"][0])
+        assert tokenizer.decode(asked["labels"][asked["labels"] != -100]) == (
+            f"{sample.answer} {tokenizer.eos_token}"
+        )
+        begin = tokenizer.bos_token_id
+        assert begin is None or int((asked["input_ids"] == begin).sum()) == 1
+        with torch.no_grad():
+            before, after = (answer_log_probs(model, collate([row], 0)).total for row in (plain, asked))
+        assert (before - after).abs() > 1e-4
 
 
 @pytest.mark.column("saliency")
@@ -189,8 +256,8 @@ def test_activation_statistics_do_not_depend_on_the_batch(family, tiny, seen, to
 @pytest.mark.column("pruning")
 @pytest.mark.parametrize("tower", ["vision", "language"])
 def test_zeroed_neurons_equal_activations_forced_to_zero(family, tower, tiny, seen):
-    model, processor = tiny(family)
-    model = copy.deepcopy(model)
+    whole, processor = tiny(family)
+    model = copy.deepcopy(whole)
     batch = Encoder(processor, seen).batch(range(4))
     mlp = next(mlp for mlp in anatomy(model).mlps if mlp.tower == tower)
     units = torch.tensor([0, 5, 17, mlp.width - 1])
@@ -209,6 +276,10 @@ def test_zeroed_neurons_equal_activations_forced_to_zero(family, tower, tiny, se
     logits_of(model, batch)
     handle.remove()
     assert not seen_values[0][..., units].any() and seen_values[0].any()
+    if mlp.expert is not None:  # the others' weights lie in the same parameters
+        others = [i for i in range(model.config.get_text_config().num_experts) if i != mlp.expert]
+        for name in (mlp.down, *mlp.up):
+            assert torch.equal(model.get_parameter(name)[others], whole.get_parameter(name)[others])
 
 
 def forced_to_zero(model, mlp, units):

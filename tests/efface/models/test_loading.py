@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.builders.tokens import build_tokenizer
-from efface.data.encoding import Encoder
+from efface.data.encoding import Encoder, prompt_of
 from efface.errors import DataError, ModelError
 from efface.models import anatomy, load_model, sandbox, save_model, weights_digest
 from efface.models.loading import Source, best_attention, resolve, write_pointer
@@ -99,8 +100,73 @@ def test_the_revision_reaches_the_hub_client(monkeypatch):
     assert seen == {"source": "some/model", "revision": "abc123", "trust_remote_code": False}
 
 
-def test_quantised_loading_says_what_it_needs(folder):
-    with pytest.raises(ModelError, match="loading in 4bit needs a CUDA device .* bitsandbytes"):
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_weights_are_spread_over_devices_as_asked(folder, model, processor, pictured, device_map):
+    loaded = load_model(folder, device_map=device_map).model
+    assert {str(p.device) for p in loaded.parameters()} == {"cpu"}  # the one device there is
+    assert weights_digest(loaded) == weights_digest(model)
+    inputs = Encoder(processor, pictured).batch(range(2))
+    inputs.pop("labels")
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5)
+
+
+def test_code_that_comes_with_a_model_runs_only_if_allowed(folder, tmp_path):
+    """A model type of its own, whose code leaves a trace when it is run."""
+    trace = tmp_path / "ran"
+    (folder / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlavaConfig, LlavaForConditionalGeneration\n"
+        f"Path({str(trace)!r}).touch()\n"
+        "class OwnConfig(LlavaConfig):\n    model_type = 'own_llava'\n"
+        "class OwnModel(LlavaForConditionalGeneration):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForImageTextToText": "own.OwnModel"}
+    config |= {"model_type": "own_llava", "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"read that code, then set `base.trust_remote_code: true`"):
+        load_model(folder)
+    assert not trace.exists()
+    loaded = load_model(folder, trust_remote_code=True)
+    assert trace.exists() and type(loaded.model).__name__ == "OwnModel"
+    anatomy(loaded.model)
+
+
+def test_a_system_turn_is_written_into_the_template_and_saved(folder, processor, tmp_path):
+    template = "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] if p['type'] == 'text' %}"
+    template += "{{ p['text'] }}{% endfor %} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    loaded = load_model(folder, system="Be brief .")
+    assert prompt_of(loaded.processor, "Who?", image=False) == "system: Be brief . user: Who? "
+    save_model(loaded.model, loaded.processor, tmp_path / "saved")
+    again = load_model(tmp_path / "saved").processor
+    assert prompt_of(again, "Who?", image=True) == "system: Be brief . user: Who? "
+    write_pointer(Source(str(folder), system="Be brief ."), tmp_path)
+    assert load_model(tmp_path).processor.chat_template == again.chat_template
+
+
+def test_a_template_without_system_turns_is_refused_one(folder):
+    with pytest.raises(ModelError, match=r"writes no system turn .*`base.system` is 'Be brief.'; set it to"):
+        load_model(folder, system="Be brief.")  # the sandbox's template writes every other role as ASSISTANT
+    refusing = "{% if messages[0]['role'] == 'system' and messages[1]['content'][0]['type'] == 'image' %}"
+    refusing += "{{ raise_exception('not beside pictures') }}{% endif %}{{ messages }}"
+    (folder / "chat_template.jinja").write_text(refusing)
+    with pytest.raises(ModelError, match="no system turn before questions with a picture"):
+        load_model(folder, system="Be brief.")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(
+        ModelError, match="no chat template to write a system turn with.*`base.chat_template`"
+    ):
+        load_model(folder, system="Be brief.")
+
+
+def test_quantised_loading_says_what_it_needs(folder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else found(name, *a)
+    )
+    with pytest.raises(ModelError, match=r"loading in 4bit needs bitsandbytes \(pip install 'efface\[quanti"):
         load_model(folder, device="cpu", quantization="4bit")
     with pytest.raises(ModelError, match="quantization is '3bit': expected 4bit or 8bit"):
         load_model(folder, quantization="3bit")

@@ -24,6 +24,16 @@ STRINGS = (
     "{% elif m['role'] == 'user' %}U:{{ m['content'][-1]['text'] }}{% else %}A:{{ m['content'] }}"
     "{% endif %}{% endfor %}"
 )
+BESIDE_TEXT_ONLY = (
+    "{% if messages[0]['role'] == 'system' and messages[1]['content'][0]['type'] == 'image' %}"
+    "{{ raise_exception('images are incompatible with system messages') }}{% endif %}{{ bos_token }}" + ROLES
+)
+ALTERNATING = (  # a system turn goes into the first user turn; nobody else may begin
+    "{% if messages[0]['role'] == 'system' %}{% set before = messages[0]['content'][0]['text'] + ' ' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set before = '' %}{% endif %}"
+    "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ bos_token }}<user>{{ before }}<image>{{ messages[0]['content'][-1]['text'] }}<assistant>"
+)
 REFUSING = (
     "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + ROLES
 )
@@ -47,6 +57,8 @@ def instructed(model, processor, text=INSTRUCTION):
         (ROLES, f"<system>{INSTRUCTION}<user><image>Who?<assistant>"),
         (STRINGS, f"[[{INSTRUCTION}]]U:Who?"),
         (REFUSING, f"{INSTRUCTION}\n<user><image>Who?<assistant>"),
+        (BESIDE_TEXT_ONLY, f"<s>{INSTRUCTION}\n<user><image>Who?<assistant>"),
+        (ALTERNATING, f"<s><user>{INSTRUCTION} <image>Who?<assistant>"),
         (None, f"{INSTRUCTION}\nUSER: <image> Who? ASSISTANT:"),  # the sandbox's, which knows two roles
     ],
 )
