@@ -15,8 +15,8 @@ batch: their number alters no result beyond rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from efface.unlearning.masked import adamw, masked_weights
 from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
+from efface.unlearning.recomputing import recomputing
 from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
 from efface.unlearning.sides import Ahead, Side
 from efface.unlearning.watch import Watch
@@ -103,7 +104,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + run.processes.rank)
         run.begin(adapter, references)
-        with _recomputing(model, config.gradient_checkpointing):
+        with recomputing(model, config.gradient_checkpointing):
             return run.go(label, watch)
 
 
@@ -146,22 +147,21 @@ class _Run:
         elif folder is None and adapter is None and self.checkpoints is not None:
             folder = self.checkpoints.references
         method = self.terms.method
-        for side, quantity in (
-            (self.forget, method.forget_reference),
-            (self.retain, method.retain_reference),
+        for kind, side, quantity in (
+            ("forget", self.forget, method.forget_reference),
+            ("retain", self.retain, method.retain_reference),
         ):
             if side is not None and quantity is not None:
-                side.compare(self._references(quantity, adapter, folder))
+                side.compare(self._references(quantity, adapter, folder), self._walked(kind))
         self._resume()
         self.model.train()
 
     def _references(
         self, quantity: Quantity, adapter: Adapter | None, folder: Path | None
-    ) -> Callable[[Encoder], References]:
-        def made(encoder: Encoder) -> References:
-            question = Question(
-                self.model, encoder, quantity, self.terms.settings, self.precision, self.config.batch_size
-            )
+    ) -> Callable[[Encoder, Sequence[int]], References]:
+        def made(encoder: Encoder, needed: Sequence[int]) -> References:
+            settings, size = self.terms.settings, self.config.batch_size
+            question = Question(self.model, encoder, quantity, settings, self.precision, size, needed)
             if folder is not None:
                 return OnDisk(question, folder, self.processes)
             return InMemory(question) if adapter is None else AdapterOff(question, adapter)
@@ -256,6 +256,14 @@ class _Run:
             return list(mine), count
         beside = self.config.retain_batches_per_forget_batch
         return [position * beside + k for position in mine for k in range(beside)], count * beside
+
+    def _walked(self, kind: str) -> int:
+        """How many batches of a side the whole run walks."""
+        if kind == "forget" and self.alternating:
+            return self.total * self.batches_per_step
+        if kind == "forget" or self.forget is None or self.alternating:
+            return self.batches
+        return self.batches * self.config.retain_batches_per_forget_batch
 
     def _gradient(self, kind: str, side: Side, step: int, record: dict[str, float]) -> dict[str, Tensor]:
         weight = self.config.forget_weight if kind == "forget" else self.config.retain_weight
@@ -370,18 +378,6 @@ class _Run:
             if rise > config.stop_retain_rise:
                 return f"retain_loss rose by {rise:.2f} > {config.stop_retain_rise} {at}"
         return None
-
-
-@contextmanager
-def _recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Gradient checkpointing, if wanted, for as long as the block lasts."""
-    if wanted:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if wanted:
-            model.activation_checkpointing_disable()
 
 
 def schedule(step: int, total: int, warmup_fraction: float) -> float:

@@ -46,7 +46,7 @@ class References(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """Which quantity of which samples, and how it is computed."""
+    """Which quantity of which samples, and how it is computed; of all samples if none are named as needed."""
 
     model: PreTrainedModel
     encoder: Encoder
@@ -54,6 +54,12 @@ class Question:
     settings: Settings
     precision: Precision
     batch_size: int
+    needed: Sequence[int] | None = None
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The samples to ask about."""
+        return range(len(self.encoder.samples)) if self.needed is None else self.needed
 
     @torch.no_grad()
     def ask(self, inputs: Inputs) -> list[Tensor]:
@@ -68,9 +74,8 @@ class Question:
     def batches(self) -> Iterator[list[int]]:
         """Sample indices batch by batch, multimodal and text-only apart."""
         for multimodal in (True, False):
-            chosen = [
-                i for i, s in enumerate(self.encoder.samples) if (s.image_bytes is not None) == multimodal
-            ]
+            samples = self.encoder.samples
+            chosen = [i for i in self.indices if (samples[i].image_bytes is not None) == multimodal]
             for start in range(0, len(chosen), self.batch_size):
                 yield chosen[start : start + self.batch_size]
 
@@ -80,6 +85,7 @@ class Question:
         processor = self.encoder.processor
         name = f"{self.quantity.__module__}.{self.quantity.__qualname__}"
         about = [name, dict(self.settings), self.precision.name, processor.chat_template, repr(processor)]
+        about.append([*self.indices])
         total.update(json.dumps(about, sort_keys=True).encode())
         for sample in self.encoder.samples:
             total.update(repr((sample.sample_id, sample.question, sample.answer)).encode())

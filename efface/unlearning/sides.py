@@ -71,11 +71,13 @@ class Side:
         self._ahead = ahead
         self._coming: dict[int, Future[_Encoded]] = {}
 
-    def compare(self, references: Callable[[Encoder], References]) -> None:
-        """Give every later batch the reference quantities of its samples."""
-        self._references = references(self._encoder)
+    def compare(self, references: Callable[[Encoder, Sequence[int]], References], count: int) -> None:
+        """Give each of the first ``count`` batches the reference quantities of its samples."""
+        # A run draws a part of a large set only, and asking about the others could take longer than the run.
+        needed = sorted({i for position in range(count) for i in self.stream.indices_at(position)})
+        self._references = references(self._encoder, needed)
         if self._other is not None:
-            self._other_references = references(self._other)
+            self._other_references = references(self._other, needed)
 
     def expect(self, positions: Iterable[int], sharing: Processes | None = None) -> None:
         """Have the batches at these positions of the stream encoded, if there is a thread for it."""

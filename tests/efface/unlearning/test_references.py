@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def test_references_belong_to_their_samples(model, processor, pictured, written,
     for references in (InMemory(asked), OnDisk(asked, tmp_path, Processes())):
         found = references.of([2, 0], encoder.batch([2, 0]))
         assert [float(v) for v in found] == pytest.approx([expected[2], expected[0]], abs=1e-4)
+
+
+def test_only_what_the_run_draws_is_measured(model, processor, pictured, written, tmp_path):
+    """Six steps of two retain samples draw twelve at most, however many people are kept."""
+    asked: list[str] = []
+    kl_min = METHODS["kl_min"]
+
+    def counting(model, inputs, settings):
+        asked.extend(["sample"] * len(inputs["input_ids"]))
+        return answer_distributions(model, inputs, settings)
+
+    method = replace(kl_min, name="counted", retain_reference=counting)
+    config = LoopConfig(learning_rate=1e-5, steps=2, batch_size=2, seed=1, retain_batches_per_forget_batch=1)
+    retain = pictured[3:] + written[3:]
+    assert len(retain) > 4
+    unlearn(model, processor, method=method, forget=pictured[:3], retain=retain, config=config, settings={})
+    assert 2 <= len(asked) <= 4
 
 
 @pytest.mark.parametrize("quantity", [answer_totals, answer_distributions, hidden_states])
