@@ -33,6 +33,7 @@ def fisher(subject: Subject, clock: Clock) -> list[Row]:
     measure = functools.partial(fisher_diagonal, model, parameters=names)
     loop = functools.partial(recipes.one_sample_at_a_time, model, names=names)
     sums = sum(model.get_parameter(name).numel() for name in names) * 4 / 2**20
+    measure(batch)  # libraries' own buffers are not counted
     kept = peak_mib(lambda: _forward_kept(model, batch[0], names), device)
     memory = peak_mib(lambda: measure(batch), device)
     memory_loop = peak_mib(lambda: loop(two), device)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Job = Callable[[], object]
+_MMAP_THRESHOLD = -3  # glibc's number of the option
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,17 @@ def peak_mib(job: Job, device: str) -> float:
         before = torch.cuda.memory_allocated()
         job()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # What earlier jobs freed must not be there to be used again unseen.
+    # What is freed must be gone from the process at once: neither used again unseen nor counted as needed.
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 2**16)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is that from now on
     before = _status("VmRSS")
     job()
-    return (_status("VmHWM") - before) / 1024
+    peak = _status("VmHWM") - before
+    libc.mallopt(_MMAP_THRESHOLD, 2**25)
+    return peak / 1024
 
 
 def _status(key: str) -> int:

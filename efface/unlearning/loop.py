@@ -31,7 +31,7 @@ from efface.unlearning import sharding
 from efface.unlearning.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
 from efface.unlearning.gradients import mask_for, take_gradients
-from efface.unlearning.masked import adamw, masked_weights
+from efface.unlearning.masked import MaskedWeights, adamw, masked_weights
 from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.precision import Precision
 from efface.unlearning.processes import Processes
@@ -130,7 +130,7 @@ class _Run:
         # A step that cannot be shared batch by batch is shared sample by sample.
         self.split = self.sharded or config.accumulation_steps % self.processes.count != 0
         self.batches, self.total = self._length()
-        self.masked = None
+        self.masked: MaskedWeights | None = None
         if terms.mask is not None:
             mask: Mapping[str, Tensor] = mask_for(self.trained, terms.mask, self.device)
             if self.sharded:

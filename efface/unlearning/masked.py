@@ -82,7 +82,7 @@ class Whole:
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], *, hold: bool):
-        self.updated = trained
+        self.updated: Mapping[str, nn.Parameter] = trained
         self._mask = mask
         self._start = {name: p.detach().clone() for name, p in trained.items()} if hold else {}
 
@@ -116,7 +116,7 @@ class Rows:
     def __init__(self, trained: Mapping[str, nn.Parameter], mask: PackedMask):
         self._whole = {name: trained[name] for name in mask if mask.bits[name].any()}
         self._places = {name: mask[name].flatten().nonzero().flatten() for name in self._whole}
-        self.updated = {
+        self.updated: Mapping[str, nn.Parameter] = {
             name: nn.Parameter(self._gathered(name, p.detach())) for name, p in self._whole.items()
         }
 
