@@ -94,14 +94,17 @@ def reproduce(
     return next((name for _, name in _OUTCOMES if name in seen), "ran")
 
 
-def run_module(module: str, arguments: Sequence[str], say: Callable[[str], None]) -> list[str]:
+def run_module(
+    module: str, arguments: Sequence[str], say: Callable[[str], None], *, flow_run_id: str = ""
+) -> list[str]:
     """Run one of this project's commands as ``python -m MODULE``; its last lines.
 
     Raises:
         ChildFailed: if it ends badly.
     """
     what = " ".join(["python -m", module, *arguments])
-    return _run([sys.executable, "-m", module, *arguments], what, say)
+    ours = {"EFFACE_FLOW_RUN_ID": flow_run_id}
+    return _run([sys.executable, "-m", module, *arguments], what, say, environment=ours)
 
 
 def _run(

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from prefect import State, Task, get_run_logger, task
+from prefect.runtime import flow_run
 
 from efface.errors import EffaceError
 from flows.children import ChildFailed, run_module
@@ -33,7 +34,8 @@ def waits() -> list[float]:
 @task(name="exchange", persist_result=False, tags=["io"])
 def _exchange(module: str, *arguments: str) -> str:
     """Run one of this project's commands; its last line says what it did."""
-    lines = run_module(module, arguments, get_run_logger().info)
+    run = str(flow_run.get_id() or "")
+    lines = run_module(module, arguments, get_run_logger().info, flow_run_id=run)
     return lines[-1] if lines else ""
 
 

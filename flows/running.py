@@ -7,6 +7,7 @@ its process, however that went, and a worker that starts again finds the file wi
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -24,10 +25,12 @@ _held: list[int] = []
 def note(flow: Any, run: Any, state: Any) -> None:
     """Hold this flow run's file until the process ends; for a flow's ``on_running``."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(FOLDER / str(run.id), os.O_RDWR | os.O_CREAT, 0o600)
+    path = (FOLDER / str(run.id)).absolute()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with contextlib.suppress(BlockingIOError):  # held already: entered Running a second time
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _held.append(descriptor)
+    atexit.register(path.unlink, missing_ok=True)  # an orderly end has been reported
 
 
 def left_behind() -> list[UUID]:
@@ -42,14 +45,17 @@ def reschedule(client: SyncPrefectClient) -> list[str]:
         Their names.
     """
     from prefect.exceptions import ObjectNotFound
-    from prefect.states import AwaitingRetry, Cancelled
+    from prefect.states import AwaitingRetry, Cancelled, Crashed
 
     again = []
     for run_id in left_behind():
         with contextlib.suppress(ObjectNotFound):
             run = client.read_flow_run(run_id)
             state = run.state
-            if state is not None and (state.is_running() or state.is_pending()):
+            going = state is not None and (state.is_running() or state.is_pending())
+            if going and run.deployment_id is None:  # started by hand: nobody would take it up
+                client.set_flow_run_state(run_id, Crashed(message="Its process is gone."), force=True)
+            elif going:
                 why = "The process of this run ended with its machine; it goes on from its last checkpoint."
                 client.set_flow_run_state(run_id, AwaitingRetry(message=why), force=True)
                 again.append(run.name)

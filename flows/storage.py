@@ -80,13 +80,20 @@ def share(folder: str = ".") -> int:
     Raises:
         StorageError: if not everything arrived. Nothing here is lost; the next call goes on from there.
     """
+    from dvc.stage.cache import RunCacheNotSupported
+
     where = _required()
     with _repository(where, folder) as repo, _failures_in_words(where, "take"):
-        return int(repo.push(run_cache=True))
+        sent = int(repo.push())
+        with contextlib.suppress(RunCacheNotSupported):  # last, so that what it names is there already
+            remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
+            sent += len(repo.stage_cache.transfer(repo.cache.legacy, remote, force=False))
+        return sent
 
 
 def _restore(repo: Repo, names: list[str]) -> list[str]:
     """Fetch these stages in order, leaving out what needs a stage that is not there."""
+    from dvc.exceptions import ConfirmRemoveError
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -106,6 +113,8 @@ def _restore(repo: Repo, names: list[str]) -> list[str]:
             except RunCacheNotFoundError:
                 unmade.add(name)
                 continue
+            except ConfirmRemoveError:
+                pass  # fetched; what was changed by hand gives way in the next step, as in `dvc repro`
         repo.reproduce([name], single_item=True)  # finds all of it in the cache now, and notes it in dvc.lock
         restored.append(name)
     return restored
@@ -160,10 +169,11 @@ def _repository(where: str, folder: str) -> Iterator[Repo]:
             url = str(plain.config["remote"][where]["url"]) if named else where
         _must_answer(url)
         own: dict[str, Any] = {} if named else {"remote": {_NAME: {"url": _absolute(where)}}}
-        with Repo(folder, config={**own, "core": {"remote": where if named else _NAME}}) as repo:
+        own["core"] = {"remote": where if named else _NAME}
+        with Repo(folder, config=own, _wait_for_lock=True) as repo:
             repo.cloud.get_remote()  # says at once if the address makes no sense or a package is missing
             yield repo
-    except DvcException as error:
+    except (DvcException, ImportError) as error:
         raise _unusable(where, error) from error
 
 

@@ -25,7 +25,7 @@ def main(
     pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu",
     name: Annotated[str | None, typer.Option(help="Name of the worker; by default the machine's.")] = None,
 ) -> None:
-    """Work on the runs of a pool until it is stopped (SIGTERM: what runs is given back to the pool)."""
+    """Work on the runs of a pool until it is stopped (what runs then is taken up at the next start)."""
     try:
         address = require_server(needed=True)
     except EffaceError as error:
