@@ -55,8 +55,13 @@ def _deployments() -> tuple[list[str], list[str]]:
     if not FILE.is_file():
         raise DeployError(f"{FILE} is not here; run this in the project's root")
     listed = YAML(typ="safe", pure=True).load(FILE.read_text(encoding="utf-8"))["deployments"]
-    there = {each["name"]: Path(each["entrypoint"].partition(":")[0]).is_file() for each in listed}
+    there = {each["name"]: _is_here(each["entrypoint"].rpartition(".")[0]) for each in listed}
     return [name for name in there if there[name]], [name for name in there if not there[name]]
+
+
+def _is_here(module: str) -> bool:
+    path = Path(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _prefect(*arguments: str) -> None:

@@ -95,7 +95,7 @@ def test_the_project_deploys_as_prefect_yaml_says(site):
     said = site.copy.run("flows.deploy")
     assert re.search(r"deploy: pipeline, study.* in the pool gpu, which runs 1 at once", said)
     found = site.server.get("deployments/name/pipeline/pipeline")
-    assert found["entrypoint"] == "flows/pipeline.py:pipeline"
+    assert found["entrypoint"] == "flows.pipeline.pipeline"
     assert [(s["active"], s["schedule"]["cron"]) for s in found["schedules"]] == [(False, "0 2 * * *")]
     assert found["tags"] == ["efface"]
     assert found["job_variables"]["working_dir"] == str(site.copy.folder)
