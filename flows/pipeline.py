@@ -26,15 +26,11 @@ from flows.stages import Stages  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
 from tasks.params import load_params  # noqa: E402
 
-_THREADS = 64  # one per stage that waits for another; how many compute at once is `workers`
+# One thread per stage that waits for another; how many compute at once is `workers`.
+_RUNNER = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(
-    name="pipeline",
-    task_runner=ThreadPoolTaskRunner(max_workers=_THREADS),
-    result_serializer="json",
-    on_running=[note],
-)
+@flow(name="pipeline", task_runner=_RUNNER, result_serializer="json", on_running=[note])
 def pipeline(workers: int | None = None, target: str | None = None) -> State[list[str]]:
     """Make everything, or what `target` needs; returns one line per stage.
 
