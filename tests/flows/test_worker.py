@@ -1,7 +1,9 @@
 """Deployed runs on a real server and worker: side by side, on schedule, killed, and through a power cut."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flows.storage import REMOTE
 from flows.watcher import MARK, marked
 from tests.flows.conftest import Server, wait_until
 from tests.flows.test_whole_runs import Copy, make_copy
@@ -138,6 +141,32 @@ def test_a_run_on_request_and_one_on_schedule_complete_one_after_the_other(site)
     artifacts = site.server.post("artifacts/filter", {})
     (table,) = [a["data"] for a in artifacts if a["flow_run_id"] == asked and a["key"] == "pipeline"]
     assert "| benchmark |" in table and "| prepare |" in table
+
+
+def test_another_machine_fetches_what_was_shared_and_makes_nothing(site, tmp_path):
+    """Its DVC was killed before, too: the locks of dead processes are in nobody's way."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    site.copy.environment[REMOTE] = str(shared)
+    assert "push: " in site.copy.run("flows.storage", "push")
+    del site.copy.environment[REMOTE]
+    there = make_copy(tmp_path / "there" / "project")
+    there.environment |= {
+        "PREFECT_API_URL": site.server.url,
+        REMOTE: str(shared),
+        "EFFACE_RETRY_SECONDS": "",
+    }
+    (there.folder / ".dvc/tmp").mkdir()
+    (there.folder / ".dvc/tmp/lock").write_text("4000000\n")
+    held = {str(there.folder / "data/prepared"): {"pid": 4000000, "cmd": "dvc repro"}}
+    (there.folder / ".dvc/tmp/rwlock").write_text(json.dumps({"write": held, "read": {}}))
+    assert there.flow("prepare") == {"benchmark": "cached", "prepare": "cached"}
+    assert there.hashes() == {path: md5 for path, md5 in site.copy.hashes().items() if path in there.hashes()}
+    shutil.rmtree(shared)
+    there.edit("params.yaml", r"validation_fraction: 0.15", "validation_fraction: 0.3")
+    said = there.run("flows.pipeline", "--target", "prepare", good=False)
+    assert "shared is not there; is it mounted?" in said
+    assert "Running stage" not in said
 
 
 def test_after_a_power_cut_in_mid_training_the_run_goes_on_from_its_checkpoint(site):
