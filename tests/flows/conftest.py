@@ -67,7 +67,7 @@ class Server:
         return self._asked(lambda: httpx.post(f"{self.url}/{path}", json=body, timeout=30))
 
     def patch(self, path: str, body: dict[str, Any]) -> None:
-        httpx.patch(f"{self.url}/{path}", json=body, timeout=30).raise_for_status()
+        self._asked(lambda: httpx.patch(f"{self.url}/{path}", json=body, timeout=30))
 
     def _asked(self, ask: Callable[[], httpx.Response]) -> Any:
         """The answer; a server whose database is busy is asked again, as Prefect's own client does."""
@@ -75,7 +75,7 @@ class Server:
         while True:
             answer = ask()
             if answer.status_code != 503 or time.monotonic() > end:
-                return answer.raise_for_status().json()
+                return answer.raise_for_status().json() if answer.content else None
             time.sleep(0.5)
 
 
