@@ -14,8 +14,9 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
-.PHONY: run flow test test-all check ui server venv clean-venv
+.PHONY: run flow test test-all check ui server deploy worker venv clean-venv
 
 run: $(READY)             ## everything, through DVC
 	dvc repro
@@ -38,8 +39,14 @@ check: $(READY)           ## style and types
 ui: $(READY)              ## MLflow's pages on http://127.0.0.1:5000
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
-server: $(READY)          ## Prefect's pages on http://127.0.0.1:4200
+server: $(READY)          ## Prefect on http://127.0.0.1:4200
 	prefect server start --host 127.0.0.1
+
+deploy: $(READY)          ## the pool and the deployments of prefect.yaml, on that server
+	python -m flows.deploy
+
+worker: $(READY)          ## runs what is scheduled, on this machine
+	python -m flows.worker
 
 venv: $(READY)
 

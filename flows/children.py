@@ -1,4 +1,4 @@
-"""Run `dvc repro` for one stage in a child process that cannot outlive the flow.
+"""Child processes that cannot outlive the flow: DVC for a stage, and commands of this project.
 
 `python -m flows.children PARENT ARGUMENTS...` is that child: DVC's command line, bound to its parent's life.
 """
@@ -14,15 +14,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO
 
 from efface.errors import EffaceError
 from flows.devices import Device
+from tasks.addresses import shown
 
 _REDRAW_SECONDS = 10.0
 _LAST_LINES = 15
+_HOURS = "EFFACE_STAGE_HOURS"
 
 _OUTCOMES = (
     (re.compile(r"Running stage "), "ran"),
@@ -36,6 +38,14 @@ _guard = threading.Lock()
 
 class StageFailed(EffaceError):
     """A stage ended badly; the message holds its last lines."""
+
+
+class ChildFailed(EffaceError):
+    """A command of this project ended badly; the message holds its last lines."""
+
+    def __init__(self, what: str, code: int, lines: Sequence[str]) -> None:
+        self.last = lines[-1] if lines else f"exit code {code}"
+        super().__init__(f"{what} failed (exit code {code}). The last lines:\n" + "\n".join(lines))
 
 
 def reproduce(
@@ -69,32 +79,75 @@ def reproduce(
     command += ["--wait-for-lock", "--cd", folder, "repro", *([] if upstream else ["--single-item"]), *stages]
     # DVC runs `python`: it shall be this one.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
-    ours = {"PATH": path, "PYTHONUNBUFFERED": "1", "EFFACE_FLOW_RUN_ID": flow_run_id}
-    seen, last = set[str](), deque[str](maxlen=_LAST_LINES)
+    ours = {"PATH": path, "EFFACE_FLOW_RUN_ID": flow_run_id, **device.environment}
+    seen = set[str]()
+
+    def heard(line: str) -> None:
+        seen.update(name for pattern, name in _OUTCOMES if pattern.search(line))
+        say(line)
+
+    what = f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
+    try:
+        _run(command, what, heard, environment=ours, descriptors=device.descriptors, hours=_stage_hours())
+    except ChildFailed as error:
+        raise StageFailed(str(error)) from None
+    return next((name for _, name in _OUTCOMES if name in seen), "ran")
+
+
+def run_module(
+    module: str, arguments: Sequence[str], say: Callable[[str], None], *, flow_run_id: str = ""
+) -> list[str]:
+    """Run one of this project's commands as ``python -m MODULE``; its last lines.
+
+    Raises:
+        ChildFailed: if it ends badly.
+    """
+    what = " ".join(["python -m", module, *arguments])
+    ours = {"EFFACE_FLOW_RUN_ID": flow_run_id}
+    return _run([sys.executable, "-m", module, *arguments], what, say, environment=ours)
+
+
+def _run(
+    command: Sequence[str],
+    what: str,
+    say: Callable[[str], None],
+    *,
+    environment: Mapping[str, str] | None = None,
+    descriptors: tuple[int, ...] = (),
+    hours: float | None = None,
+) -> list[str]:
+    """Run a child, passing on its lines without secrets; its last lines."""
+    last = deque[str](maxlen=_LAST_LINES)
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **device.environment, **ours},
-        pass_fds=device.descriptors,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        pass_fds=descriptors,
     )
     with _guard:
         _running.add(child)
+    expired = threading.Event()
+    limit = threading.Timer((hours or 0) * 3600, lambda: (expired.set(), child.terminate()))
+    limit.daemon = True
     try:
+        if hours is not None:
+            limit.start()
         assert child.stdout is not None
         for line in _lines(child.stdout):
-            seen |= {name for pattern, name in _OUTCOMES if pattern.search(line)}
-            last.append(line)
-            say(line)
+            last.append(shown(line))
+            say(last[-1])
         code = child.wait()
     finally:
+        limit.cancel()
         with _guard:
             _running.discard(child)
+    if expired.is_set():
+        last.append(f"stopped after {hours:g} hours ({_HOURS}); a next run goes on from its last checkpoint")
     if code:
-        what = f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
-        raise StageFailed(f"{what} failed (exit code {code}). The last lines:\n" + "\n".join(last))
-    return next((name for _, name in _OUTCOMES if name in seen), "ran")
+        raise ChildFailed(what, code, last)
+    return list(last)
 
 
 def terminate_all() -> None:
@@ -115,6 +168,18 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     sys.stderr.write("interrupted; finished stages are kept, the next run goes on from there\n")
     sys.stderr.flush()
     os._exit(128 + number)
+
+
+def _stage_hours() -> float | None:
+    """The longest a stage may take; None: as long as it wants."""
+    given = os.environ.get(_HOURS)
+    try:
+        hours = float(given) if given else None
+    except ValueError:
+        hours = 0.0
+    if hours is not None and not 0 < hours < threading.TIMEOUT_MAX / 3600:
+        raise StageFailed(f"{_HOURS} is {given!r}: expected a number of hours above 0, such as 12")
+    return hours
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

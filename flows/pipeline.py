@@ -23,14 +23,17 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
 from flows.children import interrupted  # noqa: E402
+from flows.running import note  # noqa: E402
+from flows.server import require_server  # noqa: E402
 from flows.stages import Stages  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
 from tasks.params import load_params  # noqa: E402
 
-_THREADS = 64  # one per stage that waits for another; how many compute at once is `workers`
+# One thread per stage that waits for another; how many compute at once is `workers`.
+_RUNNER = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=_THREADS), result_serializer="json")
+@flow(name="pipeline", task_runner=_RUNNER, result_serializer="json", on_running=[note])
 def pipeline(workers: int | None = None, target: str | None = None) -> State[list[str]]:
     """Make everything, or what `target` needs; returns one line per stage.
 
@@ -80,6 +83,7 @@ def main(
     """Run the pipeline; what is current is not run again."""
     try:
         load_params()  # a mistake is told at once, not after a server has started
+        require_server()
     except EffaceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -14,10 +14,11 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.children import StageFailed, reproduce, terminate_all
+from flows import exchange
+from flows.children import ChildFailed, StageFailed, reproduce, terminate_all
 from flows.devices import default_workers, device
 from flows.ledger import Ledger, ProjectError
-from flows.summary import Row, publish
+from flows.summary import DONE, Row, publish
 from tasks.sharing import processes_of
 
 _OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemoryError")
@@ -107,7 +108,9 @@ class Stages:
     """State of the flow once the block has ended."""
 
     def __init__(self, workers: int | None, target: str | None) -> None:
+        fetched = exchange.fetch(target)  # before DVC is asked what there is to do
         ledger = Ledger.open()
+        self._notes = [fetched] if fetched else []
         self._work = _Work(ledger, workers or default_workers())
         self._wanted = set(ledger.stages) if target is None else ledger.upstream(target)
         self._futures: dict[str, PrefectFuture[Record]] = {}
@@ -152,7 +155,7 @@ class Stages:
         finally:
             if error is not None:
                 terminate_all()  # or the threads that read from them would hold the flow up
-            publish(list(self._work.rows.values()))
+            publish(list(self._work.rows.values()), notes=self._notes)
             if self._token is not None:
                 _work.reset(self._token)
 
@@ -172,5 +175,19 @@ class Stages:
             failures.append(f"not run, because they need it: {', '.join(waiting)}")
         if forgotten:
             failures.append(f"in dvc.yaml, but not in flows/pipeline.py: {', '.join(sorted(forgotten))}")
+        failures += self._hand_over()
         lines = [f"{row.stage}: {row.outcome}" for row in self._work.rows.values()]
         self.verdict = Failed(message="\n".join(failures)) if failures else Completed(data=lines)
+
+    def _hand_over(self) -> list[str]:
+        """Track and share what there is, after a failure too; returns what went wrong in that."""
+        report = self._work.rows.get("report")
+        try:
+            tracked = exchange.track() if report is not None and report.outcome in DONE else None
+            self._notes += [tracked] if tracked else []
+            shared = exchange.share()
+        except ChildFailed as error:
+            self._notes.append(f"Not shared yet: {error.last}")
+            return [str(error)]
+        self._notes += [shared] if shared else []
+        return []

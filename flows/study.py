@@ -28,6 +28,8 @@ from flows.children import StageFailed, interrupted, reproduce, terminate_all  #
 from flows.devices import default_workers, device  # noqa: E402
 from flows.ledger import Ledger  # noqa: E402
 from flows.runners import runner  # noqa: E402
+from flows.running import note  # noqa: E402
+from flows.server import require_server  # noqa: E402
 from flows.summary import Row, publish  # noqa: E402
 from flows.watcher import watch_over_this_process  # noqa: E402
 from flows.workspaces import Cell, cells_of, first_round, prepare  # noqa: E402
@@ -56,7 +58,7 @@ def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any
     return Completed(name={"ran": "Completed"}.get(outcome, outcome.capitalize()), data=done)
 
 
-@flow(name="study", result_serializer="json")
+@flow(name="study", result_serializer="json", on_running=[note])
 def study(workers: int) -> State[list[str]]:
     """Run every cell, then compare them; returns one line per cell."""
     params = load_params()
@@ -169,6 +171,7 @@ def main(
     count = workers or default_workers()
     try:
         params = load_params()
+        require_server()
         cells_on = runner(params.study.runner, count)
         state = study.with_options(task_runner=cells_on)(count, return_state=True)
     except EffaceError as error:

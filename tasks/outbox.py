@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from efface.errors import ArtifactError
 from tasks.artifacts import digest
 from tasks.params import YARDSTICKS, Params
+from tasks.registry import Candidate, registered_name
 from tasks.results import (
     Record,
     locked_digests,
@@ -42,15 +43,6 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class ModelFolder:
-    """An unlearned model to register."""
-
-    registered_name: str
-    path: Path
-    digest: str
-
-
-@dataclass(frozen=True)
 class Sending:
     """One run to track."""
 
@@ -70,7 +62,7 @@ class Sending:
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """JSON artifacts by path."""
     datasets: Sequence[Dataset] = ()
-    model: ModelFolder | None = None
+    model: Candidate | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +95,13 @@ def collect(params: Params, root: Path) -> Result:
     locked = locked_digests(project_of(root))
     common = _common_tags(list(records.values()), root)
     data = _data_digest(locked, root)
-    children = [
-        _child(
-            model, folder, root, records, common | _locked_tags(model, folder, root, locked), benchmark, data
-        )
-        for model, folder in params.evaluate.models.items()
-    ]
+    summaries = {model: read_scores(root, model)[1] for model in params.evaluate.models}
+    children = []
+    for model, folder in params.evaluate.models.items():
+        own = _locked_tags(model, folder, root, locked)
+        child = _child(model, summaries[model], root, records, common | own, benchmark, data)
+        weights = _weights(model, params, root, summaries, {**child.tags, "efface.benchmark": benchmark})
+        children.append(replace(child, model=weights))
     return Result(
         experiment=f"efface-{benchmark}",
         parent=_parent(root, splits, records, children, common, locked, data),
@@ -121,7 +114,7 @@ def collect(params: Params, root: Path) -> Result:
 
 def _child(
     model: str,
-    folder: str,
+    summary: Mapping[str, Any],
     root: Path,
     records: Mapping[str, Record],
     tags: Mapping[str, str],
@@ -129,18 +122,17 @@ def _child(
     data: str,
 ) -> Sending:
     """The run of one model: how it was made, and how it scored."""
-    _, summary = read_scores(root, model)
     made = next(
         (r for r in records.values() if r.stage in TRAINING_STAGES and (r.name or r.stage) == model), None
     )
     scored = records.get(f"evaluate@{model}")
     sources = [root / "scores" / f"{model}{suffix}" for suffix in (".parquet", ".json")]
     sources += [root / "runs" / f"{record.label}.json" for record in (made, scored) if record]
+    curve = root / "report" / "plots" / f"training_{model}.svg"
     started, ended = _times(made or scored)
-    method = model not in YARDSTICKS
     return Sending(
         name=model,
-        role="method" if method else "yardstick",
+        role="yardstick" if model in YARDSTICKS else "method",
         digest=_combined(model, *(digest(source) for source in sources)),
         started=started,
         ended=ended,
@@ -152,12 +144,42 @@ def _child(
             **_ending(made),
             "device": str((made or scored or _NONE).content.get("device", "not recorded")),
         },
-        files=[(source, "runs" if source.parent.name == "runs" else "scores") for source in sources],
+        files=[
+            (source, source.parent.name)
+            for source in (*sources, curve)
+            if source is not curve or curve.is_file()
+        ],
         datasets=_datasets(model, benchmark, root, data),
-        model=ModelFolder(f"efface-{benchmark}-{model}", root / "models" / folder, str(summary.get("digest")))
-        if method
-        else None,
     )
+
+
+def _weights(
+    model: str,
+    params: Params,
+    root: Path,
+    summaries: Mapping[str, Mapping[str, Any]],
+    tags: Mapping[str, str],
+) -> Candidate:
+    """The model as the registry gets it, with what it was made from."""
+    start = params.unlearn.methods[model].start if model in params.unlearn.methods else "vanilla"
+    parent = {"base": None, "vanilla": "base", "retrained": "base"}.get(model, start.split("/")[-1])
+    card = _text(root / "report" / "cards" / f"{model}.md")
+    return Candidate(
+        name=registered_name(tags["efface.benchmark"], params.base.source),
+        folder=root / "models" / params.evaluate.models[model],
+        digest=str(summaries[model].get("digest")),
+        role=model if model in YARDSTICKS else "method",
+        parent=None if parent is None else str(summaries.get(parent, {}).get("digest", "")) or None,
+        description=card or _DESCRIPTIONS.get(model, ""),
+        tags={"efface.model": model, "efface.base": params.base.source, **tags},
+    )
+
+
+_DESCRIPTIONS = {
+    "base": "Before training on the people of the benchmark.",
+    "vanilla": "base, trained on everybody; where unlearning starts.",
+    "retrained": "base, trained on everybody but the people to forget; the yardstick.",
+}
 
 
 def _parent(

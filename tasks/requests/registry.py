@@ -7,14 +7,15 @@ afterwards, so a run that is cut short leaves the production model as it was.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
-from tasks.tracking import LARGEST_UPLOAD, _create_database, _probe, _without_password
+from tasks.addresses import shown
+from tasks.registry import LARGEST_UPLOAD
+from tasks.store import _create_database, _probe
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -70,7 +71,7 @@ class Registry:
         self.name = name
         self._project, self._experiment = project.absolute(), experiment
         self._own = f"sqlite:///{self._project / 'mlflow.db'}"
-        self._uri = os.environ.get("MLFLOW_TRACKING_URI") or self._own
+        self._uri = address_of(self._project)
         self._made: MlflowClient | None = None
 
     @contextlib.contextmanager
@@ -98,9 +99,9 @@ class Registry:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> RegistryError:
-        reason = " ".join(_without_password(str(error)).split())[:160]
+        reason = " ".join(shown(str(error)).split())[:160]
         return RegistryError(
-            f"MLflow at {_without_password(self._uri)} does not answer ({type(error).__name__}: {reason}); "
+            f"MLflow at {shown(self._uri)} does not answer ({type(error).__name__}: {reason}); "
             "every request is kept and the production model is as it was; start MLflow, or set "
             "MLFLOW_TRACKING_URI, and run again"
         )

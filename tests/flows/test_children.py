@@ -113,3 +113,24 @@ def until(true: object, seconds: float = 30) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def test_a_stage_that_takes_too_long_is_stopped_and_says_so(project, monkeypatch):
+    monkeypatch.setenv("EFFACE_STAGE_HOURS", str(8 / 3600))
+    with pytest.raises(StageFailed, match=r"stopped after 0.00222222 hours \(EFFACE_STAGE_HOURS\)"):
+        reproduce(["slow"], Device({}), lambda line: None)
+    monkeypatch.setenv("EFFACE_STAGE_HOURS", "a day")
+    with pytest.raises(StageFailed, match="EFFACE_STAGE_HOURS is 'a day'"):
+        reproduce(["slow"], Device({}), lambda line: None)
+
+
+def test_no_secret_of_the_environment_reaches_the_log(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    (project / "in.txt").write_text("three\n")
+    said: list[str] = []
+    reproduce(["good"], Device({"WHERE": "http://me:open-sesame@host"}), said.append)
+    assert "http://***@host" in said
+    with pytest.raises(StageFailed) as caught:
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "it broke")
+        reproduce(["bad"], Device({}), said.append)
+    assert "error - ***" in str(caught.value)

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tasks.store import _create_database
 from tasks.study_runs import study_result
-from tasks.tracking import _create_database, send
+from tasks.tracking import send
 from tests.made_study import small_study
 
 MODELS = ("base", "vanilla", "retrained", "mmunlearner")

@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 
 from tasks.artifacts import digest, read_json
-from tasks.tracking import TrackingError, _create_database, run
+from tasks.registry import Candidate, Registry
+from tasks.store import _create_database, connected
+from tasks.tracking import RECEIPT, TrackingError, run
 from tests.made_study import FEW, params_for, small_study, write_scores
 
 PROJECT = Path(__file__).resolve().parents[2]
-METHODS = ("mmunlearner", "manu")
+MODEL = "efface-avatars-sandbox"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     scores = Path(children["manu"].info.artifact_uri.removeprefix("file://")) / "scores" / "manu.parquet"
     assert scores.read_bytes() == (root / "scores" / "manu.parquet").read_bytes()
     assert {m.name: m.aliases for m in client.search_registered_models()} == {
-        f"efface-avatars-{method}": {"candidate": 1} for method in METHODS
+        MODEL: {model: version for version, model in enumerate(FEW, start=1)}
     }
     before = state(client)
     capsys.readouterr()
@@ -144,15 +146,15 @@ def test_a_new_result_makes_a_new_parent_and_the_old_one_back_on_disk_moves_the_
     assert len(runs_of(client, "pipeline")) == 2
     assert len(runs_of(client)) == 2 * (1 + len(FEW))
     # Unchanged weights are not stored twice.
-    assert len(client.search_model_versions("name = 'efface-avatars-mmunlearner'")) == 1
-    assert client.get_model_version_by_alias("efface-avatars-manu", "candidate").version == 2
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == len(FEW) + 1
+    assert client.get_model_version_by_alias(MODEL, "manu").version == len(FEW) + 1
     shutil.rmtree(root)
     kept.rename(root)
     capsys.readouterr()
     run(params_for(), root)
-    assert "efface-avatars-manu@candidate" in capsys.readouterr().out
+    assert f"{MODEL}@manu" in capsys.readouterr().out
     assert len(runs_of(client, "pipeline")) == 2
-    assert client.get_model_version_by_alias("efface-avatars-manu", "candidate").version == 1
+    assert client.get_model_version_by_alias(MODEL, "manu").version == len(FEW)
 
 
 def test_a_new_report_on_the_same_result_replaces_the_old_page(root, capsys):
@@ -169,17 +171,17 @@ def test_a_new_report_on_the_same_result_replaces_the_old_page(root, capsys):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tasks import tracking
+from tasks import registry, store, tracking
 from tests.made_study import params_for
 
 calls = []
-real = getattr(tracking.{where})
+real = getattr({where})
 def dying(*args, **options):
     calls.append(1)
     if len(calls) == {after}:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **options)
-setattr(tracking.{where}, dying)
+setattr({where}, dying)
 tracking.run(params_for(), Path(sys.argv[1]))
 """
 
@@ -187,14 +189,14 @@ tracking.run(params_for(), Path(sys.argv[1]))
 @pytest.mark.parametrize(
     ("where", "after"),
     [
-        ("_Sender, '_finish'", 3),  # two models sent, the third logged but not marked complete
-        ("_Sender, '_register'", 1),  # in the middle of a model
-        ("os, 'replace'", 1),  # the database made, but not in its place
+        ("tracking._Sender, '_finish'", 3),  # two models sent, the third logged but not marked complete
+        ("registry.Registry, 'version'", 2),  # stored, but not known as a version of its parent yet
+        ("store.os, 'replace'", 1),  # the database made, but not in its place
     ],
 )
 def test_a_killed_call_is_completed_by_the_next(root, where, after):
     code = KILLED.format(where=where, after=after)
-    if where.startswith("os"):
+    if where.startswith("store"):
         (root.parent / "mlflow.db").unlink()
     done = subprocess.run(
         [sys.executable, "-c", code, str(root)], cwd=PROJECT, capture_output=True, text=True, check=False
@@ -206,7 +208,7 @@ def test_a_killed_call_is_completed_by_the_next(root, where, after):
     runs = runs_of(client)
     assert len(runs) == 1 + len(FEW)
     assert all(r.data.tags["efface.complete"] == "true" and r.info.status == "FINISHED" for r in runs)
-    assert len(client.search_model_versions()) == len(METHODS)
+    assert len(client.search_model_versions()) == len(FEW)
     assert not list(root.parent.glob(".*partial*"))
 
 
@@ -284,7 +286,7 @@ def test_the_registered_model_loads_with_transformers(root):
     write_scores(root, "mmunlearner", pd.read_parquet(root / "scores" / "mmunlearner.parquet"))
     run(params_for(), root)
     fetched = mlflow.artifacts.download_artifacts(
-        "models:/efface-avatars-mmunlearner@candidate", tracking_uri=f"sqlite:///{root.parent / 'mlflow.db'}"
+        f"models:/{MODEL}@mmunlearner", tracking_uri=f"sqlite:///{root.parent / 'mlflow.db'}"
     )
     loaded = AutoModelForImageTextToText.from_pretrained(fetched)
     for name, weight in model.state_dict().items():
@@ -344,7 +346,7 @@ def test_a_real_server_gets_the_same_and_its_death_loses_nothing(root, server, m
     check_numbers(client, root)
     (parent,) = runs_of(client, "pipeline")
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report", "masks"}
-    assert client.get_model_version_by_alias("efface-avatars-manu", "candidate").version == "1"
+    assert client.get_model_version_by_alias(MODEL, "manu").version == str(len(FEW))
     before = state(client)
     capsys.readouterr()
     run(params_for(), root)
@@ -357,3 +359,95 @@ def test_a_real_server_gets_the_same_and_its_death_loses_nothing(root, server, m
     (root / "report" / "index.html").write_text("<h1>Later</h1>")
     run(params_for(), root, quiet_if_unreachable=True)
     assert "python -m tasks track" in capsys.readouterr().out
+
+
+def test_versions_say_what_they_were_made_from(root):
+    (root / "report" / "cards").mkdir()
+    (root / "report" / "cards" / "manu.md").write_text("# How manu was made")
+    run(params_for(), root)
+    client = client_of(root)
+    versions = {model: client.get_model_version_by_alias(MODEL, model) for model in FEW}
+    made_from = {model: version.tags.get("efface.parent") for model, version in versions.items()}
+    base, vanilla = (f"models:/{MODEL}/{versions[model].version}" for model in ("base", "vanilla"))
+    assert made_from == {
+        "base": None,
+        "vanilla": base,
+        "retrained": base,
+        "mmunlearner": vanilla,
+        "manu": vanilla,
+    }
+    assert versions["manu"].description == "# How manu was made"
+    assert "before training" in versions["base"].description.lower()
+    tags = versions["manu"].tags
+    assert (tags["efface.role"], tags["efface.base"], tags["efface.stored"]) == (
+        "method",
+        "sandbox",
+        "mlflow",
+    )
+    assert tags["git.commit"].startswith("0123456789")
+    assert tags["efface.model_digest"] == digest(root / "models" / "unlearned" / "manu")
+
+
+def test_a_model_too_large_to_upload_gets_a_version_that_says_where_it_is(root, monkeypatch):
+    monkeypatch.setattr("tasks.registry.LARGEST_UPLOAD", 10)
+    run(params_for(), root)
+    client = client_of(root)
+    version = client.get_model_version_by_alias(MODEL, "vanilla")
+    assert version.tags["efface.stored"] == "dvc"
+    stored = Path(version.source.removeprefix("file://"))
+    assert [file.name for file in stored.iterdir()] == ["stored-with-dvc.json"]
+    assert read_json(stored / "stored-with-dvc.json")["digest"] == version.tags["efface.model_digest"]
+
+
+def test_aliases_for_production_are_set_by_hand_and_survive_tracking(root):
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        registry = Registry(client)
+        assert registry.at(MODEL, "production") is None
+        assert registry.at("no-such-model", "production") is None
+        assert registry.point(MODEL, "production", "2")
+        assert not registry.point(MODEL, "production", "2")
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        assert str(Registry(client).at(MODEL, "production").version) == "2"
+
+
+def test_the_same_weights_are_one_version_whoever_registers_them(root):
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        folder = root / "models" / "vanilla"
+        again = Candidate(MODEL, folder, digest(folder), "method")
+        run_id = runs_of(client, "pipeline")[0].info.run_id
+        assert Registry(client).register(run_id, again) == "2"
+
+
+def test_the_receipt_says_where_the_result_is_and_is_gone_while_it_is_not_there(root, monkeypatch):
+    run(params_for(), root)
+    (parent,) = runs_of(client_of(root), "pipeline")
+    receipt = read_json(root.parent / RECEIPT)
+    assert receipt["run"] == parent.info.run_id
+    assert receipt["at"].startswith("sqlite:")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    run(params_for(), root, quiet_if_unreachable=True)
+    assert not (root.parent / RECEIPT).exists()
+
+
+def test_no_secret_reaches_tags_parameters_files_or_the_log(root, monkeypatch, capsys):
+    """A database address with a password, and a parameter somebody put a password into."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    database = root.parent / "mlflow.db"
+    monkeypatch.setenv("EFFACE_REMOTE", "https://me:hush-hush@example.org/data")
+    record = root / "runs" / "unlearn@mmunlearner.json"
+    content = read_json(record)
+    content["params"]["source"] = "https://me:hush-hush@example.org/model?token=open-sesame"
+    content["git_commit"] = "open-sesame"
+    record.write_text(json.dumps(content))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    run(params_for(), root)
+    client = client_of(root)
+    said = capsys.readouterr().out + (root.parent / RECEIPT).read_text()
+    said += json.dumps([run_.data.to_dictionary() for run_ in runs_of(client)])
+    said += json.dumps([version.tags for version in client.search_model_versions()])
+    assert "open-sesame" not in said
+    assert "hush-hush" not in said
+    assert by_name(client)["mmunlearner"].data.params["unlearn.source"].startswith("https://***@example.org")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.tracking import _create_database
+from tasks.store import _create_database
 from tests.made_requests import make_office
 
 
