@@ -7,6 +7,7 @@ afterwards, so a run that is cut short leaves the production model as it was.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
