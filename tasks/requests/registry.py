@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from efface.errors import EffaceError
 from tasks.addresses import shown
 from tasks.registry import LARGEST_UPLOAD
-from tasks.store import _create_database, _probe
+from tasks.store import _create_database, _probe, address_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
