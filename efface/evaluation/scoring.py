@@ -250,7 +250,7 @@ def _answers(scorer: Scorer, samples: Sequence[Sample], parts: Parts | None) -> 
 @contextmanager
 def _compiled(model: PreTrainedModel) -> Iterator[None]:
     """Compiled forward passes for as long as the block lasts; lengths vary from batch to batch."""
-    model.forward = torch.compile(model.forward, dynamic=True)  # type: ignore[method-assign]
+    model.forward = torch.compile(model.forward, dynamic=True)
     try:
         yield
     finally:

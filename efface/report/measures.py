@@ -259,7 +259,9 @@ def curve_rows(curves: Mapping[str, Iterable[Mapping[str, float]]]) -> list[dict
     Args:
         curves: method to its points ``step, forget_known, retain_known``, shares in [0, 1].
     """
-    rows = [{"model": model, **point} for model, points in curves.items() for point in points]
+    rows: list[dict[str, Any]] = [
+        {"model": model, **point} for model, points in curves.items() for point in points
+    ]
     named = {str(i): (row["forget_known"], row["retain_known"]) for i, row in enumerate(rows)}
     fronts = [bool(point["on_front"]) for point in forget_retain_curve(named)]
     return [row | {"on_front": front} for row, front in zip(rows, fronts, strict=True)]

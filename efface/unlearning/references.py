@@ -84,8 +84,8 @@ class Question:
         total = hashlib.sha256(weights_digest(self.model).encode())
         processor = self.encoder.processor
         name = f"{self.quantity.__module__}.{self.quantity.__qualname__}"
-        about = [name, dict(self.settings), self.precision.name, processor.chat_template, repr(processor)]
-        about.append([*self.indices])
+        template, written = processor.chat_template, repr(processor)
+        about = [name, dict(self.settings), self.precision.name, template, written, [*self.indices]]
         total.update(json.dumps(about, sort_keys=True).encode())
         for sample in self.encoder.samples:
             total.update(repr((sample.sample_id, sample.question, sample.answer)).encode())
