@@ -8,7 +8,7 @@ import pytest
 
 from tests.flows.test_whole_runs import Copy, make_copy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some twenty processes, one after the other
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some twenty processes, one after the other
 
 IN_A_YEAR = str(dt.date.today() + dt.timedelta(days=365))
 ASKED = ("--reason", "a test", "--legal-basis", "GDPR Art. 17", "--requester", "case 7", "--due", IN_A_YEAR)
@@ -21,7 +21,7 @@ def project(tmp_path_factory) -> Copy:
     copy.edit("params.yaml", r"^    forget_at_most: 0.35 .*", "    forget_at_most: 1.0")
     copy.edit("params.yaml", r"^    retain_at_least: 0.9 .*", "    retain_at_least: 0.0")
     copy.edit("params.yaml", r"^    utility_at_least: 0.9 .*", "    utility_at_least: 0.0")
-    copy.repro("vanilla")
+    copy.run("dvc", "repro", "vanilla", seconds=900)
     return copy
 
 
