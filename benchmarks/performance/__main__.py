@@ -20,7 +20,6 @@ from benchmarks.performance.timing import Clock, Row, exponent
 from tasks import environment
 
 environment.apply()
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "docs" / "performance.md"
@@ -45,6 +44,7 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Put the tables into docs/performance.md.")] = False,
 ) -> None:
     """Measure, print, and write if asked."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     import torch
 
     torch.set_num_threads(threads)
