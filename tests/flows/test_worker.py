@@ -31,7 +31,7 @@ class Site:
         copy.environment |= {
             "PREFECT_API_URL": server.url,
             "CUDA_VISIBLE_DEVICES": "",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "3",
             "PREFECT_WORKER_PREFETCH_SECONDS": "1",
         }
         self.log = copy.folder.parent / "worker.log"
@@ -120,7 +120,7 @@ def test_a_run_on_request_and_one_on_schedule_complete_one_after_the_other(site)
             "pull_steps": wanted["pull_steps"],
             "job_variables": wanted["job_variables"],
             "parameters": {"target": "benchmark"},
-            "schedules": [{"active": True, "max_scheduled_runs": 1, "schedule": {"interval": 15}}],
+            "schedules": [{"active": True, "max_scheduled_runs": 1, "schedule": {"interval": 30}}],
         },
     )
     asked = site.run("pipeline", target="prepare")
@@ -134,7 +134,7 @@ def test_a_run_on_request_and_one_on_schedule_complete_one_after_the_other(site)
     assert scheduled["auto_scheduled"]
     site.start_worker()
     wait_until(lambda: site.state(scheduled["id"]) not in ("Scheduled", "Late"), 500, site.last_words)
-    site.server.patch(f"deployments/{second['id']}", {"paused": True})  # or it would go on every 15 seconds
+    site.server.patch(f"deployments/{second['id']}", {"paused": True})  # or it would go on every 30 seconds
     site.completed(asked, scheduled["id"])
     first, then = sorted([site.times(asked), site.times(scheduled["id"])])
     assert first[1] <= then[0]
