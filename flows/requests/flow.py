@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from efface.errors import EffaceError  # noqa: E402
 from flows.children import reproduce  # noqa: E402
 from flows.devices import device  # noqa: E402
+from flows.running import note  # noqa: E402
 from flows.workspaces import make_project, replace, values_of  # noqa: E402
 from tasks.params import Params, load_params  # noqa: E402
 from tasks.requests import finishing, planning  # noqa: E402
@@ -83,7 +84,7 @@ def accept(made: Plan, verdict: finishing.Verdict, params: Params, registry: Reg
     return finishing.accept(made, verdict, params, ROOT, registry, requests_by_id).number
 
 
-@flow(name="requests", result_serializer="json")
+@flow(name="requests", result_serializer="json", on_running=[note])
 def requests(only: list[str] | None = None) -> State[list[str]]:
     """Take up pending requests, the one due first first; returns a line per request.
 

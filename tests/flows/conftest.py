@@ -32,7 +32,7 @@ class Server:
         environment = {
             **os.environ,
             "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         }
         environment.pop("PREFECT_API_URL", None)
@@ -70,13 +70,17 @@ class Server:
         self._asked(lambda: httpx.patch(f"{self.url}/{path}", json=body, timeout=30))
 
     def _asked(self, ask: Callable[[], httpx.Response]) -> Any:
-        """The answer; a server whose database is busy is asked again, as Prefect's own client does."""
-        end = time.monotonic() + 60
+        """The answer; a server that is busy is asked again, as Prefect's own client does."""
+        end = time.monotonic() + 180
         while True:
-            answer = ask()
+            try:
+                answer = ask()
+            except httpx.TimeoutException:
+                assert time.monotonic() < end, "the server does not answer"
+                continue
             if answer.status_code != 503 or time.monotonic() > end:
                 return answer.raise_for_status().json() if answer.content else None
-            time.sleep(0.5)
+            time.sleep(1)
 
 
 def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "") -> None:
@@ -84,7 +88,7 @@ def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] 
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"it did not happen in time. {why()}"
-        time.sleep(0.3)
+        time.sleep(1)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 from flows.storage import REMOTE
 from flows.watcher import MARK, marked
 from tests.flows.conftest import Server, wait_until
-from tests.flows.test_whole_runs import Copy, make_copy
+from tests.flows.test_whole_runs import Copy, make_copy, until
 
 PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -31,7 +31,7 @@ class Site:
         copy.environment |= {
             "PREFECT_API_URL": server.url,
             "CUDA_VISIBLE_DEVICES": "",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "3",
             "PREFECT_WORKER_PREFETCH_SECONDS": "1",
         }
         self.log = copy.folder.parent / "worker.log"
@@ -120,7 +120,7 @@ def test_a_run_on_request_and_one_on_schedule_complete_one_after_the_other(site)
             "pull_steps": wanted["pull_steps"],
             "job_variables": wanted["job_variables"],
             "parameters": {"target": "benchmark"},
-            "schedules": [{"active": True, "max_scheduled_runs": 1, "schedule": {"interval": 15}}],
+            "schedules": [{"active": True, "max_scheduled_runs": 1, "schedule": {"interval": 30}}],
         },
     )
     asked = site.run("pipeline", target="prepare")
@@ -134,7 +134,7 @@ def test_a_run_on_request_and_one_on_schedule_complete_one_after_the_other(site)
     assert scheduled["auto_scheduled"]
     site.start_worker()
     wait_until(lambda: site.state(scheduled["id"]) not in ("Scheduled", "Late"), 500, site.last_words)
-    site.server.patch(f"deployments/{second['id']}", {"paused": True})  # or it would go on every 15 seconds
+    site.server.patch(f"deployments/{second['id']}", {"paused": True})  # or it would go on every 30 seconds
     site.completed(asked, scheduled["id"])
     first, then = sorted([site.times(asked), site.times(scheduled["id"])])
     assert first[1] <= then[0]
@@ -174,7 +174,7 @@ def test_after_a_power_cut_in_mid_training_the_run_goes_on_from_its_checkpoint(s
     runs_before = {run["id"]: run["state"]["name"] for run in site.server.post("flow_runs/filter", {})}
     run = site.run("pipeline", target="vanilla")
     checkpoints = site.copy.folder / "data/checkpoints/vanilla"
-    wait_until(lambda: any(checkpoints.glob("*/state.json")), 500, site.last_words)
+    until(lambda: any(checkpoints.glob("*/state.json")), 500)  # looks often: training is over in seconds
     site.cut_the_power()
     site.server.stop()
     site.server.start()
@@ -188,15 +188,3 @@ def test_after_a_power_cut_in_mid_training_the_run_goes_on_from_its_checkpoint(s
     said = [line["message"] for line in site.server.post("logs/filter", logs)]
     assert any("vanilla: resuming from the checkpoint in" in line for line in said)
     assert (site.copy.folder / "data/models/vanilla/model.safetensors").is_file()
-
-
-def test_a_run_goes_on_while_the_server_is_away(site):
-    for path in ("data/prepared", ".dvc/cache"):
-        subprocess.run(["rm", "-rf", str(site.copy.folder / path)], check=True)
-    run = site.run("pipeline", target="prepare")
-    wait_until(lambda: site.state(run) == "Running", 300, site.last_words)
-    wait_until(lambda: bool(site.copy.partials()), 300, site.last_words)
-    site.server.stop()
-    site.server.start()
-    site.completed(run)
-    assert (site.copy.folder / "data/prepared/samples.parquet").is_file()
