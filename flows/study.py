@@ -89,6 +89,7 @@ def study(workers: int) -> State[list[str]]:
     }
     if finished:
         results.run(params, finished, unfinished)
+        results.track(finished)
     publish(list(rows.values()), title="study", page=results.PAGE)
     if unfinished:
         return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))

@@ -10,7 +10,7 @@ import typer
 
 from tasks.artifacts import write_json, writing
 from tasks.params import YARDSTICKS, Params
-from tasks.results import read_attacks, read_records, read_scores
+from tasks.results import project_of, read_attacks, read_records, read_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,14 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
         partial.write_text(render_study(page), encoding="utf-8")
     typer.echo(study_summary(page))
     typer.echo(f"study: {folder / 'index.html'} compares {len(lines)} models over {len(cells)} cells")
+
+
+def track(cells: Cells, folder: Path = PAGE.parent) -> None:
+    """Send the comparison and its cells to MLflow, or say that it is not there to take them."""
+    from tasks import tracking
+    from tasks.study_runs import study_result
+
+    tracking.send(study_result(cells, folder), project_of(folder.parent), quiet_if_unreachable=True)
 
 
 def chosen(params: Params, cells: Cells) -> dict[tuple[float, str], str]:

@@ -29,6 +29,6 @@ def make_root(folder: Path, model, processor) -> Path:
 
 def params_with(section: str, **changes: object) -> Params:
     """The project's parameters with some keys of one section replaced, checked as always."""
-    data = load_params(PROJECT / "params.yaml").model_dump(mode="json")
+    data = load_params(PROJECT / "params.yaml").model_dump(mode="json", exclude_unset=True)
     data[section] |= changes
     return Params.model_validate(data)
