@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -250,7 +251,13 @@ def _answers(scorer: Scorer, samples: Sequence[Sample], parts: Parts | None) -> 
 @contextmanager
 def _compiled(model: PreTrainedModel) -> Iterator[None]:
     """Compiled forward passes for as long as the block lasts; lengths vary from batch to batch."""
-    model.forward = torch.compile(model.forward, dynamic=True)
+    compiled = torch.compile(model.forward, dynamic=True)
+
+    @wraps(model.forward)  # generation looks at its arguments
+    def forward(*inputs: Any, **named: Any) -> Any:
+        return compiled(*inputs, **named)
+
+    model.forward = forward
     try:
         yield
     finally:

@@ -12,7 +12,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.runners import runner
 from flows.workspaces import StudyError
-from tests.flows.test_server import server  # noqa: F401
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = {"dask": "prefect_dask", "ray": "prefect_ray"}
@@ -66,7 +65,7 @@ def make_cell(folder: Path, command: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", PACKAGES)
-def test_cells_run_on_a_cluster_and_one_that_fails_leaves_the_others(kind, server, tmp_path):  # noqa: F811
+def test_cells_run_on_a_cluster_and_one_that_fails_leaves_the_others(kind, server, tmp_path):
     pytest.importorskip(PACKAGES[kind])
     commands = ["echo $$ > made.txt", "echo 'error - it broke' >&2; exit 3", "echo $PPID > made.txt"]
     folders = [make_cell(tmp_path / str(i), f'"{command}"') for i, command in enumerate(commands)]
@@ -77,7 +76,7 @@ def test_cells_run_on_a_cluster_and_one_that_fails_leaves_the_others(kind, serve
         cwd=PROJECT,
         env={
             **os.environ,
-            "PREFECT_API_URL": server,
+            "PREFECT_API_URL": server.url,
             "PREFECT_HOME": str(tmp_path / "prefect"),
             "PYTHONPATH": os.pathsep.join(paths),
             "RAY_USAGE_STATS_ENABLED": "0",

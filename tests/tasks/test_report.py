@@ -197,7 +197,7 @@ def test_attacks_are_shown_with_the_distance_to_retrained(copy):
     card = json.loads((copy / "report" / "scores.json").read_text())["models"]
     assert card["mmunlearner"]["attack_gap"] == pytest.approx(gaps.max())
     assert card["retrained"]["attack_gap"] is card["manu"]["attack_gap"] is None
-    assert list(rows["step"].dropna()) == [0, 30, 0, 30]
+    assert list(rows["step"].dropna()) == [0, 0, 30, 30]
     assert f"{gaps['4 bits']:+.2f}" in found.text and "as it is" in found.text
     (curve,) = (image["alt"] for image in found.images if "relearning" in image["alt"])
     assert "mmunlearner 0.17 at 0" in curve and "at 30" in curve

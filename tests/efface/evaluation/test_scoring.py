@@ -143,7 +143,7 @@ def test_batches_are_halved_when_memory_runs_out(
 
 
 def test_memory_for_less_than_one_question_is_an_error(model, processor, small_device, monkeypatch):
-    monkeypatch.setattr("tests.efface.evaluation.test_scoring.MEMORY", 0)
+    monkeypatch.setitem(globals(), "MEMORY", 0)
     with pytest.raises(ModelError, match=r"not even one question at a time fits .*CUDA out of memory"):
         score(model, processor, questions(), batch_size=2)
 
