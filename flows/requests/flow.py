@@ -28,6 +28,7 @@ from tasks.requests.intake import read_requests  # noqa: E402
 from tasks.requests.planning import RUNS, Plan  # noqa: E402
 from tasks.requests.registry import Registry  # noqa: E402
 from tasks.requests.state import holding  # noqa: E402
+from tasks.sharing import wanted  # noqa: E402
 
 ROOT = Path("data")
 _WAITS = [3.0, 15.0]
@@ -71,7 +72,7 @@ def prepare(made: Plan, params: Params) -> str:
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
     """Run stages of the run's project; those that were finished before are not run again."""
     log = get_run_logger()
-    with device(wanted=True, workers=1) as granted:
+    with device(gpu=True, workers=1, processes=wanted()) as granted:
         return reproduce(
             stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id() or "")
         )
