@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some forty processe
 STUDY = {
     r"^  seeds: \[0, 1, 2\]": "  seeds: [0, 1]",
     r"^  methods: null .*": "  methods: [npo]",
+    r"^  run: \[relearn.*": "  run: [cross_modal]",
     r"^    npo: \{learning_rate: \*rates\}": "    npo: {learning_rate: [1.0e-6, 4.0e-5]}",
 }
 WORLD, CELL = "seed {}, forget 0.1: yardsticks", "seed {}, forget 0.1: npo, learning_rate {}"
@@ -48,11 +49,13 @@ def test_a_study_runs_every_cell_once_and_the_others_although_one_fails(project)
     assert (lines["npo"]["seeds"], lines["npo"]["tried"]) == ([0], 2)
     assert failed.endswith(lines["npo"]["variant"])
     assert failed in project.read("data/study/index.html"), "the page says what is missing"
+    assert {"no attack, gap", "cross_modal, gap"} <= lines["npo"]["numbers"].keys()
 
     for rate in RATES:
         (project.folder / f".study/seed-1/forget-0.1/npo+learning_rate={rate}/data/models").unlink()
     second = outcomes(project.run("flows.study"))
-    assert second == {name: "ran" if name == failed else "cached" for name in first}
+    once = dict.fromkeys(first, "cached")
+    assert second == {**once, failed: "ran", f"{failed}, attacked": "ran"}
     results = json.loads(project.read("data/study/results.json"))
     assert {line["model"]: line["seeds"] for line in results["lines"]}["npo"] == [0, 1]
     # What the study's yardsticks made, the pipeline does not make again.
