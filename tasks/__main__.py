@@ -202,7 +202,7 @@ def _end_with_starter() -> None:
     if "DVC_STAGE" in os.environ or sharing.started_together():
         from tasks.processes import end_with_parent
 
-        end_with_parent()
+        end_with_parent(sharing.launcher())
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import typer
 from efface.errors import EffaceError
 
 COUNT = "EFFACE_PROCESSES"
+_LAUNCHER = "EFFACE_LAUNCHER"
 STAGES = ("vanilla", "retrained", "saliency", "control", "importance", "unlearn")
 """Those whose work can be shared."""
 _LAST_LINES = 15
@@ -49,6 +50,12 @@ def processes_of(stage: str) -> int:
 def started_together() -> bool:
     """Whether a launcher started this process as one of several."""
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launcher() -> int | None:
+    """Process id of the launcher, where it is one of ours: it may be dead before its processes look for it."""
+    found = os.environ.get(_LAUNCHER)
+    return int(found) if found and started_together() else None
 
 
 def is_first() -> bool:
@@ -82,6 +89,7 @@ def start(arguments: Sequence[str]) -> NoReturn:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # errors are told below
     count = wanted()
+    os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with tempfile.TemporaryDirectory(prefix="efface-") as logs:
         config = LaunchConfig(

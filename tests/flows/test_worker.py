@@ -20,7 +20,7 @@ from tests.flows.conftest import Server, wait_until
 from tests.flows.test_whole_runs import Copy, make_copy, until
 
 PROJECT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(1800)]
 
 
 class Site:
