@@ -53,7 +53,7 @@ def started_together() -> bool:
 
 
 def launcher() -> int | None:
-    """Process id of the launcher, where it is one of ours: it may be dead before its processes look for it."""
+    """Process id of the launcher, if it is one of ours: it may be dead before its processes look for it."""
     found = os.environ.get(_LAUNCHER)
     return int(found) if found and started_together() else None
 
