@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks.performance.sizes import SHAPES
 from tasks import environment
 
 if TYPE_CHECKING:
@@ -20,45 +21,13 @@ if TYPE_CHECKING:
 
 environment.apply()
 
+_HALF = SHAPES["0.5B"]
 PRESETS: dict[str, dict[str, Any]] = {
-    "llava-1.5-7b": {
-        "vision": {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-        },
-        "text": {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 4096,
-        },
-        "vocabulary": 32064,
-        "dtype": "bfloat16",
-    },
-    "llava-0.5b": {
-        "vision": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 16,
-        },
-        "text": {
-            "hidden_size": 1024,
-            "intermediate_size": 2816,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "max_position_embeddings": 4096,
-        },
-        "vocabulary": 32064,
+    "llava-1.5-7b": SHAPES["7B"],
+    "llava-0.5b": {  # with pictures and texts as long as they are in use
+        **_HALF,
+        "vision": {**_HALF["vision"], "image_size": 224},
+        "text": {**_HALF["text"], "max_position_embeddings": 4096},
         "dtype": "float32",
     },
     "llava-tiny": {"vision": None, "text": None, "vocabulary": 0, "dtype": "float32"},
@@ -127,7 +96,8 @@ def main(
     mask = timed("saliency", measure)
     config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
 
-    options = {"method": "mmunlearner", "mask": mask, "config": config, **sets}
+    settings = {"variant": "paper"}
+    options = {"method": "mmunlearner", "settings": settings, "mask": mask, "config": config, **sets}
     timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options))  # noqa: F821
     del mask, options
     vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
