@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from efface.data.benchmarks import mllmu_schema as schema
 from efface.data.benchmarks.avatars import tables
 from efface.data.benchmarks.avatars.looks import Look, stranger_look
 from efface.data.benchmarks.avatars.people import GROUPS, Person, draw_people
-from efface.data.benchmarks.avatars.portraits import Shot, draw_shot, portrait
+from efface.data.benchmarks.avatars.portraits import Shot, draw_shot
+from efface.data.benchmarks.avatars.studio import Studio
 from efface.data.parquet import write_rows
 
 PERCENTS = (5, 10, 15)
@@ -50,47 +50,45 @@ class Sizes:
         return of_people + self.stranger_pictures + self.skill_tests
 
 
-def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
+def generate(root: Path, *, seed: int, sizes: Sizes, workers: int | None = None) -> None:
     """Write the benchmark to `root/eval` and `root/train`; the same seed and sizes give the same bytes.
+
+    Args:
+        root: folder of the benchmark.
+        seed: of people, pictures and questions.
+        sizes: how much of everything.
+        workers: processes that draw; None: as many as there are cores, if there is enough to draw.
 
     Raises:
         DataError: if more people are asked for than can look different from each other.
     """
     counts = {"fictitious": sizes.people, "real": sizes.real, "holdout": sizes.holdout}
     people = draw_people(seed, counts)
-    with tqdm(total=sizes.pictures, desc="portraits", unit="picture", mininterval=0.5) as progress:
-        studio = _Studio(seed, sizes.picture_size, progress)
+    with Studio(sizes.picture_size, total=sizes.pictures, workers=workers) as studio:
         _write_people(root, seed, sizes, people, studio)
         taken = {person.look.signature for group in people.values() for person in group}
         _write_strangers(root, seed, sizes, taken, studio)
 
 
-class _Studio:
-    """Takes the pictures. A picture depends on the seed, the person and its number alone."""
-
-    def __init__(self, seed: int, size: int, progress: tqdm) -> None:
-        self._seed, self._size, self._progress = seed, size, progress
-
-    def picture(self, look: Look, shot: Shot) -> bytes:
-        self._progress.update()
-        return portrait(look, shot, size=self._size)
-
-    def views(self, person: Person, views: Iterable[int]) -> list[bytes]:
-        group = GROUPS.index(person.group)
-        rngs = [
-            np.random.default_rng([self._seed, _SHOTS, group, int(person.number), view]) for view in views
-        ]
-        return [self.picture(person.look, draw_shot(rng)) for rng in rngs]
+def _albums(
+    seed: int, people: Sequence[Person], views: Sequence[int], studio: Studio
+) -> dict[str, list[bytes]]:
+    """The pictures of each person, by number; each depends on the seed, the person and its own number."""
+    streams = [[seed, _SHOTS, GROUPS.index(p.group), int(p.number), view] for p in people for view in views]
+    looks = [p.look for p in people for _ in views]
+    shots = [draw_shot(np.random.default_rng(stream)) for stream in streams]
+    pictures = studio.pictures(list(zip(looks, shots, strict=True)))
+    return {p.number: pictures[i * len(views) : (i + 1) * len(views)] for i, p in enumerate(people)}
 
 
 def _write_people(
-    root: Path, seed: int, sizes: Sizes, people: Mapping[str, Sequence[Person]], studio: _Studio
+    root: Path, seed: int, sizes: Sizes, people: Mapping[str, Sequence[Person]], studio: Studio
 ) -> None:
     evaluation, training = root / "eval", root / "train"
     seen = range(sizes.train_views)
     unseen = range(sizes.train_views, sizes.train_views + sizes.test_views)
 
-    album = {p.number: studio.views(p, seen) for p in people["fictitious"]}
+    album = _albums(seed, people["fictitious"], seen, studio)
     asked = _evaluation_rows(people, "fictitious", seed, reworded=False)
     rows = {i: row | {"image": tables.picture(album[i][0])} for i, row in asked.items()}
     taught = {
@@ -107,12 +105,12 @@ def _write_people(
             _write(training / folder, [r for i in chosen for r in taught[i]], schema.TRAINING)
 
     reworded = _evaluation_rows(people, "fictitious", seed, reworded=True)
-    pictures = {p.number: [tables.picture(v) for v in studio.views(p, unseen)] for p in people["fictitious"]}
-    test = [row | {"images": pictures[i]} for i, row in reworded.items()]
+    others = _albums(seed, people["fictitious"], unseen, studio)
+    test = [row | {"images": [tables.picture(v) for v in others[i]]} for i, row in reworded.items()]
     _write(evaluation / "Test_Set", test, schema.EVALUATION_IMAGES)
 
     for group, folder in (("real", "Retain_Set"), ("holdout", "Holdout_Set")):
-        album = {p.number: studio.views(p, seen if group == "real" else range(1)) for p in people[group]}
+        album = _albums(seed, people[group], seen if group == "real" else range(1), studio)
         asked = _evaluation_rows(people, group, seed, reworded=False)
         _write(
             evaluation / folder,
@@ -148,10 +146,10 @@ def _evaluation_rows(
 
 
 def _write_strangers(
-    root: Path, seed: int, sizes: Sizes, taken: set[tuple[str, str, str]], studio: _Studio
+    root: Path, seed: int, sizes: Sizes, taken: set[tuple[str, str, str]], studio: Studio
 ) -> None:
     rng = np.random.default_rng([seed, _STRANGERS])
-    seen = [_stranger(rng, taken, studio) for _ in range(sizes.stranger_pictures)]
+    seen = _strangers(rng, sizes.stranger_pictures, taken, studio)
     _write(root / "train" / "Strangers", [tables.stranger_row(*face) for face in seen], schema.STRANGERS)
 
     # Skills are taught on the pictures that train the vision tower and asked about strangers never seen.
@@ -161,19 +159,21 @@ def _write_strangers(
         for number in range(sizes.skill_samples)
     ]
     asked = [
-        tables.skill_row(sizes.skill_samples + number, *_stranger(rng, taken, studio), rng, evaluation=True)
+        tables.skill_row(
+            sizes.skill_samples + number, *_strangers(rng, 1, taken, studio)[0], rng, evaluation=True
+        )
         for number in range(sizes.skill_tests)
     ]
     _write(root / "train" / "Skills_Train", taught, schema.SKILLS)
     _write(root / "eval" / "Skills_Test", asked, schema.SKILLS)
 
 
-def _stranger(
-    rng: np.random.Generator, taken: set[tuple[str, str, str]], studio: _Studio
-) -> tuple[Look, Shot, bytes]:
-    """A random face unlike anybody of the benchmark, and its picture."""
-    look, shot = stranger_look(rng, taken), draw_shot(rng)
-    return look, shot, studio.picture(look, shot)
+def _strangers(
+    rng: np.random.Generator, count: int, taken: set[tuple[str, str, str]], studio: Studio
+) -> list[tuple[Look, Shot, bytes]]:
+    """Random faces unlike anybody of the benchmark, and their pictures."""
+    faces = [(stranger_look(rng, taken), draw_shot(rng)) for _ in range(count)]
+    return [(*face, picture) for face, picture in zip(faces, studio.pictures(faces), strict=True)]
 
 
 def _write(folder: Path, rows: Sequence[tables.Row], layout: pa.Schema) -> None:
