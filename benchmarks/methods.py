@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -35,8 +36,13 @@ def main(
     if not (found and ended):
         raise typer.BadParameter(f"{page} has no lines {BEGIN!r} and {END!r}, between which the tables go")
     extra = [] if workers is None else ["--workers", str(workers)]
+    started = time.time()
     done = subprocess.run([sys.executable, "-m", "flows.study", *extra], check=False)
-    tables = Path("data/study/summary.md").read_text(encoding="utf-8")
+    summary = Path("data/study/summary.md")
+    if not summary.is_file() or summary.stat().st_mtime < started:
+        typer.echo(f"methods: the study did not come to an end (above), so {page} stays as it is", err=True)
+        raise typer.Exit(done.returncode or 1)
+    tables = summary.read_text(encoding="utf-8")
     with writing(page) as partial:
         partial.write_text(f"{before}{BEGIN}{circumstances()}\n\n{tables}{END}{after}", encoding="utf-8")
     typer.echo(f"methods: {page} holds the tables")
