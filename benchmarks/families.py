@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ from tasks import environment
 
 if TYPE_CHECKING:
     from efface.data.samples import Sample
+    from efface.models.anatomy import Anatomy
 
 environment.apply()
 
@@ -46,74 +47,94 @@ def main(
         raise typer.BadParameter(f"give --random-weights and a preset: {', '.join(PRESETS)}")
     import torch
 
-    from benchmarks.builders.llava import llava
-    from efface.data.encoding import Encoder
-    from efface.importance import activation_statistics, neuron_importance, select_neurons
     from efface.models import anatomy
-    from efface.models.outline import memory
     from efface.pruning import zero_neurons
-    from efface.saliency import fisher_diagonal, saliency_mask
     from efface.unlearning import unlearn
     from efface.unlearning.loop import LoopConfig
 
-    shape = dict(PRESETS[preset])
-    dtype = getattr(torch, shape.pop("dtype"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def build() -> Any:
-        torch.manual_seed(0)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device(device):
-                model, processor = llava(**shape)
-        finally:
-            torch.set_default_dtype(default)
-        return model.eval(), processor
-
-    model, processor = timed("build", build)
+    model, processor = timed("build", lambda: built(preset, device))
     parts = anatomy(model)
     count = sum(p.numel() for p in model.parameters())
     typer.echo(
-        f"{preset}: {count / 1e9:.2f} billion weights, {dtype}, {device}, {samples} samples of each set"
+        f"{preset}: {count / 1e9:.2f} billion weights, {model.dtype}, {device}, {samples} samples of each set"
     )
-    if dtype == torch.float32:  # as the stages train
-        needed = memory(model, parts, chosen=parts.maskable)
-        typer.echo(
-            f"estimated by `tasks inspect`: saliency {needed.saliency / 2**30:.2f} GiB, "
-            f"unlearning {needed.unlearning / 2**30:.2f} GiB"
-        )
-    pictured, written = make_samples(samples, pictured=True), make_samples(samples, pictured=False)
-    sets = {"forget": pictured, "retain": written}
-
-    def measure() -> Any:
-        fishers = [
-            fisher_diagonal(model, Encoder(processor, chosen).batches(1), parameters=parts.maskable)
-            for chosen in sets.values()
-        ]
-        return saliency_mask(*fishers)
-
-    mask = timed("saliency", measure)
+    if model.dtype == torch.float32:  # as the stages train
+        say_estimate(model, parts)
+    sets = {
+        "forget": make_samples(samples, pictured=True),
+        "retain": make_samples(samples, pictured=False),
+    }
+    mask = timed("saliency", lambda: saliency(model, processor, parts, sets.values()))
     config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
+    options = {"method": "mmunlearner", "settings": {"variant": "paper"}, "mask": mask, "config": config}
+    del mask
+    timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options, **sets))  # noqa: F821
+    del options
+    selection = timed("MANU", lambda: least_wanted(model, processor, parts, **sets))
+    summary = timed("pruning", lambda: zero_neurons(model, selection))
+    typer.echo(f"pruned {summary.total} of {sum(mlp.width for mlp in parts.mlps)} neurons")
 
-    settings = {"variant": "paper"}
-    options = {"method": "mmunlearner", "settings": settings, "mask": mask, "config": config, **sets}
-    timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options))  # noqa: F821
-    del mask, options
+
+def built(preset: str, device: str) -> tuple[Any, Any]:
+    """Model and processor of a preset, with random weights."""
+    import torch
+
+    from benchmarks.builders.llava import llava
+
+    shape = dict(PRESETS[preset])
+    dtype = getattr(torch, shape.pop("dtype"))
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model, processor = llava(**shape)
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval(), processor
+
+
+def say_estimate(model: Any, parts: Anatomy) -> None:
+    """Print the memory that `python -m tasks inspect` would foretell."""
+    from efface.models.outline import memory
+
+    needed = memory(model, parts, chosen=parts.maskable)
+    typer.echo(
+        f"estimated by `tasks inspect`: saliency {needed.saliency / 2**30:.2f} GiB, "
+        f"unlearning {needed.unlearning / 2**30:.2f} GiB"
+    )
+
+
+def saliency(model: Any, processor: Any, parts: Anatomy, sets: Iterable[list[Sample]]) -> Any:
+    """The mask of the weights that matter more for the first of two sets than for the second."""
+    from efface.data.encoding import Encoder
+    from efface.saliency import fisher_diagonal, saliency_mask
+
+    return saliency_mask(
+        *(
+            fisher_diagonal(model, Encoder(processor, chosen).batches(1), parameters=parts.maskable)
+            for chosen in sets
+        )
+    )
+
+
+def least_wanted(
+    model: Any, processor: Any, parts: Anatomy, forget: list[Sample], retain: list[Sample]
+) -> Any:
+    """MANU's choice of neurons to switch off."""
+    from efface.data.encoding import Encoder
+    from efface.importance import activation_statistics, neuron_importance, select_neurons
+
     vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
 
     def statistics(chosen: list[Sample], mlps: Any) -> Any:
         batches = Encoder(processor, chosen).batches(1)
         return activation_statistics(model, batches, mlps=mlps, active_above=0.1)
 
-    def manu() -> Any:
-        text = statistics(written, parts.mlps) | statistics(pictured[::-1], vision)
-        importance = neuron_importance(statistics(pictured, parts.mlps), text)
-        return select_neurons(importance, importance, fraction=0.03, scope="tower", mlps=parts.mlps)
-
-    selection = timed("MANU", manu)
-    summary = timed("pruning", lambda: zero_neurons(model, selection))
-    typer.echo(f"pruned {summary.total} of {sum(mlp.width for mlp in parts.mlps)} neurons")
+    text = statistics(retain, parts.mlps) | statistics(forget[::-1], vision)
+    importance = neuron_importance(statistics(forget, parts.mlps), text)
+    return select_neurons(importance, importance, fraction=0.03, scope="tower", mlps=parts.mlps)
 
 
 def timed(label: str, work: Callable[[], Any]) -> Any:
