@@ -10,7 +10,7 @@ from efface.report.compose import tradeoff_plots
 from efface.report.figures import Plot
 from efface.report.measures import Estimate, Estimates
 from efface.report.page import number, svg_uri
-from efface.studies.compare import COLUMNS, COSTS, SCORES, Line, Mean
+from efface.studies.compare import COLUMNS, COSTS, SCORES, Line
 
 _DIGITS = {"score": 1, COSTS[1]: 0}
 """After the point, where it is not two."""
@@ -54,7 +54,7 @@ def render_study(page: StudyPage) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = svg_uri
-    environment.filters["cell"] = _cell
+    environment.filters["words"] = _words
     template = environment.from_string(
         files("efface.studies").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -99,18 +99,18 @@ def plots_of(lines: Sequence[Line]) -> list[Plot]:
     return tradeoff_plots({line.model: _estimates(line) for line in lines}, over="seeds")
 
 
-def shown(mean: Mean | None, digits: int = 2) -> str:
-    """A mean with its interval as every table of a study writes it; a dash for none."""
-    if mean is None:
-        return number(None)
-    text = number(mean.value, digits)
-    if mean.interval is None:
-        return text
-    return f"{text} ({number(mean.interval[0], digits)} to {number(mean.interval[1], digits)})"
+def _words(line: Line, column: str) -> tuple[str, str]:
+    """The mean and its interval; a dash for no mean, nothing for no interval."""
+    mean, digits = line.numbers.get(column) or line.gaps.get(column), _DIGITS.get(column, 2)
+    if mean is None or mean.interval is None:
+        return number(mean and mean.value, digits), ""
+    low, high = mean.interval
+    return number(mean.value, digits), f"{number(low, digits)} to {number(high, digits)}"
 
 
 def _cell(line: Line, column: str) -> str:
-    return shown(line.numbers.get(column) or line.gaps.get(column), _DIGITS.get(column, 2))
+    value, interval = _words(line, column)
+    return f"{value} ({interval})" if interval else value
 
 
 def _estimates(line: Line) -> Estimates:

@@ -45,3 +45,4 @@ def test_the_page_stands_alone_and_escapes(page):
     assert "best of 3" in html and GAPS.capitalize() in html
     assert "seed 2, &lt;b&gt;" in html and "<script" not in html
     assert not re.search(r"(src|href)=\"https?:", html)
+    assert "<td>0.25<small>0.10 to 0.40</small></td>" in html
