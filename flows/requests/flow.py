@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from efface.errors import EffaceError  # noqa: E402
 from flows.children import reproduce  # noqa: E402
 from flows.devices import device  # noqa: E402
+from flows.requests.stopping import at_once  # noqa: E402
 from flows.running import note  # noqa: E402
 from flows.workspaces import make_project, replace, values_of  # noqa: E402
 from tasks.params import Params, load_params  # noqa: E402
@@ -28,6 +29,7 @@ from tasks.requests.intake import read_requests  # noqa: E402
 from tasks.requests.planning import RUNS, Plan  # noqa: E402
 from tasks.requests.registry import Registry  # noqa: E402
 from tasks.requests.state import holding  # noqa: E402
+from tasks.salt import SALT_VARIABLE, salt_of  # noqa: E402
 from tasks.sharing import wanted  # noqa: E402
 
 ROOT = Path("data")
@@ -71,10 +73,16 @@ def prepare(made: Plan, params: Params) -> str:
 @task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
     """Run stages of the run's project; those that were finished before are not run again."""
-    log = get_run_logger()
+    salt = salt_of(Path(), create=True) or b""  # the model's card hashes ids as the certificate does
     with device(gpu=True, workers=1, processes=wanted()) as granted:
         return reproduce(
-            stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id() or "")
+            stages,
+            granted,
+            get_run_logger().info,
+            folder=folder,
+            upstream=True,
+            flow_run_id=str(flow_run.get_id() or ""),
+            environment={SALT_VARIABLE: salt.decode()},
         )
 
 
@@ -94,7 +102,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     """
     started = time.monotonic()
     try:
-        with holding(Path(), "a run of requests"):
+        with at_once(), holding(Path(), "a run of requests"):
             lines, good = _run(only or [])
     except EffaceError as error:
         return Failed(message=str(error))
@@ -107,6 +115,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
 
 def _run(only: list[str]) -> tuple[list[str], bool]:
     params = load_params()
+    salt_of(Path())  # one that is too short is told now, not after training
     registry = planning.registry_of(params, ROOT)
     made = plan(params, registry, only)
     if not isinstance(made, Plan):

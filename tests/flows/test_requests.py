@@ -2,11 +2,17 @@
 
 import datetime as dt
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.flows.test_whole_runs import Copy, make_copy
+from flows.watcher import MARK, marked
+from tasks.requests.state import holding
+from tests.flows.test_whole_runs import Copy, make_copy, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some twenty processes, one after the other
 
@@ -81,3 +87,32 @@ def test_requests_go_from_intake_to_certificate_and_back(project):
     assert re.search(r"│ 1 +│ +│ nobody \(vanilla\) +│ production", shown)
     assert re.search(r"│ 2 +│ 1 +│ A +│", shown) and "rolled back from version 2 to 1: complaints" in shown
     assert "1 certificates hold" in project.run("flows.requests", "verify")
+
+
+def test_a_run_told_to_end_in_mid_training_frees_the_model_and_keeps_the_request(project):
+    """SIGTERM to all of it at once, Prefect's temporary server too, as when a service is stopped."""
+    *_, last = splits(project, "data")["entities"]["retain"]
+    project.run("flows.requests", "add", "--id", "C", "--subject", last, *ASKED)
+    mark = f"told-{os.getpid()}"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.requests", "run", "--request", "C"],
+        cwd=project.folder,
+        env={**project.environment, MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lock = project.folder / ".efface" / "requests.lock"
+    begun = (project.folder / ".requests").glob
+    until(lambda: run.poll() is not None or any(begun("C-*/.dvc/tmp/rwlock")), 400)
+    assert run.poll() is None and "a run of requests" in lock.read_text()
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert "stopped; the production model is free for others" in said
+    with holding(project.folder, "the next"):
+        until(lambda: marked(mark) == [], 30)
+    assert not (project.folder / "data/requests/state/C.json").exists()
+    assert re.search(r"│ C +│ \S+ +│ 1 +│ pending", project.run("flows.requests", "list"))
