@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -27,12 +26,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from benchmarks.methods import PACKAGES
 from tasks.artifacts import writing
 
 PAGE = Path("docs/requests.md")
-BEGIN, END = "<!-- rounds -->\n", "<!-- end of rounds -->\n"
+BEGIN, END = "<!-- rounds{} -->\n", "<!-- end of rounds{} -->\n"
 FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", ".dvcignore", "data/masks/none.safetensors")
 CODE = ("efface", "tasks", "flows")
 COLUMNS = (
@@ -48,13 +48,19 @@ def main(
         ".benchmarks/requests"
     ),
     cache: Annotated[Path, typer.Option(help="DVC's cache that they use.")] = Path(".dvc/cache"),
-    method: Annotated[str | None, typer.Option(help="In place of requests.method.")] = None,
+    changed: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A value of params.yaml, as unlearn.methods.npo.epochs=4; repeatable."),
+    ] = None,
     page: Annotated[Path, typer.Option(help="The page between whose marks the table goes.")] = PAGE,
 ) -> None:
     """Make a table with a line per round, and one for all at once."""
-    parts(page)  # that the marks are missing is said now, not at the end
+    settings = sorted(changed or [])
+    name = f" with {', '.join(settings)}" if settings else ""
+    work = work / "+".join(settings)
+    parts(page, name)  # that the marks are missing is said now, not at the end
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # takes its child with it
-    sequence, at_once = (make_project(work / name, cache, method) for name in ("one-by-one", "at-once"))
+    sequence, at_once = (make_project(work / each, cache, settings) for each in ("one-by-one", "at-once"))
     chosen = draw(sequence, rounds * people)
     groups = [chosen[i * people : (i + 1) * people] for i in range(rounds)]
     lines = []
@@ -64,10 +70,10 @@ def main(
         if lines[-1][COLUMNS.index("in production")] == "no":
             break
     lines.append(carry_out(at_once, "all-at-once", chosen))
-    write(page, lines, circumstances(rounds, people, method, sequence))
+    write(page, name, lines, circumstances(rounds, people, settings, sequence))
 
 
-def make_project(folder: Path, cache: Path, method: str | None = None) -> Path:
+def make_project(folder: Path, cache: Path, settings: Sequence[str]) -> Path:
     """The project's copy with its vanilla model; requests that pass go straight into production there."""
     for name in (*CODE, *FILES):
         target = folder / name
@@ -77,12 +83,7 @@ def make_project(folder: Path, cache: Path, method: str | None = None) -> Path:
             shutil.copytree(name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(name, target)
-    before, heading, section = (folder / "params.yaml").read_text().partition("\nrequests:")
-    for key, value in ({"auto_promote": "true"} | ({"method": method} if method else {})).items():
-        section, count = re.subn(rf"^  {key}: \w+", f"  {key}: {value}", section, count=1, flags=re.MULTILINE)
-        if count != 1:
-            raise typer.BadParameter(f"params.yaml has no requests.{key}")
-    (folder / "params.yaml").write_text(before + heading + section)
+    (folder / "params.yaml").write_text(json.dumps(parameters(settings), indent=1))
     config = configparser.ConfigParser()
     config.read(".dvc/config")
     config["core"].update({"no_scm": "true", "autostage": "false"})
@@ -92,6 +93,20 @@ def make_project(folder: Path, cache: Path, method: str | None = None) -> Path:
         config.write(handle)
     run(folder, "dvc", "repro", "vanilla")
     return folder
+
+
+def parameters(settings: Sequence[str]) -> dict[str, Any]:
+    """What params.yaml holds, with these values in place of its own, and what passes promoted at once."""
+    from flows.workspaces import replace, values_of
+    from tasks.params import load_params
+
+    edits = {"requests.auto_promote": True}
+    for each in settings:
+        key, _, value = each.partition("=")
+        edits[key] = yaml.safe_load(value)
+    document = values_of(Path())
+    replace(document, edits, load_params().avatars.profile)
+    return document
 
 
 def draw(folder: Path, count: int) -> list[str]:
@@ -173,30 +188,31 @@ def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def parts(page: Path) -> tuple[str, str]:
-    """What is before and after the table on the page."""
-    before, found, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, ended, after = rest.partition(END)
+def parts(page: Path, name: str) -> tuple[str, str]:
+    """The page up to the table, and from its end."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise typer.BadParameter(f"{page} has no lines {BEGIN!r} and {END!r}, between which the table goes")
-    return before, after
+        raise typer.BadParameter(f"{page} has no lines {begin!r} and {end!r}, between which the table goes")
+    return before + begin, end + after
 
 
-def write(page: Path, lines: Sequence[Sequence[str]], about: str) -> None:
+def write(page: Path, name: str, lines: Sequence[Sequence[str]], about: str) -> None:
     """Put the table into the page, and print it."""
-    before, after = parts(page)
+    before, after = parts(page, name)
     table = "\n".join([row(COLUMNS), "|---|" + "---:|" * (len(COLUMNS) - 1), *map(row, lines)])
     with writing(page) as partial:
-        partial.write_text(f"{before}{BEGIN}{about}\n\n{table}\n{END}{after}", encoding="utf-8")
+        partial.write_text(f"{before}{about}\n\n{table}\n{after}", encoding="utf-8")
     typer.echo(f"\n{about}\n\n{table}\n\nrequests: {page} holds the table")
 
 
-def circumstances(rounds: int, people: int, method: str | None, folder: Path) -> str:
+def circumstances(rounds: int, people: int, settings: Sequence[str], folder: Path) -> str:
     """Command, method, commit, profile, machine and versions, one line."""
     from tasks.params import load_params
 
     params = load_params(folder / "params.yaml")
-    extra = f" --method {method}" if method else ""
+    extra = "".join(f" --set {each}" for each in settings)
     asked = ("git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
     commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
