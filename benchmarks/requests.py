@@ -29,10 +29,12 @@ import typer
 import yaml
 
 from benchmarks.methods import PACKAGES
+from efface.evaluation.gates import Gate
 from tasks.artifacts import writing
 
 PAGE = Path("docs/requests.md")
 BEGIN, END = "<!-- rounds{} -->\n", "<!-- end of rounds{} -->\n"
+GATE = ("name", "about", "value", "limit", "holds")
 FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", ".dvcignore", "data/masks/none.safetensors")
 CODE = ("efface", "tasks", "flows")
 COLUMNS = (
@@ -160,12 +162,8 @@ def line(
     by_picture = [[v for v in (each["seen"], each["unseen"]) if v is not None] for each in scores.values()]
     earlier = [max(values) for values in by_picture if values]
     shares = {gate["name"]: gate["value"] for gate in found["gates"] if gate["about"] is None}
-    failed = [
-        f"{gate['name']}{' of ' + gate['about'] if gate['about'] else ''} {two(gate['value'])}, "
-        f"{gate['holds']} {gate['limit']:g}"
-        for gate in found["gates"]
-        if not gate["passed"]
-    ]
+    gates = [Gate(*(gate[key] for key in GATE)) for gate in found["gates"]]
+    failed = [str(gate) for gate in gates if not gate.passed]
     return [
         f"{request} ({len(people)} people)",
         f"{two(own['seen'])} / {two(own['unseen'])}",
