@@ -56,6 +56,10 @@ def test_a_request_is_written_and_listed(office):
         (("--subject", "fictitious/999", "--due", DUE), "nobody is called fictitious/999"),
         (("--select-name", "Nobody*", "--due", DUE), "the selector fits none of 8 people"),
         (("--due", DUE), "it has neither of subjects and selector"),
+        (
+            ("--select-id", "", "--due", DUE),
+            "add: selector.id is '': string should have at least 1 character",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_and_nothing_written(office, options, words):
