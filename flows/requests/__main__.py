@@ -113,11 +113,11 @@ def run(
 
         load_params()  # a mistake is told at once, not after a server has started
         watch_over_this_process()
-        from flows.children import interrupted, terminate_all
-        from flows.requests.stopping import leave
+        from flows.children import terminate_all
+        from flows.requests.stopping import SIGNALS, leave
 
-        signal.signal(signal.SIGINT, interrupted)
-        signal.signal(signal.SIGTERM, leave)
+        for number in SIGNALS:
+            signal.signal(number, leave)
         from flows.requests.flow import run as run_flow
         from flows.server import require_server
 

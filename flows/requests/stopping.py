@@ -1,4 +1,4 @@
-"""SIGTERM while `python -m flows.requests run` is at work: its children end, and the lock is free at once.
+"""SIGTERM and Ctrl-C while `python -m flows.requests run` is at work: children end, the lock is free at once.
 
 Prefect would first tell its server that the run crashed. A temporary server that got the same signal does not
 answer any more, and to be told that takes minutes, in which nobody else may touch the production model.
@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from flows.children import terminate_all
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CHILDREN_SECONDS = 10.0
 _SERVER_SECONDS = 10.0
 _WORDS = (
@@ -40,23 +41,24 @@ def leave_a_flow(number: int, frame: FrameType | None) -> NoReturn:
 
     if not PREFECT_API_URL.value():
         leave(number, frame)
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(number, leave)
     terminate_all(wait=_CHILDREN_SECONDS)
     late = threading.Timer(_SERVER_SECONDS, leave, (number, None))
     late.daemon = True
     late.start()
-    raise TerminationSignal(signal=number)  # Prefect reports it, and then sends SIGTERM once more
+    raise TerminationSignal(signal=number)  # Prefect reports it, and then sends it once more
 
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Let SIGTERM end this process at once during the block; of a worker's run the worker takes care."""
+    """Let a signal end this process at once during the block; of a worker's run the worker takes care."""
     of_a_worker = "PREFECT__FLOW_RUN_ID" in os.environ
     if of_a_worker or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave_a_flow)
+    before = {number: signal.signal(number, leave_a_flow) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

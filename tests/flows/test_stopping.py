@@ -33,10 +33,15 @@ IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
 @pytest.mark.parametrize(
-    ("child", "server"), [("pass", None), (IGNORES, None), ("pass", "http://127.0.0.1:9/api")]
+    ("child", "server", "number"),
+    [
+        ("pass", None, signal.SIGINT),
+        (IGNORES, None, signal.SIGTERM),
+        ("pass", "http://127.0.0.1:9/api", signal.SIGTERM),
+    ],
 )
 def test_a_run_that_is_told_to_end_ends_with_its_children_and_frees_the_lock(
-    tmp_path, monkeypatch, child, server
+    tmp_path, monkeypatch, child, server, number
 ):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     mark = f"stopping-{os.getpid()}-{time.monotonic_ns()}"
@@ -55,9 +60,9 @@ def test_a_run_that_is_told_to_end_ends_with_its_children_and_frees_the_lock(
         while not (tmp_path / "up").exists():
             assert run.poll() is None and time.monotonic() < end, run.stderr.read()
             time.sleep(0.05)
-        run.send_signal(signal.SIGTERM)
+        run.send_signal(number)
         said = run.communicate(timeout=120)[1]
-    assert run.returncode == 128 + signal.SIGTERM
+    assert run.returncode == 128 + number
     assert said.startswith("stopped; the production model is free for others"), said
     assert (tmp_path / "caught").exists() is bool(server), "a server is told"
     with holding(tmp_path, "the next"):
