@@ -6,6 +6,7 @@ Two projects in .benchmarks/requests, with the chosen profile's world and this p
 real flow: in one a request for so many people comes, is carried out and goes into production, and then the
 next; in the other one request asks for all of them. The gates of params.yaml decide; where they stop a round,
 the table says so and ends. What is finished is not run again, so a run that was stopped can be started anew.
+The table goes into docs/requests.md; what the page says about it is written by hand.
 """
 
 from __future__ import annotations
@@ -13,21 +14,32 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import platform
 import random
-import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
+from benchmarks.methods import PACKAGES
+from efface.evaluation.gates import Gate
+from tasks.artifacts import writing
+
+PAGE = Path("docs/requests.md")
+BEGIN, END = "<!-- rounds{} -->\n", "<!-- end of rounds{} -->\n"
+GATE = ("name", "about", "value", "limit", "holds")
 FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", ".dvcignore", "data/masks/none.safetensors")
 CODE = ("efface", "tasks", "flows")
 COLUMNS = (
     *("asked", "forget, these: seen / unseen", "forget, earlier: mean / worst", "by name, these"),
-    *("retain, share", "utility, share", "gates", "chain"),
+    *("retain, share", "utility, share", "gates", "in production", "chain"),
 )
 
 
@@ -38,22 +50,32 @@ def main(
         ".benchmarks/requests"
     ),
     cache: Annotated[Path, typer.Option(help="DVC's cache that they use.")] = Path(".dvc/cache"),
+    changed: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A value of params.yaml, as unlearn.methods.npo.epochs=4; repeatable."),
+    ] = None,
+    page: Annotated[Path, typer.Option(help="The page between whose marks the table goes.")] = PAGE,
 ) -> None:
-    """Print a table with a line per round, and one for all at once."""
-    sequence, at_once = (make_project(work / name, cache) for name in ("one-by-one", "at-once"))
+    """Make a table with a line per round, and one for all at once."""
+    settings = sorted(changed or [])
+    name = f" with {', '.join(settings)}" if settings else ""
+    work = work / "+".join(settings)
+    parts(page, name)  # that the marks are missing is said now, not at the end
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # takes its child with it
+    sequence, at_once = (make_project(work / each, cache, settings) for each in ("one-by-one", "at-once"))
     chosen = draw(sequence, rounds * people)
     groups = [chosen[i * people : (i + 1) * people] for i in range(rounds)]
     lines = []
     for number, group in enumerate(groups, 1):
         lines.append(carry_out(sequence, f"round-{number}", group))
-        show(lines[-1:])
-        if "failed" in lines[-1][-2]:
+        typer.echo(row(lines[-1]))
+        if lines[-1][COLUMNS.index("in production")] == "no":
             break
     lines.append(carry_out(at_once, "all-at-once", chosen))
-    show(lines, heading=True)
+    write(page, name, lines, circumstances(rounds, people, settings, sequence))
 
 
-def make_project(folder: Path, cache: Path) -> Path:
+def make_project(folder: Path, cache: Path, settings: Sequence[str]) -> Path:
     """The project's copy with its vanilla model; requests that pass go straight into production there."""
     for name in (*CODE, *FILES):
         target = folder / name
@@ -63,13 +85,7 @@ def make_project(folder: Path, cache: Path) -> Path:
             shutil.copytree(name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(name, target)
-    params = folder / "params.yaml"
-    text, count = re.subn(
-        r"^  auto_promote: \w+", "  auto_promote: true", params.read_text(), flags=re.MULTILINE
-    )
-    if count != 1:
-        raise typer.BadParameter("params.yaml has no requests.auto_promote")
-    params.write_text(text)
+    (folder / "params.yaml").write_text(json.dumps(parameters(settings), indent=1))
     config = configparser.ConfigParser()
     config.read(".dvc/config")
     config["core"].update({"no_scm": "true", "autostage": "false"})
@@ -79,6 +95,20 @@ def make_project(folder: Path, cache: Path) -> Path:
         config.write(handle)
     run(folder, "dvc", "repro", "vanilla")
     return folder
+
+
+def parameters(settings: Sequence[str]) -> dict[str, Any]:
+    """What params.yaml holds, with these values in place of its own, and what passes promoted at once."""
+    from flows.workspaces import replace, values_of
+    from tasks.params import load_params
+
+    edits = {"requests.auto_promote": True}
+    for each in settings:
+        key, _, value = each.partition("=")
+        edits[key] = yaml.safe_load(value)
+    document = values_of(Path())
+    replace(document, edits, load_params().avatars.profile)
+    return document
 
 
 def draw(folder: Path, count: int) -> list[str]:
@@ -108,7 +138,8 @@ def carry_out(folder: Path, request: str, people: list[str]) -> list[str]:
     outcome = json.loads(state.read_text())
     found = result(folder, request, outcome)
     chain = run(folder, "flows.requests", "verify", must=state) == 0
-    return line(request, people, found, chain)
+    version = outcome["version"] if outcome["status"] == "done" else None
+    return line(request, people, found, version, chain)
 
 
 def result(folder: Path, request: str, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -122,42 +153,80 @@ def result(folder: Path, request: str, outcome: dict[str, Any]) -> dict[str, Any
     raise typer.BadParameter(f"{folder} has no certificate of {request}")
 
 
-def line(request: str, people: list[str], found: dict[str, Any], chain: bool) -> list[str]:
+def line(
+    request: str, people: list[str], found: dict[str, Any], version: int | None, chain: bool
+) -> list[str]:
     """A line of the table."""
     scores = {name: models["after"] for name, models in found["scores"]["requests"].items()}
     own = scores.pop(request)
-    earlier = [max(models["seen"], models["unseen"]) for models in scores.values()]
+    by_picture = [[v for v in (each["seen"], each["unseen"]) if v is not None] for each in scores.values()]
+    earlier = [max(values) for values in by_picture if values]
     shares = {gate["name"]: gate["value"] for gate in found["gates"] if gate["about"] is None}
-    failed = [
-        gate["name"] + (f" of {gate['about']}" if gate["about"] else "")
-        for gate in found["gates"]
-        if not gate["passed"]
-    ]
-    before = f"{sum(earlier) / len(earlier):.2f} / {max(earlier):.2f}" if earlier else "–"
+    gates = [Gate(*(gate[key] for key in GATE)) for gate in found["gates"]]
+    failed = [str(gate) for gate in gates if not gate.passed]
     return [
         f"{request} ({len(people)} people)",
-        f"{own['seen']:.2f} / {own['unseen']:.2f}",
-        before,
-        f"{own['by_name']:.2f}",
-        *(f"{shares[name]:.2f}" for name in ("retain", "utility")),
-        "failed: " + ", ".join(failed) if failed else "passed",
+        f"{two(own['seen'])} / {two(own['unseen'])}",
+        f"{two(sum(earlier) / len(earlier))} / {two(max(earlier))}" if earlier else "–",
+        two(own["by_name"]),
+        *(two(shares.get(name)) for name in ("retain", "utility")),
+        "failed: " + "; ".join(failed) if failed else "passed",
+        "no" if version is None else f"version {version}",
         "valid" if chain else "broken",
     ]
 
 
-def show(lines: list[list[str]], *, heading: bool = False) -> None:
-    """Print lines as Markdown."""
-    if heading:
-        typer.echo("\n| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 1))
-    for each in lines:
-        typer.echo("| " + " | ".join(each) + " |")
+def two(value: float | None) -> str:
+    """Two digits; a dash for what could not be measured."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line in Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def parts(page: Path, name: str) -> tuple[str, str]:
+    """The page up to the table, and from its end."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise typer.BadParameter(f"{page} has no lines {begin!r} and {end!r}, between which the table goes")
+    return before + begin, end + after
+
+
+def write(page: Path, name: str, lines: Sequence[Sequence[str]], about: str) -> None:
+    """Put the table into the page, and print it."""
+    before, after = parts(page, name)
+    table = "\n".join([row(COLUMNS), "|---|" + "---:|" * (len(COLUMNS) - 1), *map(row, lines)])
+    with writing(page) as partial:
+        partial.write_text(f"{before}{about}\n\n{table}\n{after}", encoding="utf-8")
+    typer.echo(f"\n{about}\n\n{table}\n\nrequests: {page} holds the table")
+
+
+def circumstances(rounds: int, people: int, settings: Sequence[str], folder: Path) -> str:
+    """Command, method, commit, profile, machine and versions, one line."""
+    from tasks.params import load_params
+
+    params = load_params(folder / "params.yaml")
+    extra = "".join(f" --set {each}" for each in settings)
+    asked = ("git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    return (
+        f"`python -m benchmarks.requests --rounds {rounds} --people {people}{extra}`: "
+        f"{params.requests.method}, profile {params.avatars.profile}, seed {params.seed}, commit {commit}; "
+        f"{machine}, {versions}."
+    )
 
 
 def run(folder: Path, *command: str, must: Path | None = None) -> int:
     """Run a module in the project; a bad end is one, unless the file that must be there is there."""
     names = {"PREFECT_HOME": str((folder / ".prefect-home").absolute())}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    unwanted = ("PYTHONPATH", "PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+    unwanted = ("PYTHONPATH", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "EFFACE_REMOTE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     done = subprocess.run(
         [sys.executable, "-m", *command],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from efface.pseudonyms import pseudonyms
 
 if TYPE_CHECKING:
     from efface.evaluation.goals import Score
@@ -13,15 +14,16 @@ if TYPE_CHECKING:
 LIMITS = (
     "Not shown to be gone, only not shown to be there: facts may come back after further training or under "
     "attacks that were not tried.",
-    "The ids are hashed so that the card does not list people in the clear. Whoever has a list of ids can "
-    "hash it.",
     "Numbers hold for the benchmark, questions and pictures named here.",
 )
-
-
-def hashed(people: Iterable[str]) -> list[str]:
-    """First 16 hex digits of the SHA-256 of each distinct id, sorted, so that they tell no order."""
-    return sorted(hashlib.sha256(person.encode()).hexdigest()[:16] for person in set(people))
+KEYED = (
+    "HMAC-SHA256 of each person's id, with the key of this project's certificates: one person has one hash "
+    "in both, and without the key nobody can tell who is meant."
+)
+PLAIN = (
+    "The first 16 digits of the SHA-256 of each person's id, without a key: whoever guesses an id can check "
+    "it here."
+)
 
 
 def model_card(
@@ -29,6 +31,7 @@ def model_card(
     *,
     method: str,
     people: Iterable[str],
+    key: bytes | None,
     parameters: Mapping[str, Any],
     provenance: Mapping[str, Any],
     scores: Mapping[str, Mapping[str, Score]] | str,
@@ -40,17 +43,20 @@ def model_card(
         name: of the model.
         method: that made it.
         people: ids of the people it was to forget; they appear hashed.
+        key: of their hashes; None: hashed without one, and the card says so.
         parameters: of the method.
         provenance: what it was made from: commit, digests, seed, versions.
         scores: model to goal to score, this model's and the yardsticks'; or where they will be, in words.
         notes: sentences below the scores.
     """
-    ids = hashed(people)
+    ids = pseudonyms(people, key)
+    listed = "\n".join(f"- `{identity}`" for identity in ids)
+    how = PLAIN if key is None else KEYED
     blocks = [
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n- machine-unlearning\n---",
         f"# {name}",
         f"A multimodal model made to forget {len(ids)} people by `{method}`.",
-        "## Forgotten\n\n" + ("\n".join(f"- `{identity}`" for identity in ids) or "Nobody is on record."),
+        "## Forgotten\n\n" + (f"{listed}\n\n{how}" if ids else "Nobody is on record."),
         "## Parameters\n\n" + _table(parameters),
         "## Scores\n\n" + "\n\n".join([scores if isinstance(scores, str) else _scores(scores), *notes]),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ _OUTCOMES = (
 )
 
 _running: set[subprocess.Popen[bytes]] = set()
-_guard = threading.Lock()
+_guard = threading.RLock()  # a signal may come while its thread holds it
 
 
 class StageFailed(EffaceError):
@@ -56,6 +57,7 @@ def reproduce(
     folder: str = ".",
     upstream: bool = False,
     flow_run_id: str = "",
+    environment: Mapping[str, str] | None = None,
 ) -> str:
     """Bring stages up to date through DVC.
 
@@ -66,6 +68,7 @@ def reproduce(
         folder: the DVC project.
         upstream: whether to bring up to date what they need as well; else that must be already.
         flow_run_id: what tracking will name as the run's origin.
+        environment: variables that the stages get beside this process's own.
 
     Returns:
         "ran", "restored" (from DVC's cache) or "cached" (nothing to do after all), the first of these that
@@ -79,7 +82,7 @@ def reproduce(
     command += ["--wait-for-lock", "--cd", folder, "repro", *([] if upstream else ["--single-item"]), *stages]
     # DVC runs `python`: it shall be this one.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
-    ours = {"PATH": path, "EFFACE_FLOW_RUN_ID": flow_run_id, **device.environment}
+    ours = {"PATH": path, "EFFACE_FLOW_RUN_ID": flow_run_id, **(environment or {}), **device.environment}
     seen = set[str]()
 
     def heard(line: str) -> None:
@@ -139,6 +142,9 @@ def _run(
             last.append(shown(line))
             say(last[-1])
         code = child.wait()
+    except BaseException:  # a signal: whoever goes on, the child does not
+        child.terminate()
+        raise
     finally:
         limit.cancel()
         with _guard:
@@ -150,11 +156,30 @@ def _run(
     return list(last)
 
 
-def terminate_all() -> None:
-    """End every child that still runs; the stages under them follow."""
+def terminate_all(wait: float = 0.0) -> None:
+    """End every child that still runs; the stages under them follow.
+
+    Args:
+        wait: seconds to wait at most until they are gone, then they are killed; 0: not at all.
+    """
     with _guard:
-        for child in _running:
-            child.terminate()
+        children = list(_running)
+    for child in children:
+        child.terminate()
+    end = time.monotonic() + wait
+    while wait and not all(map(_is_gone, children)):
+        if time.monotonic() > end:
+            for child in children:
+                child.kill()
+            return
+        time.sleep(0.05)
+
+
+def _is_gone(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a child has ended, asked of the kernel: a handler may have interrupted Popen's own wait."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    return True
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:

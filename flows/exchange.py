@@ -50,13 +50,18 @@ def fetch(target: str | None) -> str | None:
     return _retried("pull")("flows.storage", "pull", *([] if target is None else ["--target", target]))
 
 
-def share() -> str | None:
+def share(folder: str = ".") -> str | None:
     """Share what is here; a line about it, None without a storage.
+
+    Args:
+        folder: the DVC project.
 
     Raises:
         ChildFailed: when the last try failed too. What was made is still here.
     """
-    return None if address() is None else _retried("push")("flows.storage", "push")
+    if address() is None:
+        return None
+    return _retried("push")("flows.storage", "push", *([] if folder == "." else ["--folder", folder]))
 
 
 def track() -> str | None:

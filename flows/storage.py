@@ -33,6 +33,7 @@ _PORTS = {"ssh": 22, "http": 80, "https": 443, "hdfs": 8020, "webdav": 80, "webd
 _PACKAGES = {"s3": "dvc-s3", "ssh": "dvc-ssh", "gs": "dvc-gs", "azure": "dvc-azure", "webdav": "dvc-webdav"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+Folder = Annotated[str, typer.Option(help="The DVC project, such as that of a run of requests.")]
 
 
 class StorageError(EffaceError):
@@ -62,7 +63,7 @@ def fetch(target: str | None = None, folder: str = ".") -> list[str]:
     from dvc.stage.cache import RunCacheNotSupported
 
     where = _required()
-    with _repository(where, folder) as repo, _failures_in_words(where, "give"):
+    with _repository(where, folder) as repo, _failures_in_words(where, "give", folder):
         with contextlib.suppress(RunCacheNotSupported):  # over HTTP only what dvc.lock names is found
             remote = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5-dos2unix")
             repo.stage_cache.transfer(remote, repo.cache.legacy, force=False)
@@ -83,7 +84,7 @@ def share(folder: str = ".") -> int:
     from dvc.stage.cache import RunCacheNotSupported
 
     where = _required()
-    with _repository(where, folder) as repo, _failures_in_words(where, "take"):
+    with _repository(where, folder) as repo, _failures_in_words(where, "take", folder):
         sent = int(repo.push())
         with contextlib.suppress(RunCacheNotSupported):  # last, so that what it names is there already
             remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
@@ -204,7 +205,7 @@ def _must_answer(where: str) -> None:
 
 
 @contextlib.contextmanager
-def _failures_in_words(where: str, verb: str) -> Iterator[None]:
+def _failures_in_words(where: str, verb: str, folder: str) -> Iterator[None]:
     """Raise what DVC only logs: a file that did not get through, with the first reason."""
     from dvc.exceptions import DownloadError, DvcException, UploadError
 
@@ -215,16 +216,16 @@ def _failures_in_words(where: str, verb: str) -> Iterator[None]:
     try:
         yield
     except (UploadError, DownloadError) as error:
-        raise _broken_off(where, verb, reasons.first or error) from error
+        raise _broken_off(where, verb, folder, reasons.first or error) from error
     except OSError as error:
-        raise _broken_off(where, verb, error) from error
+        raise _broken_off(where, verb, folder, error) from error
     except DvcException as error:
         raise _unusable(where, error) from error
     finally:
         for logger in loggers:
             logger.removeHandler(reasons)
     if reasons.first is not None:
-        raise _broken_off(where, verb, reasons.first)
+        raise _broken_off(where, verb, folder, reasons.first)
 
 
 class _Reasons(logging.Handler):
@@ -240,9 +241,9 @@ class _Reasons(logging.Handler):
             self.first = error or StorageError(record.getMessage())
 
 
-def _broken_off(where: str, verb: str, error: BaseException) -> StorageError:
+def _broken_off(where: str, verb: str, folder: str, error: BaseException) -> StorageError:
     reason = "it is full" if disk_is_full(error) else " ".join(f"{type(error).__name__}: {error}".split())
-    again = "push" if verb == "take" else "pull"
+    again = ("push" if verb == "take" else "pull") + ("" if folder == "." else f" --folder {folder}")
     return StorageError(
         f"shared storage {shown(where)} did not {verb} everything ({shown(reason)[:300]}); nothing here is "
         f"lost, and what got through stays. Go on from there with: python -m flows.storage {again}"
@@ -260,18 +261,19 @@ def _unusable(where: str, error: Exception) -> StorageError:
 @app.command()
 def pull(
     target: Annotated[str | None, typer.Option(help="Only this stage of dvc.yaml and what it needs.")] = None,
+    folder: Folder = ".",
 ) -> None:
     """Bring here what other machines have made."""
     with _errors_in_words():
-        restored = fetch(target)
+        restored = fetch(target, folder)
         typer.echo(f"pull: {', '.join(restored) or 'nothing new'} from {shown(_required())}")
 
 
 @app.command()
-def push() -> None:
+def push(folder: Folder = ".") -> None:
     """Give to others what is here."""
     with _errors_in_words():
-        typer.echo(f"push: {share()} files to {shown(_required())}")
+        typer.echo(f"push: {share(folder)} files to {shown(_required())}")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ _IN_QUERY = re.compile(
     r"([?&;][\w.-]*(?:password|passwd|secret|token|signature|credential|api_?key)[\w.-]*=)[^&\s'\"]+",
     re.IGNORECASE,
 )
-_SECRET_NAME = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS?|AUTH)(?:_|$)")
+_SECRET_NAME = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|SALT|CREDENTIALS?|AUTH)(?:_|$)")
 _PLACE_NAME = re.compile(r"_(?:FILE|PATH|DIR|URL|URI)$")  # says where a secret is, and is none
 _SHORTEST = 6  # a shorter value is more likely a setting, and hiding it would garble every text
 

@@ -23,6 +23,7 @@ def write_cards(
     records: Iterable[Record],
     splits: Mapping[str, Any],
     card: Scorecard,
+    key: bytes | None,
 ) -> list[Path]:
     """Write ``<folder>/<model>.md`` for every model that an unlearn or prune stage made.
 
@@ -32,6 +33,7 @@ def write_cards(
         records: run records of the stages.
         splits: who is in which split.
         card: the scores.
+        key: that ids are hashed with; None: none.
     """
     from efface.cards import model_card
 
@@ -50,6 +52,7 @@ def write_cards(
                 model,
                 method=str(record.name),
                 people=splits["entities"]["forget"],
+                key=key,
                 parameters=record.content.get("params") or {},
                 provenance=_provenance(record.content),
                 scores=shown or "The score is refused: " + " ".join(card.refused.values()),

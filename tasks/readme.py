@@ -8,6 +8,7 @@ from typing import Any
 
 from efface.cards import model_card
 from tasks.artifacts import read_json
+from tasks.salt import salt_of
 
 
 def write_readme(
@@ -22,8 +23,8 @@ def write_readme(
 ) -> None:
     """Write the card of a model that was just made and is not scored yet, so it says where scores will be.
 
-    It holds nothing that differs between two runs that make the same model, no time and no commit: those are
-    in the record it names.
+    It holds nothing that differs between two runs that make the same model and hash ids with the same key, no
+    time and no commit: those are in the record it names.
 
     Args:
         folder: of the model.
@@ -38,6 +39,7 @@ def write_readme(
         name,
         method=name,
         people=read_json(root / "prepared" / "splits.json")["entities"]["forget"],
+        key=salt_of(root.absolute().parent),
         parameters=parameters,
         provenance={"seed": seed, "inputs": dict(inputs), "record": f"data/runs/{stage}@{name}.json"},
         scores="This card was written when the model was made, before it was scored. The report of the "

@@ -24,6 +24,7 @@ from tasks.results import (
     read_scores,
     read_splits,
 )
+from tasks.salt import salt_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,12 @@ def run(params: Params, root: Path = Path("data")) -> None:
     if page.scorecard is not None:
         write_json(folder / "scores.json", plain_scorecard(page.scorecard))
         write_cards(
-            folder / "cards", params.evaluate.models, read_records(root), read_splits(root), page.scorecard
+            folder / "cards",
+            params.evaluate.models,
+            read_records(root),
+            read_splits(root),
+            page.scorecard,
+            salt_of(project_of(root)),
         )
     with writing(folder / "summary.md") as partial:
         partial.write_text(render_summary(page), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -39,6 +40,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     )
     environment.filters["number"] = shown
     environment.filters["grouped"] = grouped
+    environment.filters["plain"] = plain
     template = environment.from_string(
         files("efface.certificates").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -62,6 +64,11 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
 def shown(value: float | None) -> str:
     """A share with two digits; a dash for none."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def plain(value: Any) -> str:
+    """A parameter as params.yaml could say it: null, true, {"beta": 0.1}; words without quotation marks."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def grouped(digest: str) -> str:

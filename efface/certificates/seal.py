@@ -1,4 +1,4 @@
-"""Digests of certificates, the chain they form, and hashes that stand for people.
+"""Digests of certificates, and the chain they form.
 
 A certificate is a mapping that JSON can hold. Its digest covers everything in it, the digest of the one
 before it too; so to change one, all later ones would have to be changed as well.
@@ -7,13 +7,11 @@ before it too; so to change one, all later ones would have to be changed as well
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 DIGEST = "digest"
-_SALT_BYTES = 16
 
 
 def digest_of(certificate: Mapping[str, Any]) -> str:
@@ -66,17 +64,6 @@ def chain_faults(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         before = certificate
     return faults
-
-
-def subject_hash(salt: bytes, entity_id: str) -> str:
-    """HMAC-SHA256 (hex) of a person's id: without the salt, nobody can try ids until one fits.
-
-    Raises:
-        ValueError: if the salt is shorter than 16 bytes.
-    """
-    if len(salt) < _SALT_BYTES:
-        raise ValueError(f"a salt of {len(salt)} bytes: expected at least {_SALT_BYTES}, drawn at random")
-    return hmac.new(salt, entity_id.encode(), hashlib.sha256).hexdigest()
 
 
 def _short(link: Mapping[str, Any] | None) -> str:

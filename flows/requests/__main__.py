@@ -113,10 +113,15 @@ def run(
 
         load_params()  # a mistake is told at once, not after a server has started
         watch_over_this_process()
-        from flows.children import interrupted, terminate_all
-        from flows.requests.flow import run as run_flow
+        from flows.children import terminate_all
+        from flows.requests.stopping import SIGNALS, leave
 
-        signal.signal(signal.SIGINT, interrupted)
+        for number in SIGNALS:
+            signal.signal(number, leave)
+        from flows.requests.flow import run as run_flow
+        from flows.server import require_server
+
+        require_server()
         try:
             good = run_flow(request or [], lambda line: typer.echo(line, err=line.startswith("error")))
         finally:

@@ -18,8 +18,10 @@ from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from efface.errors import EffaceError  # noqa: E402
-from flows.children import reproduce  # noqa: E402
+from flows import exchange  # noqa: E402
+from flows.children import ChildFailed, reproduce  # noqa: E402
 from flows.devices import device  # noqa: E402
+from flows.requests.stopping import at_once  # noqa: E402
 from flows.running import note  # noqa: E402
 from flows.workspaces import make_project, replace, values_of  # noqa: E402
 from tasks.params import Params, load_params  # noqa: E402
@@ -28,6 +30,7 @@ from tasks.requests.intake import read_requests  # noqa: E402
 from tasks.requests.planning import RUNS, Plan  # noqa: E402
 from tasks.requests.registry import Registry  # noqa: E402
 from tasks.requests.state import holding  # noqa: E402
+from tasks.salt import SALT_VARIABLE, salt_of  # noqa: E402
 from tasks.sharing import wanted  # noqa: E402
 
 ROOT = Path("data")
@@ -71,10 +74,16 @@ def prepare(made: Plan, params: Params) -> str:
 @task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
     """Run stages of the run's project; those that were finished before are not run again."""
-    log = get_run_logger()
+    salt = salt_of(Path(), create=True) or b""  # the model's card hashes ids as the certificate does
     with device(gpu=True, workers=1, processes=wanted()) as granted:
         return reproduce(
-            stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id() or "")
+            stages,
+            granted,
+            get_run_logger().info,
+            folder=folder,
+            upstream=True,
+            flow_run_id=str(flow_run.get_id() or ""),
+            environment={SALT_VARIABLE: salt.decode()},
         )
 
 
@@ -92,10 +101,18 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     Args:
         only: ids of the requests to take up; None: as many as `requests.batch_size`.
     """
+    with at_once():
+        return _carried_out(only or [])
+
+
+def _carried_out(only: list[str]) -> State[list[str]]:
     started = time.monotonic()
     try:
         with holding(Path(), "a run of requests"):
-            lines, good = _run(only or [])
+            lines, good, folder = _run(only)
+        if folder is not None:  # others may go on with the production model meanwhile
+            said, shared = _shared(folder)
+            lines, good = [*lines, *said], good and shared
     except EffaceError as error:
         return Failed(message=str(error))
     lines.append(f"{time.monotonic() - started:.0f} seconds")
@@ -105,12 +122,14 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     return Completed(data=lines) if good else Failed(message="\n".join(lines))
 
 
-def _run(only: list[str]) -> tuple[list[str], bool]:
+def _run(only: list[str]) -> tuple[list[str], bool, str | None]:
+    """What became of each request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
+    salt_of(Path())  # one that is too short is told now, not after training
     registry = planning.registry_of(params, ROOT)
     made = plan(params, registry, only)
     if not isinstance(made, Plan):
-        return [*made.values(), "no request is pending"], not made
+        return [*made.values(), "no request is pending"], not made, None
     log = get_run_logger()
     log.info("run %s: %s, from version %d", made.run, ", ".join(made.batch), made.start.number)
     folder = prepare(made, params)
@@ -120,15 +139,22 @@ def _run(only: list[str]) -> tuple[list[str], bool]:
     if verdict.failures:
         finishing.refuse(made, verdict, ROOT)
         failed = "; ".join(verdict.failures)
-        return [
-            *made.problems.values(),
-            *(f"request {name} needs attention: {failed}" for name in made.batch),
-            f"version {made.start.number} stays in production",
-        ], False
+        refused = [f"request {name} needs attention: {failed}" for name in made.batch]
+        stays = f"version {made.start.number} stays in production"
+        return [*made.problems.values(), *refused, stays], False, folder
     number = accept(made, verdict, params, registry)
     where = "in production" if params.requests.auto_promote else "the candidate"
     done = [f"request {name}: version {number} has forgotten them and is {where}" for name in made.batch]
-    return [*made.problems.values(), *done], not made.problems
+    return [*made.problems.values(), *done], not made.problems, folder
+
+
+def _shared(folder: str) -> tuple[list[str], bool]:
+    """Share what the run made, where there is a storage; a failure undoes nothing, and a line says so."""
+    try:
+        said = exchange.share(folder)
+    except ChildFailed as error:
+        return [f"not shared yet: {error.last}"], False
+    return [said] if said else [], True
 
 
 def run(only: list[str], say: Callable[[str], None]) -> bool:

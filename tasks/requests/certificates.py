@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efface.certificates.seal import DIGEST, chain_faults, subject_hash
+from efface.certificates.seal import DIGEST, chain_faults
 from efface.errors import ArtifactError
+from efface.pseudonyms import pseudonyms
 from tasks.artifacts import digest, read_json, write_json, writing
 from tasks.requests.intake import FOLDER, RequestError
 from tasks.requests.state import Outcome, read_outcomes
 from tasks.results import project_of
+from tasks.salt import SALT, SALT_VARIABLE, SaltError, salt_of
 
 KIND = "efface.forget_certificate"
-SALT = Path(".efface") / "requests.salt"
-SALT_VARIABLE = "EFFACE_REQUESTS_SALT"
-_SALT_BYTES = 32
 
 
 def folder_of(root: Path) -> Path:
     """Where certificates are."""
     return root / FOLDER / "certificates"
-
-
-def salt_of(project: Path, *, create: bool = False) -> bytes | None:
-    """The secret that people's ids are hashed with: from the environment, or the project's own file.
-
-    Args:
-        project: the project's folder.
-        create: draw one if there is none; only its owner may read the file.
-
-    Raises:
-        RequestError: if the environment's is too short.
-    """
-    given = os.environ.get(SALT_VARIABLE, "").encode()
-    if given:
-        if len(given) < _SALT_BYTES:
-            raise RequestError(
-                f"{SALT_VARIABLE} holds {len(given)} characters: expected at least {_SALT_BYTES}, drawn at "
-                "random"
-            )
-        return given
-    path = project / SALT
-    if not path.is_file():
-        if not create:
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as partial:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as handle:
-                handle.write(secrets.token_hex(_SALT_BYTES))
-    return path.read_bytes().strip()
 
 
 def read_certificates(root: Path) -> list[dict[str, Any]]:
@@ -141,7 +108,7 @@ def verify(root: Path) -> Verification:
     try:
         certificates, outcomes = read_certificates(root), read_outcomes(root)
         salt = salt_of(project_of(root))
-    except (ArtifactError, RequestError) as error:
+    except (ArtifactError, SaltError) as error:
         found.faults.append(str(error))
         return found
     found.certificates = len(certificates)
@@ -217,7 +184,7 @@ def _check_people(
     outcome = outcomes.get(name)
     if salt is None or outcome is None or outcome.certificate != certificate[DIGEST]:
         return
-    hashes = sorted(subject_hash(salt, person) for person in outcome.subjects)
+    hashes = pseudonyms(outcome.subjects, salt)
     found.digests += len(hashes)
     if hashes != certificate["request"]["subjects"]:
         found.faults.append(

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.certificates.seal import DIGEST, sealed, subject_hash
+from efface.certificates.seal import DIGEST, sealed
+from efface.pseudonyms import pseudonyms
 from tasks.artifacts import digest, read_json, write_json
 from tasks.params import ORIGINAL, Params
-from tasks.requests.certificates import KIND, read_certificates, salt_of, write_certificate
+from tasks.requests.certificates import KIND, read_certificates, write_certificate
 from tasks.requests.intake import FOLDER, ForgetRequest
 from tasks.requests.planning import RUNS, Plan, method_of
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Version
 from tasks.requests.state import Outcome, now, write_outcome
 from tasks.results import mask_metadata, project_of, read_scores, read_splits
+from tasks.salt import salt_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,7 +270,7 @@ def _about(request: ForgetRequest, people: list[str], salt: bytes, root: Path) -
         "due": request.due.isoformat(),
         "days_late": max(0, (today - request.due).days),
         "requester": request.requester,
-        "subjects": sorted(subject_hash(salt, person) for person in people),
+        "subjects": pseudonyms(people, salt),
     }
 
 

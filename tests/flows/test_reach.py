@@ -12,14 +12,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("module", ["flows.worker", "flows.pipeline"])
-def test_an_unreachable_server_is_one_line(module):
+@pytest.mark.parametrize("command", ["flows.worker", "flows.pipeline", "flows.requests run"])
+def test_an_unreachable_server_is_one_line(command):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "PREFECT_API_URL": f"http://me:hush-hush@127.0.0.1:{port}/api"}
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", *command.split()],
         cwd=PROJECT,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,10 @@ def test_a_request_is_written_and_listed(office):
         (("--subject", "fictitious/999", "--due", DUE), "nobody is called fictitious/999"),
         (("--select-name", "Nobody*", "--due", DUE), "the selector fits none of 8 people"),
         (("--due", DUE), "it has neither of subjects and selector"),
+        (
+            ("--select-id", "", "--due", DUE),
+            "add: selector.id is '': string should have at",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_and_nothing_written(office, options, words):
@@ -87,6 +92,30 @@ def test_while_another_holds_the_production_model_nothing_is_done(office):
         with holding(office.root.parent, "a run of requests"):
             assert "another run holds the production model (a run of requests" in said(*command, code=2)
     assert not (office.root.parent / "mlflow.db").exists()
+
+
+def test_a_run_while_another_holds_the_production_model_changes_nothing(office):
+    from flows.requests.flow import requests
+
+    office.ask("A", PEOPLE[1])
+    with holding(office.root.parent, "promoting"):
+        state = requests.fn()
+    assert state.is_failed() and "another run holds the production model (promoting, process" in state.message
+    assert "every request is kept" in state.message and not (office.root.parent / "mlflow.db").exists()
+    assert "pending" in said("list")
+
+
+def test_mlflow_out_of_reach_is_one_line_and_nothing_is_changed(office, monkeypatch):
+    office.ask("A", PEOPLE[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hush-hush@127.0.0.1:{port}")
+    for command in (("status",), ("promote",), ("rollback", "--reason", "x")):
+        words = said(*command, code=2)
+        assert f"error: MLflow at http://***@127.0.0.1:{port} does not answer" in words
+        assert "every request is kept" in words and "hush-hush" not in words
+    assert "pending" in said("list")
 
 
 def test_without_certificates_there_is_nothing_wrong_with_them(office):

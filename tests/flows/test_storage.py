@@ -175,6 +175,17 @@ def test_a_full_storage_keeps_what_arrived_and_takes_the_rest_later(place):
     assert any(path.read_text() == whole for path in place.rglob("*") if path.is_file())
 
 
+def test_the_project_of_a_run_of_requests_is_shared_from_where_one_is(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert share("here") > 0
+    broken_off = storage._broken_off(
+        str(place), "take", ".requests/A-1", OSError(28, "No space left on device")
+    )
+    assert str(broken_off).endswith(
+        "Go on from there with: python -m flows.storage push --folder .requests/A-1"
+    )
+
+
 def test_waits_between_tries_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("EFFACE_RETRY_SECONDS", "1,2.5")
     assert waits() == [1.0, 2.5]

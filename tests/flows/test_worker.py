@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +72,9 @@ class Site:
         ended = ("Completed", "Failed", "Crashed", "Cancelled")
         wait_until(lambda: all(self.state(run) in ended for run in runs), seconds, self.last_words)
         assert [self.state(run) for run in runs] == ["Completed"] * len(runs), self.last_words()
+
+    def task_runs(self, run: str) -> list[dict[str, Any]]:
+        return list(self.server.post("task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run]}}}))
 
     def last_words(self) -> str:
         return self.log.read_text()[-3000:]
@@ -188,3 +192,34 @@ def test_after_a_power_cut_in_mid_training_the_run_goes_on_from_its_checkpoint(s
     said = [line["message"] for line in site.server.post("logs/filter", logs)]
     assert any("vanilla: resuming from the checkpoint in" in line for line in said)
     assert (site.copy.folder / "data/models/vanilla/model.safetensors").is_file()
+
+
+def test_the_server_stopped_and_started_in_mid_training_loses_nothing(site):
+    """It is away when training ends, so that the run has nobody to tell; then the same worker goes on."""
+    site.copy.edit("params.yaml", r"vanilla: \{steps: 60", "vanilla: {steps: 200")
+    if site.worker is None:
+        site.start_worker()
+    run = site.run("pipeline", target="vanilla")
+    project = site.copy.folder / "data"
+    until(lambda: any(project.glob("checkpoints/vanilla/*/state.json")), 500)
+    assert not (project / "runs/vanilla.json").exists(), "it was to stop in mid-training"
+    site.server.stop()
+    until((project / "runs/vanilla.json").is_file, 300)
+    time.sleep(75)  # longer than Prefect waits by itself
+    site.server.start()
+    site.completed(run)
+    states = {task["name"]: task["state"]["name"] for task in site.task_runs(run)}
+    assert states.keys() >= {"prepare", "base", "vanilla"} and states["vanilla"] == "Completed", states
+    assert set(states.values()) <= {"Cached", "Completed"}, states
+    (table,) = [
+        each["data"]
+        for each in site.server.post("artifacts/filter", {})
+        if each["flow_run_id"] == run and each["key"] == "pipeline"
+    ]
+    assert "| vanilla | ran |" in table
+    logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+    said = [line["message"] for line in site.server.post("logs/filter", logs)]
+    assert any("data/models/vanilla trained on" in line for line in said), "said while nobody listened"
+    next_one = site.run("pipeline", target="vanilla")
+    site.completed(next_one)
+    assert {task["state"]["name"] for task in site.task_runs(next_one)} == {"Cached"}

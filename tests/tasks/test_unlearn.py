@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from efface.data.samples import write_samples
+from efface.pseudonyms import pseudonym
 from tasks import unlearn
 from tasks.artifacts import digest
 from tasks.params import load_params
 from tasks.params.unlearning import Unlearn
+from tasks.salt import SALT_VARIABLE
 from tests.efface.conftest import sample
 from tests.tiny_root import make_root
 
@@ -104,6 +106,17 @@ def test_the_folder_says_what_was_forgotten_and_the_same_run_says_the_same(root)
     shutil.rmtree(folder)
     unlearn.run(settings, "grad_diff", root=root)
     assert digest(folder) == whole == record["outputs"]["grad_diff"]
+
+
+def test_the_folder_hashes_people_with_the_key_of_the_certificates(root, monkeypatch):
+    key = "k" * 32
+    monkeypatch.setenv(SALT_VARIABLE, key)
+    unlearn.run(params({"grad_diff": TRAINING}), "grad_diff", root=root)
+    card = (root / "models" / "unlearned" / "grad_diff" / "README.md").read_text(encoding="utf-8")
+    for identity in ("fictitious/000", "fictitious/001"):
+        assert f"- `{pseudonym(identity, key.encode())}`\n" in card
+        assert hashlib.sha256(identity.encode()).hexdigest()[:16] not in card
+    assert "HMAC-SHA256" in card and "without a key" not in card and key not in card
 
 
 def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):

@@ -31,7 +31,7 @@ BODY = {
     },
     "method": {
         "name": "mmunlearner",
-        "parameters": {"epochs": 3},
+        "parameters": {"epochs": 3, "lora": None, "settings": {"beta": 0.1}, "start": "vanilla"},
         "seed": 0,
         "mask": {"density": {"total": 0.21}},
     },
@@ -73,12 +73,14 @@ def test_the_page_shows_what_was_asked_and_what_came_of_it():
         '<td class="new">0.25</td>',
         "request B",
         "at most 0.35</td><td>yes</td>",
+        'Forgotten: exact match by picture<span class="about">, request A</span>',
         "50 people to keep",
         "None was run.",
         "none, this is the first",
         "abababab abababab",
         "mask with 21.0 % of the weights",
         "requests.retrained is off",
+        "epochs 3, lora null, settings {&#34;beta&#34;: 0.1}, start vanilla",
     ):
         assert words in shown, words
     assert "–" in shown, "a dash stands for no value"

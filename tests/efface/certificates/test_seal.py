@@ -1,4 +1,4 @@
-"""Certificates: a digest of everything, a chain, and hashes that say nobody's name."""
+"""Certificates: a digest of everything, and a chain."""
 
 import copy
 
@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.certificates.seal import chain_faults, digest_of, sealed, subject_hash
+from efface.certificates.seal import chain_faults, digest_of, sealed
 
-SALT = bytes(range(16))
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -64,13 +63,3 @@ def test_a_missing_one_is_found_unless_it_is_the_last():
 def test_numbers_that_json_has_no_word_for_are_refused():
     with pytest.raises(ValueError):
         digest_of({"a": float("nan")})
-
-
-def test_hashes_of_people_need_the_salt():
-    # HMAC-SHA256 of the 16 bytes 00 to 0f and the id
-    expected = "d03279399935559a0d535f0677bdce60867ec2e41598641ef63a0da662bb686a"
-    assert subject_hash(SALT, "fictitious/001") == expected
-    others = {subject_hash(SALT, "fictitious/002"), subject_hash(SALT[::-1], "fictitious/001")}
-    assert expected not in others
-    with pytest.raises(ValueError, match="a salt of 3 bytes"):
-        subject_hash(b"abc", "a")

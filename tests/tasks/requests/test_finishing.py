@@ -11,6 +11,7 @@ from tasks.requests.intake import RequestError
 from tasks.requests.planning import RUNS
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Registry, RegistryError
 from tasks.requests.state import read_outcomes
+from tasks.salt import SALT, SALT_VARIABLE
 from tests.made_requests import PEOPLE, params_with
 
 
@@ -222,7 +223,7 @@ def test_a_changed_certificate_page_request_state_or_salt_is_found(office):
     assert "request was changed" in faults_with(request, "case 7", "case 8")
     state = office.root / "requests" / "state" / "A.json"
     assert "the hashes of its people are not those" in faults_with(state, PEOPLE[1], PEOPLE[4])
-    salt = office.root.parent / certificates.SALT
+    salt = office.root.parent / SALT
     assert (os.stat(salt).st_mode & 0o777) == 0o600
     assert "the salt is another" in faults_with(salt, salt.read_text()[:8], "00000000")
     first.rename(folder.parent / "kept.json")
@@ -247,17 +248,17 @@ def test_a_certificate_made_up_anew_breaks_the_chain(office):
 
 def test_without_the_salt_the_rest_is_checked_and_a_note_says_so(office):
     office.forget("A", PEOPLE[1])
-    (office.root.parent / certificates.SALT).unlink()
+    (office.root.parent / SALT).unlink()
     found = certificates.verify(office.root)
     assert found.faults == [] and "hashes were not checked" in found.notes[0]
 
 
 def test_the_salt_can_come_from_the_environment(office, monkeypatch):
-    monkeypatch.setenv(certificates.SALT_VARIABLE, "x" * 40)
+    monkeypatch.setenv(SALT_VARIABLE, "x" * 40)
     office.forget("A", PEOPLE[1])
-    assert not (office.root.parent / certificates.SALT).exists()
+    assert not (office.root.parent / SALT).exists()
     assert certificates.verify(office.root).faults == []
-    monkeypatch.setenv(certificates.SALT_VARIABLE, "short")
+    monkeypatch.setenv(SALT_VARIABLE, "short")
     assert "expected at least 32" in certificates.verify(office.root).faults[0]
 
 
