@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.performance import recipes
+from benchmarks.performance.memory import peaks
 from benchmarks.performance.sizes import Subject, made_samples
-from benchmarks.performance.timing import Clock, Row, peak_mib
+from benchmarks.performance.timing import Clock, Row
 from efface.models import anatomy
 from efface.models.answers import nll
 
@@ -25,22 +26,17 @@ def fisher(subject: Subject, clock: Clock) -> list[Row]:
     """The exact per-sample Fisher pass against a forward and backward pass, and the ways it replaces."""
     from efface.saliency import fisher_diagonal
 
-    model, device, size = subject.model, clock.device, subject.size
+    model, size = subject.model, subject.size
     names = anatomy(model).maskable
     # Setting up and dividing by the count happen once per run: over one small batch they would weigh much.
     batch = subject.batches if size == "tiny" else subject.batches[:1]
-    two, four = [_first(part, 2) for part in batch], [_first(part, 4) for part in batch]
+    two, four = [first(part, 2) for part in batch], [first(part, 4) for part in batch]
     measure = functools.partial(fisher_diagonal, model, parameters=names)
     loop = functools.partial(recipes.one_sample_at_a_time, model, names=names)
-    sums = sum(model.get_parameter(name).numel() for name in names) * 4 / 2**20
-    measure(batch)  # libraries' own buffers are not counted
-    kept = peak_mib(lambda: _forward_kept(model, batch[0], names), device)
-    memory = peak_mib(lambda: measure(batch), device)
-    memory_loop = peak_mib(lambda: loop(two), device)
     times = clock.measure(
         {
-            "plain": lambda: _backward(model, batch, names),
-            "all": lambda: _backward(model, batch, None),
+            "plain": lambda: backward(model, batch, names),
+            "all": lambda: backward(model, batch, None),
             "fisher": lambda: measure(batch),
             "loop": lambda: loop(two),
             "released": lambda: recipes.released_fisher(model, four),
@@ -48,9 +44,6 @@ def fisher(subject: Subject, clock: Clock) -> list[Row]:
     )
     tokens, count = batch[0]["input_ids"].shape[1], 8 * len(batch)
     each = f"{count} samples of {tokens} tokens, {1000 * times.median('fisher') / count:.3g} ms each"
-    extra = (memory - kept) / sums
-    note = f"MiB: sums {sums:.0f}, in all {memory:.0f}, activations {kept:.0f}; loop {memory_loop:.0f}"
-    large = Row("Fisher, memory beyond activations / its sums", size, extra, "x", 1.1, note=note)
     return [
         times.row(
             "Fisher / forward + backward for the same weights", size, "fisher", "plain", limit=1.3, note=each
@@ -60,7 +53,25 @@ def fisher(subject: Subject, clock: Clock) -> list[Row]:
             "loop over single samples / Fisher", size, "loop", "fisher", limit=5, at_most=False, scale=4
         ),
         times.row("released recipe / Fisher", size, "released", "fisher", scale=2),
-        *([] if size == "tiny" else [large]),  # of a few MiB the allocator's own needs hide everything
+        # Of a few MiB the allocator's own needs hide everything.
+        *([] if size == "tiny" else _memory(subject, clock.device)),
+    ]
+
+
+def _memory(subject: Subject, device: str) -> list[Row]:
+    found = peaks(subject, device)
+    parts = {
+        "in all": "fisher",
+        "sums": "sums",
+        "activations": "kept",
+        "forward + backward": "plain",
+        "loop over samples": "loop",
+    }
+    note = "MiB: " + ", ".join(f"{said} {found[name]:.0f}" for said, name in parts.items())
+    extra = (found["fisher"] - found["kept"]) / found["sums"]
+    return [
+        Row("Fisher, memory beyond activations / its sums", subject.size, extra, "x", 1.1, note=note),
+        Row("Fisher, memory / that of forward + backward", subject.size, found["fisher"] / found["plain"]),
     ]
 
 
@@ -69,6 +80,7 @@ def statistics(subject: Subject, clock: Clock) -> list[Row]:
     from efface.importance import activation_statistics
 
     model, mlps, size = subject.model, anatomy(subject.model).mlps, subject.size
+    clock = Clock(clock.device, 2 * clock.rounds)
     times = clock.measure(
         {
             "plain": lambda: _forward(model, subject.batches),
@@ -114,6 +126,7 @@ def masked_step(subject: Subject, clock: Clock) -> list[Row]:
     from efface.unlearning.config import LoopConfig
     from efface.unlearning.masked import masked_weights
 
+    clock = Clock(clock.device, 3 * clock.rounds)  # steps are short, and memory is shared with other programs
     generator = torch.Generator().manual_seed(0)
     names = anatomy(subject.model).maskable
     trained = {name: subject.model.get_parameter(name).detach().clone().requires_grad_() for name in names}
@@ -270,7 +283,7 @@ def growth(subject: Subject, clock: Clock, jobs: str) -> float:
 
     parts = anatomy(subject.model)
     work: dict[str, Callable[[], object]] = {
-        "plain": lambda: _backward(subject.model, subject.batches, parts.maskable),
+        "plain": lambda: backward(subject.model, subject.batches, parts.maskable),
         "fisher": lambda: fisher_diagonal(subject.model, subject.batches, parameters=parts.maskable),
         "statistics": lambda: activation_statistics(
             subject.model, subject.batches, mlps=parts.mlps, active_above=0.1
@@ -279,11 +292,12 @@ def growth(subject: Subject, clock: Clock, jobs: str) -> float:
     return clock.measure({jobs: work[jobs]}).median(jobs)
 
 
-def _first(batch: Inputs, count: int) -> Inputs:
+def first(batch: Inputs, count: int) -> Inputs:
+    """The first samples of a batch."""
     return {key: value[:count] for key, value in batch.items()}
 
 
-def _forward_kept(model: Any, batch: Inputs, names: list[str]) -> None:
+def forward_kept(model: Any, batch: Inputs, names: list[str]) -> None:
     """A forward pass with everything a backward pass would need."""
     _only(model, names)
     losses = nll(model, batch)
@@ -291,7 +305,8 @@ def _forward_kept(model: Any, batch: Inputs, names: list[str]) -> None:
     model.requires_grad_()
 
 
-def _backward(model: Any, batches: list[Inputs], names: list[str] | None) -> None:
+def backward(model: Any, batches: list[Inputs], names: list[str] | None) -> None:
+    """The plain pass: the gradient of each batch's loss for the named weights, or for all."""
     if names is not None:
         _only(model, names)
     for batch in batches:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Job = Callable[[], object]
-_MMAP_THRESHOLD = -3  # glibc's number of the option
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,11 @@ class Timings:
 
 
 def peak_mib(job: Job, device: str) -> float:
-    """Memory a job needs beyond what is there before it starts, in MiB: the process's on a CPU, the GPU's."""
+    """Memory a job needs beyond what is there before it starts, in MiB: the process's on a CPU, the GPU's.
+
+    On a CPU blocks that are freed and kept for later count as needed, or are used again unseen, unless the
+    process was started so that it keeps none: see ``benchmarks.performance.memory``.
+    """
     if device != "cpu":
         import torch
 
@@ -143,17 +146,12 @@ def peak_mib(job: Job, device: str) -> float:
         before = torch.cuda.memory_allocated()
         job()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # What is freed must be gone from the process at once: neither used again unseen nor counted as needed.
     gc.collect()
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, 2**16)
-    libc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is that from now on
     before = _status("VmRSS")
     job()
-    peak = _status("VmHWM") - before
-    libc.mallopt(_MMAP_THRESHOLD, 2**25)
-    return peak / 1024
+    return (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:

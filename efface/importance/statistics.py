@@ -1,7 +1,9 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
 A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
-vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored.
+vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored. Means
+over tokens are float32, as activations themselves are; sums over samples are float64, since a variance is the
+small difference of two of them.
 """
 
 from __future__ import annotations
@@ -126,18 +128,28 @@ def activation_statistics(
         for batch in batches:
             for part in _told_apart(to_device(batch, device), model):
                 # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
-                z = torch.zeros(len(part["input_ids"]), sums.shape[1], dtype=torch.float64, device=device)
+                z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
                 tokens = _Tokens(part["attention_mask"])
                 model(**{key: value for key, value in part.items() if key != "labels"})
                 seen += len(z)
-                magnitude = z.abs()
-                sums[0] += magnitude.sum(0)
-                sums[1] += z.square().sum(0)
-                sums[2] += (magnitude > active_above).sum(0)
+                _add_samples(sums, z.double(), active_above)
     seen = add_up(seen, reached, [sums])
     # A decoder layer that text leaves out (cross-attention) adds nothing to any answer: it counts as silent.
     kept = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
     return {name: ActivationStatistics(seen, *sums[:, columns[name]].cpu().clone()) for name in kept}
+
+
+def _add_samples(sums: Tensor, z: Tensor, active_above: float) -> None:
+    """Add samples to the three sums; in place, since here memory costs more time than arithmetic.
+
+    Args:
+        sums: of abs(z), of z squared, and of active samples, (3, N) float64.
+        z: values of B samples, (B, N) float64; lost.
+        active_above: see ``activation_statistics``.
+    """
+    sums[1] += z.square().sum(0)
+    sums[0] += z.abs_().sum(0)
+    sums[2] += z.gt_(active_above).sum(0)
 
 
 def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
@@ -177,18 +189,17 @@ class _Tokens:
 
     Attributes:
         shape: (B, T).
-        weights: 1 for tokens and 0 for padding, (B, 1, T) float64.
-        counts: number of tokens of each sample, (B, 1) float64.
+        weights: for tokens one divided by their number in the sample, for padding 0, (B, 1, T) float32.
     """
 
     def __init__(self, attention_mask: Tensor):
         self.shape = attention_mask.shape
-        self.weights = attention_mask.to(torch.float64).unsqueeze(1)
-        self.counts = self.weights.sum(dim=2)
+        weights = attention_mask.float().unsqueeze(1)
+        self.weights = weights / weights.sum(dim=2, keepdim=True)
 
 
 def _sample_means(mlp: MLP, values: Tensor, tokens: _Tokens, skip: int) -> Tensor:
-    """Mean over tokens, (B, N) float64: patch tokens in the vision tower, unpadded ones in the decoder.
+    """Mean over tokens, (B, N) float32: patch tokens in the vision tower, unpadded ones in the decoder.
 
     Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
     (tiles, patches, N) or (patches, N).
@@ -196,9 +207,8 @@ def _sample_means(mlp: MLP, values: Tensor, tokens: _Tokens, skip: int) -> Tenso
     if mlp.tower == "vision":
         values = values[:, skip:] if values.dim() == 3 else values
         values = values.flatten(0, -2).unsqueeze(0) if tokens.shape[0] == 1 else values
-        return values.double().mean(dim=1)
-    values = values.view(*tokens.shape, -1)
-    return torch.bmm(tokens.weights, values.double()).squeeze(1) / tokens.counts
+        return values.mean(dim=1, dtype=torch.float32)
+    return torch.bmm(tokens.weights, values.float().view(*tokens.shape, -1)).squeeze(1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ batch: their number alters no result beyond rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -299,12 +300,11 @@ class _Run:
             return value
         return float(self.processes.sum(torch.tensor([value], dtype=torch.float32, device=self.device)))
 
-    def _update(self, gradients: Sequence[Mapping[str, Tensor]], record: dict[str, float]) -> None:
-        """One optimizer step on the sum of gradients."""
+    def _update(self, gradients: Sequence[dict[str, Tensor]], record: dict[str, float]) -> None:
+        """One optimizer step on the sum of gradients, which are emptied: one is in memory while it works."""
         self._guard(record)
         for name, parameter in self.updated.items():
-            parts = [gradient[name] for gradient in gradients if name in gradient]
-            parameter.grad = (parts[0] if len(parts) == 1 else parts[0] + parts[1]) if parts else None
+            parameter.grad = _added([gradient.pop(name) for gradient in gradients if name in gradient])
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.masked:
@@ -389,6 +389,11 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor | None:
+    """The sum of tensors, in the first one's place; None if there is none."""
+    return functools.reduce(Tensor.add_, parts) if parts else None
 
 
 def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:

@@ -128,7 +128,7 @@ class Rows:
     def stepped(self) -> None:
         """Put the rows' values where they belong."""
         for name, row in self.updated.items():
-            self._whole[name].view(-1).index_copy_(0, self._places[name], row)
+            self._whole[name].view(-1).scatter_(0, self._places[name], row)
 
     @torch.no_grad()
     def resumed(self) -> None:

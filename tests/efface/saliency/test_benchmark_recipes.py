@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.performance import recipes
 from benchmarks.performance.__main__ import BEGIN, END, PAGE
+from benchmarks.performance.memory import peaks
+from benchmarks.performance.sizes import Subject
 from benchmarks.performance.timing import Clock, Row, Timings, exponent, peak_mib
 from efface.data.encoding import Encoder
 from efface.importance import activation_statistics
@@ -61,6 +64,14 @@ def test_memory_is_that_of_the_job():
     job = lambda: torch.ones(20 * 2**20)  # noqa: E731  # 80 MiB
     assert 75 < peak_mib(job, "cpu") < 120
     assert 75 < peak_mib(job, "cpu") < 120  # again, although the first one's is free now
+
+
+@pytest.mark.slow
+def test_a_fisher_pass_needs_its_sums_beside_the_activations():
+    """With 16 layers, in MiB; gradients of all weights, or a copy of the sums, would be as much again."""
+    found = peaks(Subject("100M", None, None, [], []), "cpu")
+    assert 340 < found["sums"] < found["plain"] < found["loop"]
+    assert found["sums"] < found["fisher"] <= found["kept"] + 1.1 * found["sums"]
 
 
 def test_every_job_runs_in_every_round_and_once_before():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from efface.data.encoding import Encoder
 from efface.errors import ArtifactError
 from efface.models import anatomy
 from efface.models.answers import nll
+from efface.unlearning import loop
 from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.loop import DivergenceError, LoopConfig, Terms, schedule, train
 from efface.unlearning.method import METHODS
@@ -123,6 +125,27 @@ def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(
         assert torch.equal(a[~kept], b[~kept]), name
         inside += int((a[kept] != b[kept]).sum())
     assert inside > 0
+
+
+def test_the_optimizer_finds_one_gradient_in_memory(model, processor, pictured, written, monkeypatch):
+    """That of the forget term, to which the retain term's was added and which nobody else holds."""
+    taken, alive = [], []
+    original, step = loop.take_gradients, torch.optim.AdamW.step
+
+    def taking(*args, **kwargs):
+        found, norm = original(*args, **kwargs)
+        taken.append([weakref.ref(gradient) for gradient in found.values()])
+        return found, norm
+
+    def counting(self, *args, **kwargs):
+        alive.append([sum(ref() is not None for ref in term) for term in taken[-2:]])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "take_gradients", taking)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counting)
+    config = LoopConfig(learning_rate=1e-3, steps=2, batch_size=2)
+    train(model, terms(processor, pictured, written, retain=Encoder(processor, pictured[4:])), config)
+    assert alive == [[len(taken[0]), 0]] * 2 and len(taken[0]) > 20
 
 
 def test_equals_a_plain_loop_written_out(model, processor, pictured, written):
