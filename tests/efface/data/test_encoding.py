@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from efface.data import encoding
-from efface.data.batches import one_picture_each, split, to_device
 from efface.data.encoding import Encoder, collate, draw, encode, encode_prompts, full_text, prompt_of
-from efface.data.processing import prompt_lengths
+from efface.data.encoding.batches import one_picture_each, split, to_device
+from efface.data.encoding.processing import prompt_lengths
 from efface.errors import DataError
 
 # The last picture and the words.

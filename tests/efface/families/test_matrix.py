@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from benchmarks.builders import FAMILIES
+from efface.answers import answer_log_probs, nll
 from efface.data.encoding import Encoder, collate, encode, encode_prompts, split
 from efface.errors import DataError
 from efface.importance import activation_statistics
 from efface.models import anatomy, load_model, save_model, weights_digest
-from efface.models.answers import answer_log_probs, nll
 from efface.models.blocks import watch_neurons
 from efface.models.system_turn import add_system_turn
 from efface.pruning import zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.loop import LoopConfig
+from efface.unlearning.training.loop import LoopConfig
 from tests.efface.data.test_encoding import with_prompts_read
 from tests.efface.families.conftest import picture
 from tests.efface.unlearning.test_methods import settings_of

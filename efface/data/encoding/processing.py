@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from efface.data.batches import Inputs
+from efface.data.encoding.batches import Inputs
 from efface.errors import DataError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
 
-from efface.data.batches import IGNORED, Inputs, collate, split, to_device
-from efface.data.processing import process, prompt_lengths, takes_suffix
+from efface.data.encoding.batches import IGNORED, Inputs, collate, split, to_device
+from efface.data.encoding.processing import process, prompt_lengths, takes_suffix
 from efface.data.samples import Sample
 from efface.errors import DataError
 
