@@ -69,14 +69,23 @@ def prompt_lengths(
         A number from 1 to the length of the row less 1; None where the words do not tell.
     """
     tokenizer, found = processor.tokenizer, list[int | None]()
-    options = _special_tokens(tokenizer, texts)
-    before, whole = (tokenizer(list(part), **options)["input_ids"] for part in (prompts, texts))
+    # Padded as in `process`: a tokenizer keeps how it last padded, and is saved with it.
+    options: dict[str, Any] = {"padding": tokenizer.pad_token_id is not None, "padding_side": "right"}
+    options |= {"return_attention_mask": True, **_special_tokens(tokenizer, texts)}
+    before, whole = (_token_ids(tokenizer(list(part), **options)) for part in (prompts, texts))
     for prompt, text, row in zip(before, whole, rows, strict=True):
         answer, ids = text[len(prompt) :], row["input_ids"][0].tolist()
         start = len(ids) - len(answer)
         told = text[: len(prompt)] == prompt and 0 < start < len(ids) and ids[start:] == answer
         found.append(start if told else None)
     return found
+
+
+def _token_ids(encoded: Any) -> list[list[int]]:
+    """Ids of each text, without the padding at their end."""
+    return [
+        ids[: sum(mask)] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+    ]
 
 
 def takes_suffix(processor: ProcessorMixin) -> bool:

@@ -116,6 +116,13 @@ def test_words_alone_tell_where_the_answer_begins(processor, pictured, written, 
             assert all(torch.equal(row[key], expected[key]) for key in row)
 
 
+def test_a_tokenizer_is_saved_as_if_every_prompt_had_been_read(processor, pictured):
+    with_prompts_read(processor, pictured)
+    saved = processor.tokenizer.backend_tokenizer.to_str()
+    encode(processor, pictured)
+    assert processor.tokenizer.backend_tokenizer.to_str() == saved
+
+
 def test_where_words_do_not_tell_the_prompt_is_read_with_its_pictures(processor, pictured, monkeypatch):
     samples = pictured[:2]
     expected = encode(processor, samples)
