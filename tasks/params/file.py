@@ -25,7 +25,7 @@ def read(path: Path, sections: Sequence[str]) -> dict[str, Any]:
     from ruamel.yaml import YAML, YAMLError
 
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ParamsError(
             path, ["no such file; run this from the project's root, where params.yaml is"]
