@@ -50,7 +50,7 @@ def main(
     from efface.models import anatomy
     from efface.pruning import zero_neurons
     from efface.unlearning import unlearn
-    from efface.unlearning.loop import LoopConfig
+    from efface.unlearning.training.loop import LoopConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = timed("build", lambda: built(preset, device))
@@ -97,7 +97,7 @@ def built(preset: str, device: str) -> tuple[Any, Any]:
 
 def say_estimate(model: Any, parts: Anatomy) -> None:
     """Print the memory that `python -m tasks inspect` would foretell."""
-    from efface.models.outline import memory
+    from efface.outline import memory
 
     needed = memory(model, parts, chosen=parts.maskable)
     typer.echo(

@@ -37,13 +37,14 @@ def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
     import torch
 
     from benchmarks.performance.sizes import made_samples
+    from efface import sandbox
     from efface.data.encoding import Encoder
     from efface.importance import activation_statistics
-    from efface.models import anatomy, sandbox
+    from efface.models import anatomy
     from efface.processes import share
     from efface.saliency import fisher_diagonal
     from efface.unlearning import METHODS
-    from efface.unlearning.loop import LoopConfig, Terms, train
+    from efface.unlearning.training.loop import LoopConfig, Terms, train
 
     torch.manual_seed(0)
     drawn = made_samples(2 * people)

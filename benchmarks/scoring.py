@@ -109,7 +109,7 @@ def _random_model(rows: list[Sample]) -> tuple[Any, Any]:
     """The laptop profile's shapes, weights drawn wide enough that answers differ."""
     import torch
 
-    from efface.models import sandbox
+    from efface import sandbox
 
     tokenizer = sandbox.build_tokenizer(text for row in rows for text in (row.question, *(row.options or ())))
     processor = sandbox.build_processor(tokenizer, image_size=48, patch_size=12)

@@ -29,7 +29,8 @@ def make(folder: Path) -> None:
     """Write a project with the tests' tiny model."""
     import torch
 
-    from efface.models import sandbox, save_model
+    from efface import sandbox
+    from efface.models import save_model
     from tests.efface.conftest import SHAPE, sample
     from tests.tiny_root import make_root
 

@@ -198,8 +198,8 @@ class _Scorer:
         self, params: Params, root: Path, label: str, settings: dict[str, Any], inputs: dict[str, Path]
     ):
         from efface.data.samples import SETS
-        from efface.evaluation.asking import Asking
-        from efface.evaluation.prompts import draw_shots
+        from efface.evaluation.scoring.asking import Asking
+        from efface.evaluation.scoring.prompts import draw_shots
 
         self.section = params.evaluate
         self.benchmark = str(read_json(inputs["prepared"].with_name("splits.json"))["benchmark"])
@@ -218,8 +218,8 @@ class _Scorer:
 
     def score(self, variant: Variant) -> pd.DataFrame:
         """The score table of a variant."""
-        from efface.evaluation.parts import Parts
         from efface.evaluation.scoring import score
+        from efface.evaluation.scoring.parts import Parts
 
         name = f"{variant.attack}-{variant.name}"
         return score(

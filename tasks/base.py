@@ -36,7 +36,7 @@ def _point(params: Params, root: Path) -> None:
     from efface.models import anatomy
     from efface.models.fitting import check_processor, prepare_processor
     from efface.models.loading import Source, write_pointer
-    from efface.models.outline import outline
+    from efface.outline import outline
 
     section, folder = params.base, root / "models" / "base"
     source = Source(
@@ -75,8 +75,9 @@ def _train(params: Params, root: Path) -> None:
     """Train the sandbox's model."""
     import torch
 
-    from efface.models import sandbox, save_model
-    from efface.models.pretraining import pretrain_vision
+    from efface import sandbox
+    from efface.models import save_model
+    from efface.sandbox.pretraining import pretrain_vision
     from efface.unlearning.finetuning import finetune
 
     section = params.base

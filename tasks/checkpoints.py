@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from efface.unlearning.checkpoint import Checkpoints
+    from efface.unlearning.training.checkpoint import Checkpoints
 
 
 def checkpoints_for(
@@ -36,7 +36,7 @@ def checkpoints_for(
         name: method of a stage that runs once per method.
         main: whether this process is the one of those training together that deletes and speaks.
     """
-    from efface.unlearning.checkpoint import Checkpoints
+    from efface.unlearning.training.checkpoint import Checkpoints
     from tasks.artifacts import digest
 
     values = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Write the control mask of that name to `masks/<name>.safetensors`."""
-    from efface.saliency import load_mask, mask_density, save_mask
     from efface.saliency.controls import magnitude_mask, random_mask
+    from efface.saliency.files import load_mask, save_mask
+    from efface.saliency.mask import mask_density
 
     section = params.saliency
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -55,7 +56,7 @@ def _forget_gradient(
 ) -> dict[str, Tensor]:
     from efface.data.encoding import Encoder, draw
     from efface.processes import share
-    from efface.saliency import mean_gradient
+    from efface.saliency.fisher import mean_gradient
 
     section = params.saliency
     samples = read_samples(table, split="forget", part="train", modality="multimodal")

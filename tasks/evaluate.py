@@ -18,16 +18,16 @@ from tasks.artifacts import digest, read_json, recording, write_json, writing
 from tasks.params import Params
 
 if TYPE_CHECKING:
-    from efface.evaluation.parts import Parts
+    from efface.evaluation.scoring.parts import Parts
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Score the model of that name and write `scores/<name>.parquet` and `scores/<name>.json`."""
-    from efface.evaluation.asking import Asking
     from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
-    from efface.evaluation.prompts import draw_shots
     from efface.evaluation.scoring import score
+    from efface.evaluation.scoring.asking import Asking
+    from efface.evaluation.scoring.prompts import draw_shots
     from efface.models import load_model
 
     section = params.evaluate
@@ -94,7 +94,7 @@ def _parts(
     root: Path, name: str, settings: Mapping[str, Any], seed: int, inputs: Mapping[str, Path]
 ) -> Parts:
     """Where the finished batches of this very scoring are; those of other scorings are deleted."""
-    from efface.evaluation.parts import Parts
+    from efface.evaluation.scoring.parts import Parts
 
     digests = {key: digest(path) for key, path in inputs.items()}
     basis = json.dumps({"settings": settings, "seed": seed, "inputs": digests}, sort_keys=True)

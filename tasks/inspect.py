@@ -11,7 +11,7 @@ from tasks.params import Params
 
 if TYPE_CHECKING:
     from efface.models import Anatomy
-    from efface.models.outline import Memory
+    from efface.outline import Memory
 
 _GIB = 2**30
 
@@ -23,7 +23,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.lora import Lora
     from efface.models import anatomy
     from efface.models.loading import resolve
-    from efface.models.outline import factors_of, memory, outline
+    from efface.outline import factors_of, memory, outline
 
     made = root / "models" / name
     source = resolve(made if made.is_dir() else Path(name) if Path(name).is_dir() else name)

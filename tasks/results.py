@@ -138,7 +138,7 @@ def locked_digests(project: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        stages = (YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
+        stages = (YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
         return {
             out["path"]: out["md5"]
             for stage in stages.values()

@@ -32,7 +32,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
     """
     from efface.masks import PackedMask
     from efface.models import weights_digest
-    from efface.saliency import mask_density, save_mask
+    from efface.saliency.files import save_mask
+    from efface.saliency.mask import mask_density
     from efface.saliency.variants import recipe
 
     section = params.saliency

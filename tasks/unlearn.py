@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from efface.lora import Adapter
     from efface.models import LoadedModel
     from efface.unlearning import UnlearningResult
-    from efface.unlearning.checkpoint import Checkpoints
-    from efface.unlearning.config import LoopConfig
-    from efface.unlearning.watch import Watch
+    from efface.unlearning.training.checkpoint import Checkpoints
+    from efface.unlearning.training.config import LoopConfig
+    from efface.unlearning.training.watch import Watch
 
 SENTENCES = ("generation", "caption")
 """Tasks whose answers are free text, which nobody gives word for word."""
@@ -35,7 +35,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
     Of several processes each trains on its share, and the first one writes.
     """
-    from efface.unlearning.config import DivergenceError
+    from efface.unlearning.training.config import DivergenceError
 
     section, folder = params.unlearn.methods[name], root / "models" / "unlearned" / name
     inputs = {"prepared": root / "prepared" / "samples.parquet", "start": root / "models" / section.start}
@@ -92,7 +92,7 @@ def _train(
     params: Params, name: str, inputs: dict[str, Path], checkpoints: Checkpoints
 ) -> tuple[LoadedModel, Adapter | None, UnlearningResult, list[dict[str, float]]]:
     """Load the model the method starts from and unlearn with it; last the points of its curve, if any."""
-    from efface.saliency import load_mask
+    from efface.saliency.files import load_mask
     from efface.unlearning import unlearn
 
     section = params.unlearn.methods[name]
@@ -128,7 +128,7 @@ def _train(
 def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
     """Draws the questions of the forget-retain curve: facts of a word or a few, which are right or wrong."""
     from efface.data.encoding import Encoder, draw
-    from efface.unlearning.watch import Watch
+    from efface.unlearning.training.watch import Watch
 
     curve = params.unlearn.curve
     if curve is None:
@@ -168,7 +168,7 @@ def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start:
 
 
 def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:
-    from efface.unlearning.config import LoopConfig
+    from efface.unlearning.training.config import LoopConfig
 
     if section.learning_rate is None:  # nothing trains
         return LoopConfig(learning_rate=0.0, steps=0, seed=seed)

@@ -15,8 +15,8 @@ from benchmarks.performance import recipes
 from benchmarks.performance.memory import peaks
 from benchmarks.performance.sizes import Subject, made_samples
 from benchmarks.performance.timing import Clock, Row
+from efface.answers import nll
 from efface.models import anatomy
-from efface.models.answers import nll
 
 if TYPE_CHECKING:
     from efface.data.encoding import Inputs
@@ -123,8 +123,8 @@ def mask_file(subject: Subject, clock: Clock) -> list[Row]:
 def masked_step(subject: Subject, clock: Clock) -> list[Row]:
     """An optimizer step under a mask against AdamW's own."""
     from efface.masks import PackedMask
-    from efface.unlearning.config import LoopConfig
-    from efface.unlearning.masked import masked_weights
+    from efface.unlearning.training.config import LoopConfig
+    from efface.unlearning.training.masked import masked_weights
 
     clock = Clock(clock.device, 3 * clock.rounds)  # steps are short, and memory is shared with other programs
     generator = torch.Generator().manual_seed(0)
@@ -179,7 +179,7 @@ def epoch(subject: Subject, clock: Clock) -> list[Row]:
     """An epoch of MMUnlearner against one of NPO with as many forget steps, and where the time goes."""
     from efface.data.encoding import Encoder
     from efface.unlearning import unlearn
-    from efface.unlearning.config import LoopConfig
+    from efface.unlearning.training.config import LoopConfig
 
     pictured = [s for s in subject.samples if s.image_bytes is not None]
     written = [s for s in subject.samples if s.image_bytes is None]

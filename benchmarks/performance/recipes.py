@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.models.answers import nll
+from efface.answers import nll
 
 if TYPE_CHECKING:
     from efface.data.encoding import Inputs

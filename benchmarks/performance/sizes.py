@@ -119,7 +119,7 @@ def build(size: str, *, samples: int, device: str, words: int = 8) -> Subject:
 
 
 def _tiny(drawn: list[Sample]) -> tuple[Any, Any]:
-    from efface.models import sandbox
+    from efface import sandbox
 
     base = load_params().base
     fillers = [f"word{i}" for i in range(400)]  # as many words as the sandbox's vocabulary has

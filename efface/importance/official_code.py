@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.batches import Inputs, to_device
+from efface.data.encoding.batches import Inputs, to_device
 from efface.importance.scores import FUNCTIONS, Tables
 from efface.importance.statistics import Units, add_up, measuring_mode
 from efface.models.anatomy import MLP

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.data.batches import Inputs, one_picture_each, split, to_device
+from efface.data.encoding.batches import Inputs, one_picture_each, split, to_device
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
 from efface.models.blocks import watch_neurons

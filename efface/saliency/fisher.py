@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from efface.data.batches import Inputs, split, to_device
+from efface.answers import answer_log_probs
+from efface.data.encoding.batches import Inputs, split, to_device
 from efface.models.anatomy import image_token_id
-from efface.models.answers import answer_log_probs
 from efface.processes import sum_over_processes
 from efface.saliency.accumulators import Place, accumulators
 from efface.saliency.layers import add_squares, layers_of

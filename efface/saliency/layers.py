@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from efface.data.batches import Inputs
-from efface.models.answers import answer_log_probs
+from efface.answers import answer_log_probs
+from efface.data.encoding.batches import Inputs
 
 Layer = nn.Linear | nn.Conv2d
 

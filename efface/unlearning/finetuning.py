@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from efface.data.encoding import Encoder, draw
 from efface.data.samples import Sample
-from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.config import LoopConfig, LoopResult
-from efface.unlearning.loop import Terms, train
-from efface.unlearning.precision import PrecisionName
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.config import LoopConfig, LoopResult
+from efface.unlearning.training.loop import Terms, train
+from efface.unlearning.training.precision import PrecisionName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

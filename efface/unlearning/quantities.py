@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efface.answers import answer_log_probs
 from efface.data.encoding import IGNORED, Inputs
 from efface.errors import ModelError
-from efface.models.answers import answer_log_probs
 from efface.settings import Settings
 
 

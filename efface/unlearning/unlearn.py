@@ -11,11 +11,11 @@ from torch import Tensor
 from efface.data.encoding import Encoder
 from efface.data.samples import Sample
 from efface.settings import Settings, check
-from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.config import LoopConfig, LoopResult
-from efface.unlearning.loop import Terms, train
 from efface.unlearning.method import METHODS, Method
-from efface.unlearning.watch import Watch
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.config import LoopConfig, LoopResult
+from efface.unlearning.training.loop import Terms, train
+from efface.unlearning.training.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

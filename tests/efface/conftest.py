@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from efface import sandbox
 from efface.data.samples import Sample
-from efface.models import sandbox
 
 SHAPE = {"image_size": 24, "patch_size": 8}
 COLOURS = ["red", "green", "blue", "white"]

@@ -90,7 +90,7 @@ def test_with_lora_only_the_factors_count_beside_the_weights(made, capsys):
     from efface.lora import Lora as Shape
     from efface.lora import add_lora
     from efface.models import anatomy
-    from efface.models.outline import factors_of, memory
+    from efface.outline import factors_of, memory
     from tasks.params.unlearning import Lora
 
     folder, model = made

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,28 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         if "import_module(" in path.read_text(encoding="utf-8")
         or "__import__(" in path.read_text(encoding="utf-8")
     }
-    # efface.evaluation passes on `score` for users; stages import it from its own module.
     known = {"tasks/__main__.py", "tasks/benchmark.py", "tasks/prepare.py", "efface/unlearning/method.py"}
-    assert dynamic <= known | {"efface/evaluation/__init__.py"}, "add it to PLUGINS and to dvc.yaml"
+    assert dynamic <= known | {relative(path) for path in PASSING_ON}, "add it to PLUGINS and to dvc.yaml"
+
+
+PASSING_ON = {
+    PROJECT / "efface" / package / "__init__.py": import_module(f"efface.{package}").__all__
+    for package in ("evaluation", "saliency")
+}
+"""Packages that import what they pass on to users when it is asked for, and its names."""
+
+
+def test_what_packages_pass_on_to_users_is_imported_from_its_own_module():
+    """Or a stage would use a module of which dvc.yaml knows nothing."""
+    found = [
+        f"{relative(path)}: {dotted}"
+        for floor in FLOORS
+        for path in (PROJECT / floor).rglob("*.py")
+        for dotted in _dotted_imports(ast.parse(path.read_text(encoding="utf-8")), path)
+        for package, names in PASSING_ON.items()
+        if dotted in {f"{'.'.join(package_of(package))}.{name}" for name in names}
+    ]
+    assert found == []
 
 
 def test_glue_exists_and_each_has_a_reason():

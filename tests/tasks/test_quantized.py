@@ -11,9 +11,9 @@ from efface.data.encoding import Encoder
 from efface.errors import ModelError
 from efface.lora import Lora, add_lora
 from efface.models import anatomy, load_model, weights_digest
-from efface.models.outline import memory
+from efface.outline import memory
 from efface.unlearning import unlearn
-from efface.unlearning.loop import LoopConfig
+from efface.unlearning.training.loop import LoopConfig
 from tasks import unlearn as stage
 from tests.efface.conftest import sample
 from tests.tasks.test_unlearn import LORA, TRAINING, made, params, root, weights

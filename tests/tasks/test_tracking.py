@@ -272,7 +272,8 @@ def test_the_registered_model_loads_with_transformers(root):
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from efface.models import sandbox, save_model
+    from efface import sandbox
+    from efface.models import save_model
 
     shape = {"image_size": 24, "patch_size": 8}
     processor = sandbox.build_processor(

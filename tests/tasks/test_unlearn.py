@@ -180,8 +180,8 @@ def test_a_curve_is_recorded_from_the_start_to_the_last_step_and_changes_no_weig
 
 def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkeypatch):
     from efface.unlearning import METHODS
-    from efface.unlearning.loop import DivergenceError
     from efface.unlearning.methods import grad_diff
+    from efface.unlearning.training.loop import DivergenceError
 
     calls = 0
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from efface.data.batches import one_picture_each, split, to_device
+from efface.data import encoding
 from efface.data.encoding import Encoder, collate, draw, encode, encode_prompts, full_text, prompt_of
+from efface.data.encoding.batches import one_picture_each, split, to_device
+from efface.data.encoding.processing import prompt_lengths
 from efface.errors import DataError
 
 # The last picture and the words.
@@ -93,6 +95,44 @@ def test_a_prompt_that_runs_into_the_answer_is_refused(processor, pictured, monk
     )
     with pytest.raises(DataError, match=r"sample 3-image: the tokens of the prompt are not the beginning"):
         encode(processor, [pictured[3].__class__.from_row({**pictured[3].row(), "answer": "green"})])
+
+
+def with_prompts_read(processor, samples):
+    """What `encode` makes, by reading every prompt with its pictures once more to count its tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("efface.data.encoding.prompt_lengths", lambda *given: [None] * len(given[-1]))
+        return encode(processor, samples)
+
+
+def test_words_alone_tell_where_the_answer_begins(processor, pictured, written, monkeypatch):
+    album = several(pictured[0], pictured[1], pictured[2])
+    for samples in (pictured, written, [album]):
+        slow = with_prompts_read(processor, samples)
+        with monkeypatch.context() as patch:
+            patch.setattr("efface.data.encoding._prompt_length", None)  # no prompt is read with its pictures
+            rows = encode(processor, samples)
+        for row, expected in zip(rows, slow, strict=True):
+            assert row.keys() == expected.keys()
+            assert all(torch.equal(row[key], expected[key]) for key in row)
+
+
+def test_a_tokenizer_is_saved_as_if_every_prompt_had_been_read(processor, pictured):
+    with_prompts_read(processor, pictured)
+    saved = processor.tokenizer.backend_tokenizer.to_str()
+    encode(processor, pictured)
+    assert processor.tokenizer.backend_tokenizer.to_str() == saved
+
+
+def test_where_words_do_not_tell_the_prompt_is_read_with_its_pictures(processor, pictured, monkeypatch):
+    samples = pictured[:2]
+    expected = encode(processor, samples)
+    calls = []
+    read = encoding._prompt_length
+    monkeypatch.setattr(encoding, "_prompt_length", lambda *given: calls.append(1) or read(*given))
+    monkeypatch.setattr(encoding, "prompt_lengths", lambda *given: [None, *prompt_lengths(*given)[1:]])
+    rows = encode(processor, samples)
+    assert len(calls) == 1
+    assert all(torch.equal(row["labels"], each["labels"]) for row, each in zip(rows, expected, strict=True))
 
 
 def several(sample, *others):

@@ -3,7 +3,7 @@
 import pytest
 
 from efface.errors import ModelError
-from efface.evaluation.asking import Asking
+from efface.evaluation.scoring.asking import Asking
 from tests.efface.conftest import COLOURS, sample
 
 
@@ -20,8 +20,8 @@ def text_of(processor, row):
 @pytest.fixture(scope="module")
 def speaking():
     """A processor that knows the words of the published prompts."""
-    from efface.evaluation.prompts import llava_prompt
-    from efface.models import sandbox
+    from efface import sandbox
+    from efface.evaluation.scoring.prompts import llava_prompt
     from tests.efface.conftest import SHAPE
 
     kinds = [("choice", True), ("choice", False), ("cloze", True), ("generation", True)]

@@ -16,10 +16,10 @@ import torch
 from efface.data.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
-from efface.evaluation.asking import Asking
-from efface.evaluation.parts import Parts
 from efface.evaluation.scoring import Scorer
-from efface.evaluation.tokens import token_scores
+from efface.evaluation.scoring.asking import Asking
+from efface.evaluation.scoring.parts import Parts
+from efface.evaluation.scoring.tokens import token_scores
 from efface.models import load_model, save_model
 from tests.efface.conftest import COLOURS, sample
 from tests.efface.unlearning.test_methods import slow_log_prob
@@ -265,7 +265,7 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from efface.evaluation.parts import Parts
+from efface.evaluation.scoring.parts import Parts
 from efface.evaluation import score
 from efface.evaluation.scoring import Scorer
 from efface.models import load_model

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from benchmarks.builders import FAMILIES
+from efface.answers import answer_log_probs, nll
 from efface.data.encoding import Encoder, collate, encode, encode_prompts, split
 from efface.errors import DataError
 from efface.importance import activation_statistics
 from efface.models import anatomy, load_model, save_model, weights_digest
-from efface.models.answers import answer_log_probs, nll
 from efface.models.blocks import watch_neurons
 from efface.models.system_turn import add_system_turn
 from efface.pruning import zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.loop import LoopConfig
+from efface.unlearning.training.loop import LoopConfig
+from tests.efface.data.test_encoding import with_prompts_read
 from tests.efface.families.conftest import picture
 from tests.efface.unlearning.test_methods import settings_of
 
@@ -80,6 +81,17 @@ def test_the_labels_spell_the_answer_and_the_end_token(family, side, tiny, seen,
         begin = tokenizer.bos_token_id
         if begin is not None:
             assert ((batch["input_ids"] == begin).sum(dim=1) == 1).all()
+
+
+@pytest.mark.column("labels")
+def test_words_alone_tell_where_the_answer_begins(family, tiny, seen, told, album):
+    """Reading every prompt with its pictures gives the same rows, bit for bit."""
+    _, processor = tiny(family)
+    for samples in (seen, told, album):
+        rows, expected = encode(processor, samples), with_prompts_read(processor, samples)
+        for row, slow in zip(rows, expected, strict=True):
+            assert row.keys() == slow.keys()
+            assert all(torch.equal(row[key], slow[key]) for key in row)
 
 
 @pytest.mark.column("batch = singles")

@@ -65,7 +65,7 @@ def test_units_are_the_outputs_of_every_layer_of_the_mlps(model):
 
 
 def test_only_the_last_three_layers_of_each_tower(processor):
-    from efface.models import sandbox
+    from efface import sandbox
     from tests.efface.conftest import SHAPE
 
     deep = sandbox.build_model(

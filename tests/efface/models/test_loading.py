@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from benchmarks.builders.tokens import build_tokenizer
+from efface import sandbox
 from efface.data.encoding import Encoder, prompt_of
 from efface.errors import DataError, ModelError
-from efface.models import anatomy, load_model, sandbox, save_model, weights_digest
+from efface.models import anatomy, load_model, save_model, weights_digest
 from efface.models.loading import Source, best_attention, resolve, write_pointer
 from tests.efface.conftest import SHAPE
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from efface import sandbox
 from efface.data.encoding import Encoder
 from efface.errors import ModelError
-from efface.models import anatomy, load_model, sandbox, save_model, weights_digest
+from efface.models import anatomy, load_model, save_model, weights_digest
 
 
 def test_groups_are_disjoint_and_together_everything(model):
@@ -127,7 +128,7 @@ def test_tokenizer_does_not_depend_on_the_order_of_the_corpus_and_knows_its_word
 
 
 def test_vision_pretraining_learns_what_it_is_shown(model):
-    from efface.models.pretraining import pretrain_vision
+    from efface.sandbox.pretraining import pretrain_vision
 
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (200,), generator=generator)

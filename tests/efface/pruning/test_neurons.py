@@ -102,7 +102,7 @@ def test_unknown_output_is_an_error(model):
 
 def trained(model, batch):
     """Four steps of AdamW with weight decay."""
-    from efface.models.answers import nll
+    from efface.answers import nll
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(4):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from efface.answers import nll
 from efface.data.encoding import Encoder, encode
 from efface.models import anatomy
-from efface.models.answers import nll
 from efface.saliency import fisher_diagonal
 
 

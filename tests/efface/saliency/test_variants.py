@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from efface.answers import nll
 from efface.data.encoding import Encoder
 from efface.errors import ModelError
 from efface.models import anatomy
-from efface.models.answers import nll
 from efface.saliency import fisher_diagonal, mask_density, saliency_mask
 from efface.saliency.variants import is_forget, recipe
 

@@ -10,15 +10,15 @@ import weakref
 import pytest
 import torch
 
+from efface.answers import nll
 from efface.data.encoding import Encoder
 from efface.errors import ArtifactError
 from efface.models import anatomy
-from efface.models.answers import nll
-from efface.unlearning import loop
-from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.loop import DivergenceError, LoopConfig, Terms, schedule, train
 from efface.unlearning.method import METHODS
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.training import loop
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.loop import DivergenceError, LoopConfig, Terms, schedule, train
+from efface.unlearning.training.streams import BatchStream
 from tests.efface.unlearning.losses import settings_of
 
 

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 
+from efface.answers import nll
 from efface.data.encoding import Encoder
 from efface.errors import ModelError
 from efface.lora import Lora, add_lora
 from efface.models import load_model, save_model
-from efface.models.answers import nll
 from efface.unlearning import unlearn
-from efface.unlearning.loop import LoopConfig
+from efface.unlearning.training.loop import LoopConfig
 
 LORA = Lora(rank=4, alpha=8.0, dropout=0.0, components=("language",))
 CONFIG = LoopConfig(learning_rate=5e-3, steps=5, batch_size=2)

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
+from efface.answers import answer_log_probs, log_probs_of, nll
 from efface.data.encoding import Encoder, collate, encode
 from efface.errors import DataError, ModelError
-from efface.models.answers import answer_log_probs, log_probs_of, nll
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.loop import LoopConfig
 from efface.unlearning.method import Batch
 from efface.unlearning.methods.rmu import direction
 from efface.unlearning.refusals import refusals_for
+from efface.unlearning.training.loop import LoopConfig
 from tests.efface.conftest import sample
 from tests.efface.unlearning.losses import (
     LOSSES,

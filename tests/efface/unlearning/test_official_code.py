@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
+from efface.answers import nll
 from efface.data.encoding import Encoder
 from efface.models import anatomy
-from efface.models.answers import nll
 from efface.unlearning import unlearn
-from efface.unlearning.loop import LoopConfig
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.training.loop import LoopConfig
+from efface.unlearning.training.streams import BatchStream
 
 
 def made_mask(model):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from efface.unlearning.processes import _buckets
+from efface.unlearning.training.processes import _buckets
 
 PROJECT = Path(__file__).resolve().parents[3]
 PROGRAM = Path(__file__).with_name("training_run.py")

@@ -12,12 +12,12 @@ from efface.data.encoding import Encoder, collate, encode
 from efface.errors import ArtifactError
 from efface.lora import Lora, add_lora
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.loop import LoopConfig
-from efface.unlearning.precision import Precision
-from efface.unlearning.processes import Processes
 from efface.unlearning.quantities import answer_distributions, answer_totals, hidden_states
-from efface.unlearning.references import InMemory, OnDisk, Question
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.loop import LoopConfig
+from efface.unlearning.training.precision import Precision
+from efface.unlearning.training.processes import Processes
+from efface.unlearning.training.references import InMemory, OnDisk, Question
 from tests.efface.unlearning.losses import settings_of
 from tests.efface.unlearning.test_methods import slow_log_prob
 
@@ -144,7 +144,7 @@ def test_what_is_there_is_read_and_damage_is_told(model, processor, pictured, tm
 
 
 def test_large_references_lie_in_several_files(model, processor, pictured, tmp_path, monkeypatch):
-    monkeypatch.setattr("efface.unlearning.references._SHARD_BYTES", 500)
+    monkeypatch.setattr("efface.unlearning.training.references._SHARD_BYTES", 500)
     encoder = Encoder(processor, pictured)
     asked = question(model, encoder, answer_distributions)
     references = OnDisk(asked, tmp_path, Processes())

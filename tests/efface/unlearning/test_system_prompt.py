@@ -11,7 +11,7 @@ from efface.data.encoding import Encoder, prompt_of
 from efface.errors import ModelError
 from efface.models import load_model, save_model
 from efface.unlearning import unlearn
-from efface.unlearning.loop import LoopConfig
+from efface.unlearning.training.loop import LoopConfig
 
 INSTRUCTION = 'Say "red" {{ and }} nothing else.\nNot blue.'
 ROLES = (

@@ -14,12 +14,12 @@ from efface.lora import Lora, add_lora
 from efface.models import anatomy
 from efface.pruning import zero_neurons
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.finetuning import finetune
-from efface.unlearning.loop import DivergenceError, LoopConfig, Terms, train
 from efface.unlearning.method import Batch, Term
-from efface.unlearning.precision import Precision
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.loop import DivergenceError, LoopConfig, Terms, train
+from efface.unlearning.training.precision import Precision
+from efface.unlearning.training.streams import BatchStream
 
 CONFIG = LoopConfig(learning_rate=1e-3, steps=4, batch_size=2, seed=3)
 

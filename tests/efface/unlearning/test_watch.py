@@ -10,11 +10,11 @@ import torch
 from efface.data.encoding import Encoder
 from efface.evaluation import score
 from efface.lora import Lora, add_lora
-from efface.unlearning.checkpoint import Checkpoints
 from efface.unlearning.finetuning import finetune
-from efface.unlearning.loop import LoopConfig, Terms, train
 from efface.unlearning.method import METHODS
-from efface.unlearning.watch import Watch, known_answers
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.loop import LoopConfig, Terms, train
+from efface.unlearning.training.watch import Watch, known_answers
 
 
 def watching(processor, pictured, written, every=4):

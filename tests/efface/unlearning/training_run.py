@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from efface import sandbox
 from efface.data.encoding import Encoder
 from efface.lora import Lora, add_lora
-from efface.models import sandbox
 from efface.unlearning import METHODS
-from efface.unlearning.checkpoint import Checkpoints
-from efface.unlearning.loop import LoopConfig, Terms, train
-from efface.unlearning.processes import Processes
-from efface.unlearning.sides import Side
+from efface.unlearning.training.checkpoint import Checkpoints
+from efface.unlearning.training.loop import LoopConfig, Terms, train
+from efface.unlearning.training.processes import Processes
+from efface.unlearning.training.sides import Side
 from tests.efface.conftest import SHAPE, sample
 
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from efface.data.encoding import Inputs, collate, encode, to_device
 from efface.data.samples import Sample
 from efface.errors import ModelError
-from efface.evaluation.asking import Asking
 from efface.evaluation.metrics import STORED, choice
-from efface.evaluation.parts import Parts
-from efface.evaluation.prefix import Prefix, answer_tokens, prefix_of, score_after
-from efface.evaluation.shrinking import ShrinkingBatches
-from efface.evaluation.tokens import TokenScores, token_scores
+from efface.evaluation.scoring.asking import Asking
+from efface.evaluation.scoring.parts import Parts
+from efface.evaluation.scoring.prefix import Prefix, answer_tokens, prefix_of, score_after
+from efface.evaluation.scoring.shrinking import ShrinkingBatches
+from efface.evaluation.scoring.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:
     import pandas as pd

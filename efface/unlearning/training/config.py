@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from efface.errors import EffaceError
-from efface.unlearning.precision import PrecisionName
+from efface.unlearning.training.precision import PrecisionName
 
 
 class DivergenceError(EffaceError):

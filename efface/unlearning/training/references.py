@@ -26,8 +26,8 @@ from efface.errors import ArtifactError
 from efface.models.loading import weights_digest
 from efface.settings import Settings
 from efface.unlearning.method import Quantity
-from efface.unlearning.precision import Precision
-from efface.unlearning.processes import Processes
+from efface.unlearning.training.precision import Precision
+from efface.unlearning.training.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from efface.data.encoding import IGNORED, Inputs, full_text, prompt_of
-from efface.evaluation.tokens import TokenScores, token_scores
+from efface.evaluation.scoring.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from efface.masks import PackedMask
-from efface.unlearning.precision import Precision
-from efface.unlearning.processes import Processes
-from efface.unlearning.sharding import total_norm
+from efface.unlearning.training.precision import Precision
+from efface.unlearning.training.processes import Processes
+from efface.unlearning.training.sharding import total_norm
 
 
 class Filter(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from efface.data.encoding import Inputs, encode_prompts
 from efface.data.samples import Sample
 from efface.errors import ModelError
-from efface.evaluation.prompts import llava_prompt, shots_for, user_turn
+from efface.evaluation.scoring.prompts import llava_prompt, shots_for, user_turn
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -24,7 +24,7 @@ class Asking:
     benchmark: str = "avatars"
     """Whose words ``published`` are."""
     style: str = "bare"
-    """One of `efface.evaluation.prompts.STYLES`."""
+    """One of `efface.evaluation.scoring.prompts.STYLES`."""
     shots: tuple[Sample, ...] = ()
     """Solved questions to choose from, from `draw_shots`; for ``published_llava`` only."""
 

@@ -1,7 +1,7 @@
 """From samples to padded model inputs, through the model's own processor.
 
-The prompt is the chat template of one user turn; the full text is prompt + answer + end token. Both go
-through the processor with the pictures, and the labels are the difference: prompt, picture and
+The prompt is the chat template of one user turn; the full text is prompt + answer + end token, which goes
+through the processor with the pictures. Labels are what comes after the prompt's tokens: prompt, picture and
 padding positions are -100, so only the answer and its end token are ever in a loss.
 """
 
@@ -16,8 +16,8 @@ import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
 
-from efface.data.batches import IGNORED, Inputs, collate, split, to_device
-from efface.data.processing import process, takes_suffix
+from efface.data.encoding.batches import IGNORED, Inputs, collate, split, to_device
+from efface.data.encoding.processing import process, prompt_lengths, takes_suffix
 from efface.data.samples import Sample
 from efface.errors import DataError
 
@@ -203,22 +203,27 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
         return process(processor, prompts, pictures, [sample.answer for sample in samples])
     texts = [full_text(processor, prompt, s.answer) for prompt, s in zip(prompts, samples, strict=True)]
     rows = process(processor, texts, pictures)
-    for row, prompt, sample in zip(rows, process(processor, prompts, pictures), samples, strict=True):
-        start = prompt["input_ids"].shape[1]
-        if (
-            not torch.equal(row["input_ids"][:, :start], prompt["input_ids"])
-            or start >= row["input_ids"].shape[1]
-        ):
-            raise DataError(
-                f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens "
-                f"of prompt and answer (answer {sample.answer!r}), so the answer cannot be told apart; give "
-                "the tokenizer's chat template a generation prompt that ends in white space or a special "
-                "token"
-            )
+    starts = prompt_lengths(processor, prompts, texts, rows)
+    for i, (row, sample, told) in enumerate(zip(rows, samples, starts, strict=True)):
+        start = told or _prompt_length(processor, prompts[i], sample, row)
         labels = row["input_ids"].clone()
         labels[:, :start] = IGNORED
         row["labels"] = labels
     return rows
+
+
+def _prompt_length(processor: ProcessorMixin, prompt: str, sample: Sample, row: Inputs) -> int:
+    """How many tokens at the beginning of a row are its prompt, by reading the prompt with its pictures."""
+    (read,) = process(processor, [prompt], [sample.images] if sample.image_bytes is not None else None)
+    start = read["input_ids"].shape[1]
+    if not torch.equal(row["input_ids"][:, :start], read["input_ids"]) or start >= row["input_ids"].shape[1]:
+        raise DataError(
+            f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens "
+            f"of prompt and answer (answer {sample.answer!r}), so the answer cannot be told apart; give "
+            "the tokenizer's chat template a generation prompt that ends in white space or a special "
+            "token"
+        )
+    return start
 
 
 def _bytes(row: Inputs) -> int:

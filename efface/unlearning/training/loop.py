@@ -28,18 +28,18 @@ from tqdm import tqdm
 
 from efface.data.encoding import Encoder
 from efface.settings import Settings
-from efface.unlearning import sharding
-from efface.unlearning.checkpoint import Checkpoints, TrainingState
-from efface.unlearning.config import DivergenceError, LoopConfig, LoopResult
-from efface.unlearning.gradients import mask_for, take_gradients
-from efface.unlearning.masked import MaskedWeights, adamw, masked_weights
 from efface.unlearning.method import FINE_TUNING, Method, Quantity
-from efface.unlearning.precision import Precision
-from efface.unlearning.processes import Processes
-from efface.unlearning.recomputing import recomputing
-from efface.unlearning.references import AdapterOff, InMemory, OnDisk, Question, References
-from efface.unlearning.sides import Ahead, Side
-from efface.unlearning.watch import Watch
+from efface.unlearning.training import sharding
+from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
+from efface.unlearning.training.config import DivergenceError, LoopConfig, LoopResult
+from efface.unlearning.training.gradients import mask_for, take_gradients
+from efface.unlearning.training.masked import MaskedWeights, adamw, masked_weights
+from efface.unlearning.training.precision import Precision
+from efface.unlearning.training.processes import Processes
+from efface.unlearning.training.recomputing import recomputing
+from efface.unlearning.training.references import AdapterOff, InMemory, OnDisk, Question, References
+from efface.unlearning.training.sides import Ahead, Side
+from efface.unlearning.training.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.masks import PackedMask, keep_only
-from efface.unlearning.config import LoopConfig
+from efface.unlearning.training.config import LoopConfig
 
 MOST = 0.4
 """Share of selected weights up to which rows of their own take less memory: 20 bytes for each (place, value

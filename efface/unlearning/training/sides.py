@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from efface.data.encoding import Encoder, Inputs, to_device
-from efface.unlearning.config import LoopConfig
 from efface.unlearning.method import Batch, Loss
-from efface.unlearning.processes import Processes
-from efface.unlearning.references import References
-from efface.unlearning.streams import BatchStream
+from efface.unlearning.training.config import LoopConfig
+from efface.unlearning.training.processes import Processes
+from efface.unlearning.training.references import References
+from efface.unlearning.training.streams import BatchStream
 
 
 class Ahead:

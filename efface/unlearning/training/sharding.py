@@ -18,7 +18,7 @@ from efface.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from efface.unlearning.processes import Processes
+    from efface.unlearning.training.processes import Processes
 
 
 def wanted(processes: Processes) -> bool:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from efface.models.anatomy import vision_tower
-from efface.unlearning.loop import schedule
+from efface.unlearning.training.loop import schedule
 
 
 def pretrain_vision(

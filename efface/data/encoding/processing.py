@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from efface.data.batches import Inputs
+from efface.data.encoding.batches import Inputs
 from efface.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,6 +49,43 @@ def process(
         if batch is not None and _has_a_row_per_text(batch, len(texts)):
             return _unpadded(batch)
     return [first, *(call(slice(i, i + 1)) for i in range(1, len(texts)))]
+
+
+def prompt_lengths(
+    processor: ProcessorMixin, prompts: Sequence[str], texts: Sequence[str], rows: Sequence[Inputs]
+) -> list[int | None]:
+    """How many tokens at the beginning of each row are its prompt, told from the words alone.
+
+    A processor writes many tokens for a picture, all of them in the prompt; the answer has those of the text
+    as it stands. Reading every picture again to count the tokens of its prompt would double the work.
+
+    Args:
+        processor: the model's processor.
+        prompts: what the chat template made.
+        texts: prompt, answer and end token of each.
+        rows: what `process` made of the texts.
+
+    Returns:
+        A number from 1 to the length of the row less 1; None where the words do not tell.
+    """
+    tokenizer, found = processor.tokenizer, list[int | None]()
+    # Padded as in `process`: a tokenizer keeps how it last padded, and is saved with it.
+    options: dict[str, Any] = {"padding": tokenizer.pad_token_id is not None, "padding_side": "right"}
+    options |= {"return_attention_mask": True, **_special_tokens(tokenizer, texts)}
+    before, whole = (_token_ids(tokenizer(list(part), **options)) for part in (prompts, texts))
+    for prompt, text, row in zip(before, whole, rows, strict=True):
+        answer, ids = text[len(prompt) :], row["input_ids"][0].tolist()
+        start = len(ids) - len(answer)
+        told = text[: len(prompt)] == prompt and 0 < start < len(ids) and ids[start:] == answer
+        found.append(start if told else None)
+    return found
+
+
+def _token_ids(encoded: Any) -> list[list[int]]:
+    """Ids of each text, without the padding at their end."""
+    return [
+        ids[: sum(mask)] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+    ]
 
 
 def takes_suffix(processor: ProcessorMixin) -> bool:
@@ -95,9 +132,7 @@ def _call(
             prefixes, text_pair=pairs, add_special_tokens=False, return_token_type_ids=True, **options
         )
         return _with_labels(dict(encoded), suffixes)
-    # Templates of several families write the begin token themselves: a second one is never meant.
-    if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token):
-        options["add_special_tokens"] = False
+    options |= _special_tokens(tokenizer, texts)
     if suffixes is not None:
         options["suffix"] = list(suffixes)
     if pictures is not None:
@@ -118,6 +153,12 @@ def _call(
             f"{advice}"
         ) from error
     return dict(encoded) if suffixes is None else _with_labels(dict(encoded), suffixes)
+
+
+def _special_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, bool]:
+    """Templates of several families write the begin token themselves: a second one is never meant."""
+    written = tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)
+    return {"add_special_tokens": False} if written else {}
 
 
 def _with_labels(row: Inputs, suffixes: Sequence[str] | None) -> Inputs:
