@@ -27,7 +27,7 @@ class Memory:
     Attributes:
         evaluation: the model as it is saved.
         saliency: two Fisher diagonals and the gradients of the weights a mask may select.
-        unlearning: gradients of both terms and their sum, two AdamW moments and a mask.
+        unlearning: gradients of both terms, two AdamW moments and a mask.
         pruning: statistics of every neuron in four sets.
     """
 
@@ -96,7 +96,7 @@ def memory(
     return Memory(
         evaluation=saved,
         saliency=weights + measured * 3 * _FLOAT32,
-        unlearning=weights + trained * 5 * _FLOAT32 + measured,
+        unlearning=weights + trained * 4 * _FLOAT32 + measured // 8,
         pruning=saved + neurons * 3 * 8 * 4,
     )
 
