@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,9 @@ class Copy:
         until(lambda: marked(mark) == [], 30)
 
     def partials(self) -> list[str]:
-        return [p.name for p in (self.folder / "data").rglob(".*.partial-*")]
+        # Unlike rglob, walk passes over folders that a running stage removes meanwhile.
+        walked = os.walk(self.folder / "data")
+        return [n for _, *names in walked for n in chain(*names) if fnmatch(n, ".*.partial-*")]
 
 
 def until(true: Callable[[], bool], seconds: float) -> None:
