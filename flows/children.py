@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from efface.errors import EffaceError
 from flows.devices import Device
@@ -224,12 +225,23 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
         yield pending.rstrip()
 
 
+def _leave_in_order(number: int, frame: FrameType | None) -> NoReturn:
+    """Exit so that DVC takes back its notes of who is at work on what, undisturbed by a second signal.
+
+    The flow, the kernel at the flow's end and the watcher each send one, and a note half written is one that
+    no DVC reads any more.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _main() -> int:
     from tasks.processes import end_with_parent
 
-    # An orderly exit, in which DVC takes back the notes it keeps of who is at work on what.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _leave_in_order)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # Ctrl-C is the flow's, which ends its children
     end_with_parent(int(sys.argv[1]))
+    gc.disable()  # DVC starts, reads its files, waits for the stage and ends: what it makes it needs
     from dvc.cli import main
 
     return int(main(sys.argv[2:]))

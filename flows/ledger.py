@@ -14,6 +14,7 @@ from efface.errors import EffaceError
 
 LOCK_FILE = Path("dvc.lock")
 _BUSY = Path(".dvc/tmp/lock")
+_NOTES = Path(".dvc/tmp/rwlock")
 
 
 class ProjectError(EffaceError):
@@ -63,6 +64,7 @@ class Ledger:
         lock: dict[str, Any] = {}
         try:
             with Repo(".") as repo, lock_repo(repo):  # one lock, or DVC would read everything twice
+                _drop_torn_notes()
                 graph = repo.index.graph
                 stages = {
                     stage.addressing: StageFacts(
@@ -149,6 +151,20 @@ def _stamp() -> tuple[int, ...] | None:
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _drop_torn_notes() -> None:
+    """Remove DVC's notes of who is at work on what if a killed DVC left them half written.
+
+    DVC itself would only refuse to go on. Called with DVC's lock held: nobody else is at them.
+    """
+    try:
+        json.loads(_NOTES.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logging.getLogger(__name__).warning("%s was half written by a killed process: removed", _NOTES)
+        _NOTES.unlink()
 
 
 def _holder() -> str:

@@ -88,6 +88,22 @@ def test_dvc_and_its_stage_end_with_the_flow(project, number):
     assert not (project / "slow.txt").exists()
 
 
+def test_dvc_told_twice_to_end_takes_back_its_notes_all_the_same():
+    """The second signal comes while the first one's exit is under way."""
+    code = (
+        "import os, signal, sys\n"
+        "from flows import children\n"
+        "signal.signal(signal.SIGTERM, children._leave_in_order)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "finally:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('taken back', flush=True)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, b"taken back\n")
+
+
 def test_the_watcher_ends_what_the_kernel_does_not(tmp_path):
     """A grandchild that asked for nothing, as Prefect's temporary server."""
     code = (

@@ -1,6 +1,7 @@
 """What is current, by DVC's word and by what the flow has changed since."""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -105,6 +106,23 @@ def test_another_dvc_at_work_is_named(monkeypatch, tmp_path):
         handle.flush()
         message = in_a_child("from flows.ledger import Ledger; Ledger.open()", tmp_path)
     assert f"another DVC process is at work in this project (process {os.getpid()})" in message
+
+
+def test_notes_that_a_killed_dvc_left_half_written_are_dropped(monkeypatch, tmp_path, caplog):
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: 'true'\n    outs: [a.txt]\n")
+    notes = tmp_path / ".dvc/tmp/rwlock"
+    notes.write_text('{"read": {')
+    ledger = Ledger.open()
+    assert not ledger.is_current("a")
+    assert "half written" in caplog.text
+    assert not notes.exists() or json.loads(notes.read_text()) is not None
+    notes.write_text('{"read": {}}')
+    Ledger.open()
+    assert notes.exists()
 
 
 def test_a_broken_dvc_yaml_is_one_error(monkeypatch, tmp_path):
