@@ -13,21 +13,22 @@ from typing import Annotated
 import typer
 
 from tasks import environment
+from tasks.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
+with uncollected():
+    from prefect import State, flow
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.states import Failed
+    from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect import State, flow  # noqa: E402
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
-from prefect.states import Failed  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
-
-from efface.errors import EffaceError  # noqa: E402
-from flows.children import interrupted  # noqa: E402
-from flows.running import note  # noqa: E402
-from flows.server import require_server  # noqa: E402
-from flows.stages import Stages  # noqa: E402
-from flows.watcher import watch_over_this_process  # noqa: E402
-from tasks.params import load_params  # noqa: E402
+    from efface.errors import EffaceError
+    from flows.children import interrupted
+    from flows.running import note
+    from flows.server import require_server
+    from flows.stages import Stages
+    from flows.watcher import watch_over_this_process
+    from tasks.params import load_params
 
 # One thread per stage that waits for another; how many compute at once is `workers`.
 _RUNNER = ThreadPoolTaskRunner(max_workers=64)

@@ -15,27 +15,28 @@ from typing import Annotated, Any
 import typer
 
 from tasks import environment
+from tasks.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
+with uncollected():
+    from prefect import State, flow, get_run_logger, task
+    from prefect.futures import PrefectFuture
+    from prefect.runtime import flow_run
+    from prefect.states import Completed, Failed
 
-from prefect import State, flow, get_run_logger, task  # noqa: E402
-from prefect.futures import PrefectFuture  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-
-from efface.errors import EffaceError  # noqa: E402
-from flows.children import StageFailed, interrupted, reproduce, terminate_all  # noqa: E402
-from flows.devices import default_workers, device  # noqa: E402
-from flows.ledger import Ledger  # noqa: E402
-from flows.runners import runner  # noqa: E402
-from flows.running import note  # noqa: E402
-from flows.server import require_server  # noqa: E402
-from flows.summary import Row, publish  # noqa: E402
-from flows.watcher import watch_over_this_process  # noqa: E402
-from flows.workspaces import Cell, cells_of, first_round, prepare  # noqa: E402
-from tasks import study as results  # noqa: E402
-from tasks.params import YARDSTICKS, Params, load_params  # noqa: E402
-from tasks.sharing import wanted  # noqa: E402
+    from efface.errors import EffaceError
+    from flows.children import StageFailed, interrupted, reproduce, terminate_all
+    from flows.devices import default_workers, device
+    from flows.ledger import Ledger
+    from flows.runners import runner
+    from flows.running import note
+    from flows.server import require_server
+    from flows.summary import Row, publish
+    from flows.watcher import watch_over_this_process
+    from flows.workspaces import Cell, cells_of, first_round, prepare
+    from tasks import study as results
+    from tasks.params import YARDSTICKS, Params, load_params
+    from tasks.sharing import wanted
 
 _UNFINISHED = ("failed", "not run")
 _MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}

@@ -157,9 +157,10 @@ def track(
 def _run(stage: str, name: str | None = None, **options: Any) -> None:
     """Check the parameters first; only then import the stage, which may take seconds, and run it."""
     with _errors_in_words():
-        from tasks.params import load_params
+        with startup.uncollected():
+            from tasks.params import load_params
 
-        loaded = load_params()
+            loaded = load_params()
         if name is not None:
             _must_be_listed(stage, name, loaded)
         for attack in options.get("only", ()):
@@ -169,8 +170,9 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         if sharing.shares(stage):
             sharing.start(sys.argv[1:])
         with sharing.joined():
-            startup.prepare(stage)
-            module = importlib.import_module(f"tasks.{stage}")
+            with startup.uncollected():
+                startup.prepare(stage)
+                module = importlib.import_module(f"tasks.{stage}")
             module.run(loaded, *([] if name is None else [name]), root=Path("data"), **options)
 
 

@@ -1,31 +1,64 @@
-"""What the process of a stage leaves out when it starts: a run has some twenty of them, seconds each."""
+"""What a process leaves out when it starts: a run has some twenty of them, seconds each."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import sys
+from collections.abc import Iterator
 
-WITH_MODEL = (
-    "base",
-    "vanilla",
-    "retrained",
-    "saliency",
-    "control",
-    "importance",
-    "unlearn",
-    "prune",
-    "evaluate",
-    "attack",
-)
-"""Stages that import transformers' models."""
+_MODEL = ("transformers.modeling_utils", "transformers.processing_utils", "transformers.models.auto")
+_USED = {
+    "base": _MODEL,
+    "vanilla": _MODEL,
+    "retrained": _MODEL,
+    "saliency": _MODEL,
+    "control": _MODEL,
+    "importance": _MODEL,
+    "unlearn": _MODEL,
+    "prune": _MODEL,
+    "evaluate": (*_MODEL, "pandas"),
+    "attack": (*_MODEL, "pandas"),
+    "report": ("pandas", "matplotlib.figure", "jinja2"),
+    "tracking": ("mlflow.tracking", "mlflow.entities", "mlflow.data", "sqlalchemy.orm"),
+}
+"""Stage to what is large and is imported in any case, though perhaps in the middle of its work."""
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Import in this block without collecting garbage, then leave all there is out of later collections.
+
+    Of the million objects that torch, transformers or Prefect make when they are imported all stay; to look
+    through them again and again is a quarter of the time that takes, and of the time of short work after it.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if before:
+            gc.enable()
 
 
 def prepare(stage: str) -> None:
+    """Import what a stage needs, in the process that runs nothing else."""
+    with uncollected():
+        if _MODEL[0] in _USED.get(stage, ()):
+            _import_losses()
+        for module in _USED.get(stage, ()):
+            importlib.import_module(module)
+
+
+def _import_losses() -> None:
     """Import transformers' losses without scipy, which only those of its object detectors use.
 
     They are imported with every model class, and scipy's optimizers with them: a tenth of all that a stage
     imports. Only the process of a stage may do so: a detector could not be trained in it any more.
     """
-    if stage not in WITH_MODEL or "transformers.loss" in sys.modules:
+    if "transformers.loss" in sys.modules:
         return
     from transformers import utils
 

@@ -8,30 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment
+from tasks.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
+with uncollected():
+    from prefect import State, flow, get_run_logger, task
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.cache_policies import NO_CACHE
+    from prefect.runtime import flow_run
+    from prefect.states import Completed, Failed
 
-from prefect import State, flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-
-from efface.errors import EffaceError  # noqa: E402
-from flows import exchange  # noqa: E402
-from flows.children import ChildFailed, reproduce  # noqa: E402
-from flows.devices import device  # noqa: E402
-from flows.requests.stopping import at_once  # noqa: E402
-from flows.running import note  # noqa: E402
-from flows.workspaces import make_project, replace, values_of  # noqa: E402
-from tasks.params import Params, load_params  # noqa: E402
-from tasks.requests import finishing, planning  # noqa: E402
-from tasks.requests.intake import read_requests  # noqa: E402
-from tasks.requests.planning import RUNS, Plan  # noqa: E402
-from tasks.requests.registry import Registry  # noqa: E402
-from tasks.requests.state import holding  # noqa: E402
-from tasks.salt import SALT_VARIABLE, salt_of  # noqa: E402
-from tasks.sharing import wanted  # noqa: E402
+    from efface.errors import EffaceError
+    from flows import exchange
+    from flows.children import ChildFailed, reproduce
+    from flows.devices import device
+    from flows.requests.stopping import at_once
+    from flows.running import note
+    from flows.workspaces import make_project, replace, values_of
+    from tasks.params import Params, load_params
+    from tasks.requests import finishing, planning
+    from tasks.requests.intake import read_requests
+    from tasks.requests.planning import RUNS, Plan
+    from tasks.requests.registry import Registry
+    from tasks.requests.state import holding
+    from tasks.salt import SALT_VARIABLE, salt_of
+    from tasks.sharing import wanted
 
 ROOT = Path("data")
 _WAITS = [3.0, 15.0]

@@ -17,7 +17,7 @@ FLOORS = ("efface", "tasks", "flows")
 GLUE = {
     "tasks/__main__.py": "starts a stage; makes nothing",
     "tasks/environment.py": "telemetry and warnings",
-    "tasks/startup.py": "leaves out imports that no stage uses",
+    "tasks/startup.py": "how packages are imported",
     "tasks/processes.py": "how processes end",
     "tasks/sharing.py": "how many processes do the work; that their number alters nothing is tested",
     **{
@@ -217,6 +217,7 @@ def test_modules_are_imported_by_name_only_where_it_is_known():
         or "__import__(" in path.read_text(encoding="utf-8")
     }
     known = {"tasks/__main__.py", "tasks/benchmark.py", "tasks/prepare.py", "efface/unlearning/method.py"}
+    known.add("tasks/startup.py")  # other people's packages alone
     assert dynamic <= known | {relative(path) for path in PASSING_ON}, "add it to PLUGINS and to dvc.yaml"
 
 

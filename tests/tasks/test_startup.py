@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tasks.startup import uncollected
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tiny_root import PROJECT, make_root
 
@@ -40,3 +42,18 @@ def test_a_stage_imports_nothing_it_does_not_use(stage, tmp_path, model, process
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "transformers" in loaded and not loaded & NEEDLESS
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_imports_are_not_collected_then_or_later_and_what_was_on_is_on_again(on):
+    before = gc.isenabled()
+    gc.enable() if on else gc.disable()
+    try:
+        with pytest.raises(ImportError, match="no_such_module"), uncollected():
+            assert not gc.isenabled()
+            import no_such_module  # noqa: F401
+        assert gc.isenabled() is on
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+        gc.enable() if before else gc.disable()
