@@ -83,6 +83,23 @@ def cells_of(goal: Goal, *, overlap: str = OVERLAP, accuracy: str = ACCURACY) ->
     }
 
 
+class Means:
+    """Means of score tables that are compared more than once and not altered meanwhile: worked out once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], tuple[pd.DataFrame, CellMeans]] = {}
+
+    def of(
+        self, table: pd.DataFrame, part: str, cells: Sequence[Cell], *, resamples: int, seed: int
+    ) -> CellMeans:
+        """As ``cell_means`` of the rows of one part."""
+        key = (id(table), part, *cells, resamples, seed)
+        if key not in self._found:  # the table is kept too: no other shall get its id
+            rows = table[table["part"] == part]
+            self._found[key] = table, cell_means(rows, cells, resamples=resamples, seed=seed)
+        return self._found[key][1]
+
+
 def unlearning_score(
     table: pd.DataFrame,
     *,
@@ -94,6 +111,7 @@ def unlearning_score(
     accuracy: str = ACCURACY,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    means: Means | None = None,
 ) -> Score:
     """The score of a model against the two yardsticks.
 
@@ -108,13 +126,14 @@ def unlearning_score(
             model has no chance; the likeliest of four options would leave it a quarter.
         resamples: bootstrap draws of people for the interval; 0 draws none.
         seed: seed of the draws; the same for all models, which pairs them.
+        means: what other calls on some of the same tables found.
 
     Raises:
         EvaluationError: if vanilla never learnt what should be forgotten, knows nothing that could be
             kept, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
-    drawn = _parts(table, vanilla, retrained, goal, part, overlap, accuracy, resamples, seed)
+    drawn = _parts(table, vanilla, retrained, goal, part, overlap, accuracy, resamples, seed, means=means)
     values = {name: float(numbers[0]) for name, numbers in drawn.items()}
     interval = _interval(_scores(drawn)[1:]) if resamples and drawn["forget"].size > 1 else None
     low, high = interval if interval is not None else (None, None)
@@ -132,10 +151,13 @@ def score_difference(
     part: str = "test",
     resamples: int = RESAMPLES,
     seed: int = 0,
+    means: Means | None = None,
 ) -> tuple[float, tuple[float, float] | None]:
     """How much higher the first model scores, and the interval: both answer for the same drawn people."""
     scores = [
-        _scores(_parts(table, vanilla, retrained, goal, part, OVERLAP, ACCURACY, resamples, seed))
+        _scores(
+            _parts(table, vanilla, retrained, goal, part, OVERLAP, ACCURACY, resamples, seed, means=means)
+        )
         for table in (first, second)
     ]
     difference = scores[0] - scores[1]
@@ -169,19 +191,21 @@ def _parts(
     resamples: int,
     seed: int,
     names: Sequence[str] = PARTS,
+    means: Means | None = None,
 ) -> dict[str, np.ndarray]:
     """Each part named, for all people (entry 0) and for each draw of people, in [0, 1]."""
     check_same_samples({"vanilla": vanilla, "retrained": retrained, "the model": table})
     cells = cells_of(goal, overlap=overlap, accuracy=accuracy)
     cells = {name: cells[name] for name in names}
     wanted = [cell for group in cells.values() for cell in group]
-    means = {
-        name: cell_means(rows[rows["part"] == part], wanted, resamples=resamples, seed=seed)
+    means = means or Means()
+    of_each = {
+        name: means.of(rows, part, wanted, resamples=resamples, seed=seed)
         for name, rows in (("vanilla", vanilla), ("retrained", retrained), ("model", table))
     }
-    found = {name: _available(name, group, means["vanilla"]) for name, group in cells.items()}
-    _must_be_learnt([*found["forget"], *(found["text"] if goal == "full" else [])], means)
-    return {name: _part(name, group, means, goal) for name, group in found.items()}
+    found = {name: _available(name, group, of_each["vanilla"]) for name, group in cells.items()}
+    _must_be_learnt([*found["forget"], *(found["text"] if goal == "full" else [])], of_each)
+    return {name: _part(name, group, of_each, goal) for name, group in found.items()}
 
 
 def _available(name: str, cells: list[Cell], vanilla: CellMeans) -> list[Cell]:

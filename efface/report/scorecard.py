@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from efface.errors import EvaluationError
-from efface.evaluation.goals import GOALS, Goal, Score, score_difference, unlearning_score
+from efface.evaluation.goals import GOALS, Goal, Means, Score, score_difference, unlearning_score
 from efface.evaluation.summary import forget_quality_of, modality_gap, privacy_of, rate
 from efface.report.robustness import Robustness
 from efface.report.scores import YARDSTICKS
@@ -84,25 +84,31 @@ def scorecard(
     """
     refused: dict[str, str] = {}
     lines = []
+    means = Means()
     for model, table in tables.items():
         scores: dict[str, Score] = {}
         for goal in GOALS:
             try:
                 scores[goal] = unlearning_score(
-                    table, vanilla=tables["vanilla"], retrained=tables["retrained"], goal=goal, seed=seed
+                    table,
+                    vanilla=tables["vanilla"],
+                    retrained=tables["retrained"],
+                    goal=goal,
+                    seed=seed,
+                    means=means,
                 )
             except EvaluationError as error:
                 refused[goal] = str(error)
         line = _line(model, table, tables["retrained"], scores)
         lines.append(replace(line, attack_gap=attacks.gap_of(model) if attacks else None))
     leaders: dict[str, Leader] = {
-        goal: found for goal in GOALS if (found := _leader(tables, lines, goal, seed)) is not None
+        goal: found for goal in GOALS if (found := _leader(tables, lines, goal, seed, means)) is not None
     }
     return Scorecard(lines, refused, leaders)
 
 
 def _leader(
-    tables: Mapping[str, pd.DataFrame], lines: Sequence[Line], goal: Goal, seed: int
+    tables: Mapping[str, pd.DataFrame], lines: Sequence[Line], goal: Goal, seed: int, means: Means
 ) -> Leader | None:
     """The best of the methods, None where none scores above 0."""
     scores = {
@@ -124,6 +130,7 @@ def _leader(
             retrained=tables["retrained"],
             goal=goal,
             seed=seed,
+            means=means,
         )
         if interval is None or interval[0] <= 0:
             close.append(other)
