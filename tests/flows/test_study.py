@@ -25,8 +25,9 @@ def outcomes(output: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def project(tmp_path) -> Copy:
+def project(tmp_path, server) -> Copy:
     copy = make_copy(tmp_path / "project")
+    copy.environment["PREFECT_API_URL"] = server.url
     for pattern, text in STUDY.items():
         copy.edit("params.yaml", pattern, text)
     return copy
