@@ -25,7 +25,7 @@ flow: $(READY)            ## the same, as a Prefect flow
 	python -m flows.pipeline
 
 test: $(READY)            ## the fast tests
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(READY)        ## the slow ones too: whole runs, killed and resumed
 	OMP_NUM_THREADS=1 python -m pytest
