@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
+from tasks.startup import uncollected
 
 LOCK_FILE = Path("dvc.lock")
 _BUSY = Path(".dvc/tmp/lock")
@@ -50,6 +51,7 @@ class Ledger:
         self._changed: set[str] = set()
 
     @classmethod
+    @uncollected(freeze=False)  # DVC reads a hundred thousand nodes of YAML
     def open(cls) -> Ledger:
         """Ask DVC about the project in the current folder.
 

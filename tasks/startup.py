@@ -27,18 +27,22 @@ _USED = {
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Import in this block without collecting garbage, then leave all there is out of later collections.
+def uncollected(*, freeze: bool = True) -> Iterator[None]:
+    """Work in this block without collecting garbage.
 
     Of the million objects that torch, transformers or Prefect make when they are imported all stay; to look
     through them again and again is a quarter of the time that takes, and of the time of short work after it.
+
+    Args:
+        freeze: leave what there is at the end out of later collections as well: for imports.
     """
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if freeze:
+            gc.freeze()
         if before:
             gc.enable()
 

@@ -28,11 +28,13 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand():
         "MLFLOW_TRACKING_PASSWORD": "open-sesame",
         "AWS_SECRET_ACCESS_KEY": "open-sesame-and-more",
         "PREFECT_API_AUTH_STRING": "admin:letmein",
+        "EFFACE_REQUESTS_SALT": "sea salt",
         "TOKENIZERS_PARALLELISM": "false",
         "SSH_KEY_PATH": "/home/me/.ssh/id",
         "SHORT_TOKEN": "on",
         "EFFACE_REMOTE": "https://me:p%40ssword@host/x",
         "HOME": "/home/me",
     }
-    said = "open-sesame open-sesame-and-more admin:letmein false /home/me/.ssh/id on p%40ssword p@ssword"
-    assert shown(said, environment) == "*** *** *** false /home/me/.ssh/id on *** ***"
+    hidden = "open-sesame open-sesame-and-more admin:letmein sea salt"
+    said = f"{hidden} false /home/me/.ssh/id on p%40ssword p@ssword"
+    assert shown(said, environment) == "*** *** *** *** false /home/me/.ssh/id on *** ***"
