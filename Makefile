@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
-.PHONY: run flow test test-all check ui server deploy worker venv clean-venv
+.PHONY: run flow test test-all check dev lint ui server deploy worker venv clean-venv
 
 run: $(READY)             ## everything, through DVC
 	dvc repro
@@ -30,8 +30,12 @@ test: $(READY)            ## the fast tests
 test-all: $(READY)        ## the slow ones too: whole runs, killed and resumed
 	OMP_NUM_THREADS=1 python -m pytest
 
-check: $(READY)           ## style and types
+check: dev lint           ## style and types
+
+dev: $(READY)
 	pip install --quiet -c constraints.txt -e ".[dev]"
+
+lint:
 	ruff check .
 	ruff format --check .
 	mypy
