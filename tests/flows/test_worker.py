@@ -74,7 +74,15 @@ class Site:
         assert [self.state(run) for run in runs] == ["Completed"] * len(runs), self.last_words()
 
     def task_runs(self, run: str) -> list[dict[str, Any]]:
-        return list(self.server.post("task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run]}}}))
+        """Those of a run that has ended; the server writes their states a second or so later."""
+        asked = {"task_runs": {"flow_run_id": {"any_": [run]}}}
+
+        def unwritten() -> bool:
+            found = self.server.post("task_runs/filter", asked)
+            return any(task["state"]["name"] in ("Pending", "Running") for task in found)
+
+        wait_until(lambda: not unwritten(), 60)
+        return list(self.server.post("task_runs/filter", asked))
 
     def last_words(self) -> str:
         return self.log.read_text()[-3000:]
@@ -218,8 +226,11 @@ def test_the_server_stopped_and_started_in_mid_training_loses_nothing(site):
     ]
     assert "| vanilla | ran |" in table
     logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
-    said = [line["message"] for line in site.server.post("logs/filter", logs)]
-    assert any("data/models/vanilla trained on" in line for line in said), "said while nobody listened"
+
+    def said() -> list[str]:  # while nobody listened; lines travel apart from states, and may come after them
+        return [line["message"] for line in site.server.post("logs/filter", logs)]
+
+    wait_until(lambda: any("data/models/vanilla trained on" in line for line in said()), 180)
     next_one = site.run("pipeline", target="vanilla")
     site.completed(next_one)
     assert {task["state"]["name"] for task in site.task_runs(next_one)} == {"Cached"}
