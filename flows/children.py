@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO
 
 from efface.errors import EffaceError
 from flows.devices import Device
@@ -225,20 +225,10 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
         yield pending.rstrip()
 
 
-def _leave_in_order(number: int, frame: FrameType | None) -> NoReturn:
-    """Exit so that DVC takes back its notes of who is at work on what, undisturbed by a second signal.
-
-    The flow, the kernel at the flow's end and the watcher each send one, and a note half written is one that
-    no DVC reads any more.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def _main() -> int:
-    from tasks.processes import end_with_parent
+    from tasks.processes import end_with_parent, leave_in_order
 
-    signal.signal(signal.SIGTERM, _leave_in_order)
+    signal.signal(signal.SIGTERM, leave_in_order)  # DVC takes back its notes of who is at work on what
     signal.signal(signal.SIGINT, lambda number, frame: None)  # Ctrl-C is the flow's, which ends its children
     end_with_parent(int(sys.argv[1]))
     gc.disable()  # DVC starts, reads its files, waits for the stage and ends: what it makes it needs

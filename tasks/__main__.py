@@ -9,13 +9,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from efface.errors import EffaceError
 from tasks import environment, sharing, startup
+from tasks.processes import leave_in_order
 
 if TYPE_CHECKING:
     from tasks.params import Params
@@ -165,7 +165,7 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
             _must_be_listed(stage, name, loaded)
         for attack in options.get("only", ()):
             _must_be_listed("attack --only", attack, loaded)
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, leave_in_order)  # unfinished files go, the device is free
         _end_with_starter()
         if sharing.shares(stage):
             sharing.start(sys.argv[1:])
@@ -192,11 +192,6 @@ def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
             f"{stage} {name}: params.yaml lists no such name; expected one of: "
             f"{', '.join(listed[stage]) or 'none'}"
         )
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    # An ordinary exit, so `finally` blocks run: unfinished files go, the device is free.
-    raise SystemExit(128 + number)
 
 
 def _end_with_starter() -> None:

@@ -49,11 +49,10 @@ def uncollected(*, freeze: bool = True) -> Iterator[None]:
 
 def prepare(stage: str) -> None:
     """Import what a stage needs, in the process that runs nothing else."""
-    with uncollected():
-        if _MODEL[0] in _USED.get(stage, ()):
-            _import_losses()
-        for module in _USED.get(stage, ()):
-            importlib.import_module(module)
+    if _MODEL[0] in _USED.get(stage, ()):
+        _import_losses()
+    for module in _USED.get(stage, ()):
+        importlib.import_module(module)
 
 
 def _import_losses() -> None:

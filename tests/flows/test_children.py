@@ -91,9 +91,9 @@ def test_dvc_and_its_stage_end_with_the_flow(project, number):
 def test_dvc_told_twice_to_end_takes_back_its_notes_all_the_same():
     """The second signal comes while the first one's exit is under way."""
     code = (
-        "import os, signal, sys\n"
-        "from flows import children\n"
-        "signal.signal(signal.SIGTERM, children._leave_in_order)\n"
+        "import os, signal\n"
+        "from tasks.processes import leave_in_order\n"
+        "signal.signal(signal.SIGTERM, leave_in_order)\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "finally:\n"

@@ -58,5 +58,4 @@ def test_imports_are_not_collected_then_or_later_and_what_was_on_is_on_again(on)
             kept = [[i] for i in range(1000)]
         assert gc.isenabled() is on and gc.get_freeze_count() < frozen + len(kept)
     finally:
-        gc.unfreeze()
         gc.enable() if before else gc.disable()

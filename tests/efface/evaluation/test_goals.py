@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import ArtifactError, EvaluationError
-from efface.evaluation.goals import score_difference, unlearning_score, validation_score
+from efface.evaluation.goals import Means, score_difference, unlearning_score, validation_score
 from efface.evaluation.people import cell_means, forget_retain_curve, mean_interval
 
 KNOWN = {"forget": 1.0, "test": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
@@ -58,6 +58,13 @@ def test_untouched_and_destroyed_score_nothing_and_retrained_all():
     assert scored(nothing).forget == 1.0
     assert scored(RETRAINED).value == pytest.approx(100, abs=1)
     assert scored(RETRAINED, "visual").value < 60  # it knows nobody by name either
+
+
+def test_means_shared_by_several_scores_change_none_of_them():
+    model, means = table({**KNOWN, "forget": 0.3, "test": 0.4}, seed=1), Means()
+    for other in (model, VANILLA, model):
+        for options in ({"goal": "visual"}, {"goal": "full"}, {"goal": "full", "seed": 1}):
+            assert scored(other, **options, means=means) == scored(other, **options)
 
 
 def test_golden_parts():
