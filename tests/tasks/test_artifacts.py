@@ -114,7 +114,13 @@ def test_the_partial_of_a_killed_process_nobody_has_waited_for_is_removed(tmp_pa
 
 def test_a_terminated_stage_leaves_no_partial(tmp_path):
     """SIGTERM is an ordinary exit of a stage, so `finally` blocks run."""
-    code = "import signal; from tasks.__main__ import _leave; signal.signal(signal.SIGTERM, _leave)\n" + CHILD
+    code = "\n".join(
+        (
+            "import signal; from tasks.processes import leave_in_order",
+            "signal.signal(signal.SIGTERM, leave_in_order)",
+            CHILD,
+        )
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "m")], cwd=PROJECT, stdout=subprocess.PIPE
     )
