@@ -22,6 +22,7 @@ from typing import IO
 
 from efface.errors import EffaceError
 from flows.devices import Device
+from tasks import forkserver
 from tasks.addresses import shown
 
 _REDRAW_SECONDS = 10.0
@@ -84,6 +85,8 @@ def reproduce(
     # DVC runs `python`: it shall be this one.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
     ours = {"PATH": path, "EFFACE_FLOW_RUN_ID": flow_run_id, **(environment or {}), **device.environment}
+    # Each stage has a DVC of its own here; what they share ends with this process, not with the first.
+    ours.setdefault(forkserver.OWNER, os.environ.get(forkserver.OWNER, str(os.getpid())))
     seen = set[str]()
 
     def heard(line: str) -> None:

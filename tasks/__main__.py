@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import EffaceError
-from tasks import environment, sharing, startup
+from tasks import environment, forkserver, sharing, startup
 from tasks.processes import leave_in_order
 
 if TYPE_CHECKING:
@@ -155,8 +155,13 @@ def track(
 
 
 def _run(stage: str, name: str | None = None, **options: Any) -> None:
-    """Check the parameters first; only then import the stage, which may take seconds, and run it."""
+    """Check the parameters first; only then import the stage, which may take seconds, and run it.
+
+    Where a fork server is at hand, all of this happens in a process that it forks.
+    """
     with _errors_in_words():
+        if not sharing.started_together():
+            forkserver.hand_over(stage)
         with startup.uncollected():
             from tasks.params import load_params
 
