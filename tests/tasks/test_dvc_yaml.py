@@ -19,6 +19,7 @@ GLUE = {
     "tasks/environment.py": "telemetry and warnings",
     "tasks/startup.py": "how packages are imported",
     "tasks/processes.py": "how processes end",
+    "tasks/forkserver/__init__.py": "where a stage's process comes from",
     "tasks/sharing.py": "how many processes do the work; that their number alters nothing is tested",
     **{
         file.relative_to(PROJECT).as_posix(): "reads values that DVC tracks one by one"
