@@ -32,16 +32,19 @@ PROBE = """
 import json, os, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from tasks import startup
 forked = "torch" in sys.modules
 Path(sys.argv[2]).write_text(json.dumps({
     "forked": forked, "process": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(),
     "arguments": sys.argv[1:], "word": os.environ.get("EFFACE_WORD"), "read": sys.stdin.read(),
+    "mark": getattr(startup, "MARK", None),
     "threads": sys.modules["torch"].get_num_threads() if forked else None,
 }))
 print("out", sys.argv[1], flush=True)
 print("err", sys.argv[1], file=sys.stderr, flush=True)
 if "wait" in sys.argv:
     try:
+        print("waiting", flush=True)
         time.sleep(60)
     finally:
         Path(sys.argv[2]).with_suffix(".left").touch()
@@ -85,6 +88,7 @@ class Project:
         assert started.stdin is not None and started.stdout is not None
         started.stdin.close()
         assert started.stdout.readline() == f"out {stage}\n"
+        assert started.stdout.readline() == "waiting\n"
         return started, self.found(stage)
 
     def left(self, stage: str) -> bool:
@@ -161,14 +165,16 @@ def test_a_stage_is_forked_with_all_that_its_process_was_given(shared):
 
 
 def test_project_code_is_read_anew_by_every_stage(shared):
-    assert shared.run("prune")[1] == 0
-    program = shared.folder / "tasks/__main__.py"
-    program.write_text(PROGRAM + "sys.exit(9)")
-    (shared.folder / "probe.py").write_text(PROBE.replace("sys.exit(int", "(int"))
+    """That of the server too, which has read it once."""
+    code = (shared.folder / "tasks/startup.py").read_text()
+    assert shared.run("prune")[0]["mark"] is None
+    (shared.folder / "tasks/startup.py").write_text(code + "MARK = 'new'\n")
+    (shared.folder / "probe.py").write_text(PROBE.replace("int(sys.argv[3])", "9"))
     try:
-        assert shared.run("prune")[1] == 9
+        found, ended, *_ = shared.run("prune")
+        assert found["forked"] and found["mark"] == "new" and ended == 9
     finally:
-        program.write_text(PROGRAM)
+        (shared.folder / "tasks/startup.py").write_text(code)
         (shared.folder / "probe.py").write_text(PROBE)
 
 
