@@ -197,6 +197,7 @@ def test_a_stage_ends_with_the_process_that_handed_it_over(shared):
     assert shared.run("prune")[0]["forked"]
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_server_and_says_so(own):
     started, found = own.waiting("vanilla")
     os.kill(found["parent"], signal.SIGKILL)
@@ -208,6 +209,7 @@ def test_a_stage_ends_with_its_server_and_says_so(own):
     until(lambda: own.run("prune")[0]["forked"])
 
 
+@pytest.mark.slow
 def test_everything_ends_with_the_owner(own):
     started, found = own.waiting("vanilla")
     own.owner.kill()

@@ -186,6 +186,7 @@ tracking.run(params_for(), Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "after"),
     [
