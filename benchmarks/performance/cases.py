@@ -52,6 +52,14 @@ def fisher(subject: Subject, clock: Clock) -> list[Row]:
         times.row(
             "loop over single samples / Fisher", size, "loop", "fisher", limit=5, at_most=False, scale=4
         ),
+        times.row(
+            "loop over single samples / forward + backward for the same weights",
+            size,
+            "loop",
+            "plain",
+            scale=4,
+            note="as much as a Fisher pass that cost nothing would gain over the loop",
+        ),
         times.row("released recipe / Fisher", size, "released", "fisher", scale=2),
         # Of a few MiB the allocator's own needs hide everything.
         *([] if size == "tiny" else _memory(subject, clock.device)),
