@@ -7,13 +7,20 @@ them; without, one is started on this machine for as long as the study lasts.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.workspaces import StudyError
+
+_SECONDS = 5.0
 
 
 def runner(kind: str, workers: int) -> TaskRunner[Any]:
@@ -41,6 +48,42 @@ def runner(kind: str, workers: int) -> TaskRunner[Any]:
             "report to; start one (make server) and set PREFECT_API_URL, or set study.runner to threads"
         )
     return made
+
+
+@contextlib.contextmanager
+def running_on(chosen: TaskRunner[Any]) -> Iterator[None]:
+    """Let the tasks of the flow that runs here run there.
+
+    A flow has its runner before it starts, but which one it shall be is said in params.yaml, and a flow that
+    a worker starts has nobody to read that first.
+
+    Raises:
+        RuntimeError: outside of a flow.
+        StudyError: if there is no cluster at the address that the environment names.
+    """
+    here = FlowRunContext.get()
+    if here is None:
+        raise RuntimeError("no flow runs here; call this inside one")
+    with contextlib.ExitStack() as stack:
+        address = getattr(chosen, "address", None) or ""
+        try:
+            _must_answer(address)
+            started = stack.enter_context(chosen.duplicate())
+            getattr(started, "client", None)  # Dask connects when it is first asked for, Ray above
+        except OSError as error:
+            raise StudyError(
+                f"no cluster for {type(chosen).__name__} answers at {address} ({error}); start it, or unset "
+                "DASK_SCHEDULER_ADDRESS or RAY_ADDRESS to have one started here (docs/scaling.md)"
+            ) from error
+        stack.enter_context(here.model_copy(update={"task_runner": started}))
+        yield
+
+
+def _must_answer(address: str) -> None:
+    """Raise OSError within seconds if nothing listens there: Ray would try for five minutes, then leave."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_SECONDS).close()
 
 
 def _dask(workers: int) -> TaskRunner[Any]:

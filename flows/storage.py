@@ -32,7 +32,12 @@ _PROBE_SECONDS = 5.0
 _PORTS = {"ssh": 22, "http": 80, "https": 443, "hdfs": 8020, "webdav": 80, "webdavs": 443}
 _PACKAGES = {"s3": "dvc-s3", "ssh": "dvc-ssh", "gs": "dvc-gs", "azure": "dvc-azure", "webdav": "dvc-webdav"}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Fetch from and share with the storage that EFFACE_REMOTE names (docs/operations.md).",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 Folder = Annotated[str, typer.Option(help="The DVC project, such as that of a run of requests.")]
 
 

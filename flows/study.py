@@ -28,7 +28,7 @@ with uncollected():
     from flows.children import StageFailed, interrupted, reproduce, terminate_all
     from flows.devices import default_workers, device
     from flows.ledger import Ledger
-    from flows.runners import runner
+    from flows.runners import runner, running_on
     from flows.running import note
     from flows.server import require_server
     from flows.summary import Row, publish
@@ -62,7 +62,15 @@ def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any
 @flow(name="study", result_serializer="json", on_running=[note])
 def study(workers: int) -> State[list[str]]:
     """Run every cell, then compare them; returns one line per cell."""
-    params = load_params()
+    try:
+        params = load_params()
+        with running_on(runner(params.study.runner, workers)):
+            return _compared(params, workers)
+    except EffaceError as error:
+        return Failed(message=str(error))
+
+
+def _compared(params: Params, workers: int) -> State[list[str]]:
     cells = cells_of(params)
     first = first_round(cells, params)
     stages = _stages(params, Ledger.open())
@@ -172,10 +180,9 @@ def main(
     signal.signal(signal.SIGINT, interrupted)
     count = workers or default_workers()
     try:
-        params = load_params()
         require_server()
-        cells_on = runner(params.study.runner, count)
-        state = study.with_options(task_runner=cells_on)(count, return_state=True)
+        runner(load_params().study.runner, count)  # a mistake is told at once, not after a server has started
+        state = study(count, return_state=True)
     except EffaceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

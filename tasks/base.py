@@ -17,7 +17,7 @@ from tasks.params import Params
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -73,8 +73,6 @@ def _point(params: Params, root: Path) -> None:
 
 def _train(params: Params, root: Path) -> None:
     """Train the sandbox's model."""
-    import torch
-
     from efface import sandbox
     from efface.models import save_model
     from efface.sandbox.pretraining import pretrain_vision
@@ -94,19 +92,7 @@ def _train(params: Params, root: Path) -> None:
         processor = sandbox.build_processor(
             tokenizer, image_size=section.image_size, patch_size=section.patch_size
         )
-        torch.manual_seed(params.seed)
-        model = sandbox.build_model(
-            tokenizer,
-            image_size=section.image_size,
-            patch_size=section.patch_size,
-            width=section.width,
-            mlp_width=section.mlp_width,
-            vision_layers=section.vision_layers,
-            language_layers=section.language_layers,
-            heads=section.heads,
-        )
-        if section.attention is not None:
-            model.set_attn_implementation(section.attention)
+        model = _untrained(params, tokenizer)
         accuracy = {}
         if "strangers" in inputs:
             pixels, labels = _strangers(strangers, processor)
@@ -140,6 +126,29 @@ def _train(params: Params, root: Path) -> None:
     seen = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     told = f"its vision tower tells {seen} on new faces" if seen else f"no strangers in {benchmark}"
     typer.echo(f"base: {folder} trained; {told}")
+
+
+def _untrained(params: Params, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The sandbox's model with random weights."""
+    import torch
+
+    from efface import sandbox
+
+    section = params.base
+    torch.manual_seed(params.seed)
+    model = sandbox.build_model(
+        tokenizer,
+        image_size=section.image_size,
+        patch_size=section.patch_size,
+        width=section.width,
+        mlp_width=section.mlp_width,
+        vision_layers=section.vision_layers,
+        language_layers=section.language_layers,
+        heads=section.heads,
+    )
+    if section.attention is not None:
+        model.set_attn_implementation(section.attention)
+    return model
 
 
 def _texts(sample: Sample) -> list[str]:

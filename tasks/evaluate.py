@@ -18,13 +18,13 @@ from tasks.artifacts import digest, read_json, recording, write_json, writing
 from tasks.params import Params
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from efface.evaluation.scoring.parts import Parts
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Score the model of that name and write `scores/<name>.parquet` and `scores/<name>.json`."""
-    from efface.evaluation.benchmarks import view_of
-    from efface.evaluation.metrics import summarise, unavailable, with_metrics
     from efface.evaluation.scoring import score
     from efface.evaluation.scoring.asking import Asking
     from efface.evaluation.scoring.prompts import draw_shots
@@ -69,25 +69,33 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         scores.insert(1, "benchmark", benchmark)
         with writing(path) as partial:
             scores.to_parquet(partial, index=False)
-        metrics = summarise(with_metrics(scores[scores["part"] == "test"]))
-        write_json(
-            path.with_suffix(".json"),
-            {
-                "model": name,
-                "digest": digest(folder),
-                "rows": len(scores),
-                "metrics": metrics,
-                "unavailable": unavailable(scores),
-                "published": view_of(scores, benchmark),
-            },
-        )
+        summary = {
+            "model": name,
+            "digest": digest(folder),
+            "rows": len(scores),
+            **_summary(scores, benchmark),
+        }
+        write_json(path.with_suffix(".json"), summary)
         parts.remove()
+    metrics = summary["metrics"]
     shown = ", ".join(
         f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
         for kind in ("forget", "retain")
         if kind in metrics
     )
     typer.echo(f"evaluate: {path} holds {len(scores)} answers of {name}; exact match with pictures: {shown}")
+
+
+def _summary(scores: pd.DataFrame, benchmark: str) -> dict[str, Any]:
+    """What a score table says of its model, for the people whose numbers count."""
+    from efface.evaluation.benchmarks import view_of
+    from efface.evaluation.metrics import summarise, unavailable, with_metrics
+
+    return {
+        "metrics": summarise(with_metrics(scores[scores["part"] == "test"])),
+        "unavailable": unavailable(scores),
+        "published": view_of(scores, benchmark),
+    }
 
 
 def _parts(

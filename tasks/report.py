@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PACKAGES = ("efface", "torch", "transformers", "datasets", "dvc", "mlflow", "prefect", "pandas", "numpy")
 CURVE = ("step", "forget_known", "retain_known", "on_front")
 TRAINED = ("unlearn", "vanilla", "retrained", "base")
+MASKING = ("saliency", "control", "importance")
 ORDER = ("base", "vanilla", "retrained", "saliency", "importance", "unlearn", "prune", "evaluate", "attack")
 
 
@@ -117,7 +118,7 @@ def build_page(params: Params, root: Path) -> Page:
         published=published(tables, str(splits["benchmark"])),
         layer_plots=_layer_plots(params, root),
         training=_training(records),
-        costs=_costs(records),
+        costs=_costs(records, root),
         gallery=gallery,
         provenance=_provenance(params, root, records),
     )
@@ -229,13 +230,20 @@ def _curves(params: Params, records: Iterable[Record]) -> dict[str, list[dict[st
     }
 
 
-def _costs(records: Iterable[Record]) -> list[Cost]:
+def _costs(records: Iterable[Record], root: Path) -> list[Cost]:
     from efface.report.page import Cost
+
+    def mask_bytes(record: Record) -> int | None:
+        path = root / "masks" / f"{record.name or record.stage}.safetensors"
+        return path.stat().st_size if record.stage in MASKING and path.is_file() else None
 
     keys = ("seconds", "peak_memory_mib", "device", "threads")
     known = {stage: index for index, stage in enumerate(ORDER)}
     in_order = sorted(records, key=lambda record: known.get(record.stage, -1))
-    return [Cost(record.label, **{key: record.content.get(key) for key in keys}) for record in in_order]
+    return [
+        Cost(record.label, **{key: record.content.get(key) for key in keys}, mask_bytes=mask_bytes(record))
+        for record in in_order
+    ]
 
 
 def _gallery(

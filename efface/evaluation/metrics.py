@@ -232,7 +232,8 @@ def _ranked(function: Callable[[Sequence[int]], float]) -> Callable[[Row], float
     return lambda row: None if given(row, "token_ranks") is None else function(row["token_ranks"])
 
 
-def _metrics() -> list[Metric]:
+def _of_answers() -> list[Metric]:
+    """Metrics of what the model says, against the right answer."""
     rouges = [
         Metric(
             f"{name}{suffix}", _rouge(name, part), f"{name.upper().replace('_', '-')} {words} of sentences"
@@ -270,6 +271,12 @@ def _metrics() -> list[Metric]:
         ),
         *rouges[1:],
         Metric("bleu", _bleu, "sentence BLEU of generated sentences"),
+    ]
+
+
+def _of_likelihoods() -> list[Metric]:
+    """Metrics of how likely the model finds given answers."""
+    return [
         Metric(
             "probability",
             _probability,
@@ -301,6 +308,12 @@ def _metrics() -> list[Metric]:
             "share of the answer that follows by itself from the shortest sufficient beginning",
             needs=("token_ranks",),
         ),
+    ]
+
+
+def _of_form() -> list[Metric]:
+    """Metrics of what the model says, whatever is right."""
+    return [
         Metric(
             "fluency",
             lambda row: float(texts.is_fluent(row["generation"], row["task"])),
@@ -316,5 +329,7 @@ def _metrics() -> list[Metric]:
     ]
 
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _metrics()}
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (*_of_answers(), *_of_likelihoods(), *_of_form())
+}
 STORED = {name: metric for name, metric in METRICS.items() if metric.stored}

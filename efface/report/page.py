@@ -62,6 +62,8 @@ class Cost:
     peak_memory_mib: float | None
     device: str | None
     threads: int | None
+    mask_bytes: int | None = None
+    """Size of the file of the mask, or of the neurons' statistics, that the stage wrote."""
 
 
 @dataclass(frozen=True)

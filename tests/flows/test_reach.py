@@ -12,7 +12,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("command", ["flows.worker", "flows.pipeline", "flows.requests run"])
+@pytest.mark.parametrize(
+    "command", ["flows.worker", "flows.pipeline", "flows.study", "flows.deploy", "flows.requests run"]
+)
 def test_an_unreachable_server_is_one_line(command):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

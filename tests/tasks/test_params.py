@@ -70,6 +70,8 @@ def mistakes_of(folder: Path, old: str, new: str) -> list[str]:
             "random",
             "add random to saliency.controls",
         ),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1, 0]", "study.seeds", "[0, 1, 0]", "names something twice"),
+        ("methods: null ", "methods: [npo, no] ", "study.methods", "no", "some of: "),
         ("controls: []", "controls: [random, random]", "saliency.controls", "random", "each control once"),
         ("  run: [relearn, ", "  run: [relern, ", "attack.run.0", "'relern'", "relearn, quantize"),
         ("  run: [relearn, ", "  run: [quantize, ", "attack", "quantize, quantize", "each attack once"),

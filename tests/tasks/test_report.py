@@ -116,7 +116,9 @@ def test_gallery_shows_people_questions_golds_and_who_was_right(study, page):
     )  # forget people with an unseen picture beside, the retain people with one
 
 
-def test_training_costs_and_provenance_are_shown(page):
+def test_training_costs_and_provenance_are_shown(page, study):
+    size = (study / "masks" / "saliency.safetensors").stat().st_size
+    assert f"{size} Bytes" in page.text or f"{size / 1024:.1f} KiB" in page.text
     assert "ended by its last step" in page.text.lower()
     assert "evaluate@manu" in page.text
     assert "0123456789abcdef" in page.text

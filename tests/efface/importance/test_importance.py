@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efface.data.encoding import Encoder, encode
@@ -168,6 +169,9 @@ def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path
     assert again.read_bytes() == path.read_bytes()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"importance.safetensors is not a whole file"):
+        load_tables(path)
+    save_file({"w": torch.zeros(1)}, path, metadata={"efface": '{"kind": "saliency_mask"}'})
+    with pytest.raises(ArtifactError, match="holds 'saliency_mask', expected neuron importance"):
         load_tables(path)
 
 

@@ -46,6 +46,13 @@ def test_maskable_are_weights_and_biases_of_linear_and_convolution_without_the_h
     assert not any(word in name for name in names for word in ("norm", "embed_tokens", "position", "lm_head"))
 
 
+def test_a_tower_without_mlp_blocks_is_refused(model):
+    for layer in model.model.vision_tower.encoder.layers:
+        layer.mlp = nn.Identity()
+    with pytest.raises(ModelError, match=r"no MLP block found in the vision part .* is not supported"):
+        anatomy(model)
+
+
 def test_a_text_only_model_is_refused():
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -305,6 +305,8 @@ def test_nothing_to_train_on_is_an_error(model, processor, pictured, written):
             terms(processor, pictured, written),
             LoopConfig(1e-3, steps=1, forget_weight=0, retain_weight=0),
         )
+    with pytest.raises(ValueError, match="set either steps or epochs"):
+        train(model, terms(processor, pictured, written), LoopConfig(1e-3))
 
 
 def test_every_parameter_on_the_path_moves(model, processor, pictured, written):
