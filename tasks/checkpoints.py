@@ -50,6 +50,6 @@ def checkpoints_for(
             )
             shutil.rmtree(other)
     checkpoints = Checkpoints(folder / key[:16], key=key)
-    if main and (folder / key[:16] / "state.json").is_file():
+    if main and checkpoints.exist():
         typer.echo(f"{stage}: resuming from the checkpoint in {folder / key[:16]}", err=True)
     return checkpoints

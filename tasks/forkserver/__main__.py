@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import forkserver, startup
-from tasks.processes import end_with_parent
+from tasks.processes import end_with_parent, leave_in_order
 
 _IDLE_SECONDS = 600.0
 _OURS = ("tasks", "efface", "flows")
@@ -161,6 +161,8 @@ def main(owner: int) -> None:
     address = forkserver.address_of(owner)
     if address is None or (listening := _listening(address)) is None:
         return
+    signal.signal(signal.SIGTERM, leave_in_order)
+    _remove_left_behind(address.parent)
     server, environment = os.getpid(), dict(os.environ)  # libraries set some themselves
     try:
         with startup.uncollected():
@@ -191,6 +193,13 @@ def _listening(address: Path) -> socket.socket | None:
     return listening
 
 
+def _remove_left_behind(folder: Path) -> None:
+    """Remove the sockets of owners that are gone, whose servers were killed."""
+    for left in folder.glob("*.socket"):
+        if not Path(f"/proc/{left.stem}").exists():
+            left.unlink(missing_ok=True)
+
+
 def _has_gpu() -> bool:
     import torch
 
@@ -201,8 +210,7 @@ def _run(request: dict[str, Any]) -> None:
     """Run a stage as `python -m tasks` does, with this project's code as it is now."""
     import torch
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ[forkserver.OWNER] = "off"

@@ -204,9 +204,13 @@ def test_a_stage_ends_with_its_server_and_says_so(own):
     assert started.wait(timeout=20) == 1
     assert started.stderr is not None and "the fork server was ended" in started.stderr.read()
     assert not is_alive(found["process"]) and own.left("vanilla")
+    (own.address.with_name("99999999.socket")).touch()
     again, code, *_ = own.run("prune")  # finds a socket that nobody listens on
     assert code == 0 and not again["forked"]
     until(lambda: own.run("prune")[0]["forked"])
+    assert not (own.address.with_name("99999999.socket")).exists()
+    os.kill(own.found("prune")["parent"], signal.SIGTERM)
+    until(lambda: not own.address.exists())
 
 
 @pytest.mark.slow

@@ -103,6 +103,10 @@ class Checkpoints:
         }
         return TrainingState(record["step"], record["history"], random, record.get("scaler", {}))
 
+    def exist(self) -> bool:
+        """Whether there is one to go on from."""
+        return self._whole() is not None
+
     @property
     def references(self) -> Path:
         """Folder beside the checkpoint for what the model said before training."""
