@@ -51,7 +51,7 @@ def params() -> None:
 
 @app.command()
 def benchmark() -> None:
-    """Generate the avatars benchmark."""
+    """Generate the embedded benchmark, or import a published one."""
     _run("benchmark")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from efface.errors import ArtifactError
 from tasks.sharing import is_first
+from tasks.usage import Usage
 
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -211,7 +212,8 @@ def recording(
     started, clock = time.time(), time.perf_counter()
     digests = {key: digest(path) for key, path in (inputs or {}).items()}
     record = RunRecord(inputs=digests)
-    yield record
+    with Usage() as usage:
+        yield record
     record.outputs.update({key: digest(path) for key, path in (outputs or {}).items()})
     path = Path(root) / "runs" / (f"{stage}@{name}.json" if name else f"{stage}.json")
     write_json(
@@ -226,6 +228,7 @@ def recording(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.perf_counter() - clock, 3),
             **_circumstances(),
+            "usage": usage.samples,
             "history": record.history,
             "summary": record.summary,
         },

@@ -56,6 +56,8 @@ class Sending:
     metrics: Mapping[str, float]
     history: Sequence[tuple[int, Mapping[str, float]]] = ()
     """Step and its values."""
+    usage: Sequence[tuple[int, Mapping[str, float]]] = ()
+    """Milliseconds after the start, and what was used of the machine then."""
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[tuple[Path, str]] = ()
     """File and the folder among the run's artifacts it goes to."""
@@ -139,6 +141,7 @@ def _child(
         params=_params(made) | _params(scored),
         metrics=_score_metrics(summary) | _cost(made) | _pruned(made),
         history=_history(made),
+        usage=_usage(made or scored),
         tags={
             **tags,
             **_ending(made),
@@ -282,6 +285,14 @@ def _history(record: Record | None) -> list[tuple[int, dict[str, float]]]:
     return [
         (int(entry["step"]), {key: float(v) for key, v in entry.items() if key != "step" and v is not None})
         for entry in entries
+    ]
+
+
+def _usage(record: Record | None) -> list[tuple[int, dict[str, float]]]:
+    samples = [] if record is None else record.content.get("usage", [])
+    return [
+        (int(1000 * sample["at"]), {key: float(value) for key, value in sample.items() if key != "at"})
+        for sample in samples
     ]
 
 

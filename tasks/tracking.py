@@ -176,6 +176,11 @@ class _Sender:
             for index, (step, values) in enumerate(sending.history)
             for key, value in values.items()
         ]
+        metrics += [  # where MLflow puts its own, so that its pages show them as system metrics
+            Metric(f"system/{key}", value, sending.started + after, index)
+            for index, (after, values) in enumerate(sending.usage)
+            for key, value in values.items()
+        ]
         metrics += [Metric(key, value, sending.ended, 0) for key, value in sending.metrics.items()]
         params = [Param(key, shown(value)) for key, value in sending.params.items()]
         tags = [RunTag(key, shown(value)[:_LONGEST_TAG]) for key, value in sending.tags.items()]

@@ -308,6 +308,14 @@ def _record(root, stage, name, rng, *, params, history=(), summary=None) -> None
         "peak_memory_mib": int(rng.integers(500, 1500)),
         "device": "cpu",
         "threads": 2,
+        "usage": [
+            {
+                "at": float(at),
+                "cpu_utilization_percentage": 90.0,
+                "process_memory_usage_megabytes": 400.0 + at,
+            }
+            for at in (1, 2)
+        ],
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "history": list(history),

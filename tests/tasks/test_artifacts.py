@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from efface.errors import ArtifactError
 from tasks.artifacts import digest, read_json, recording, write_json, writing
+from tasks.usage import Usage
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -242,6 +244,26 @@ def test_a_record_holds_what_went_in_and_came_out(tmp_path):
     assert written["seconds"] >= 0.01
     assert written["seed"] == 3
     assert written["peak_memory_mib"] > 1
+    assert [sample["at"] >= 0.01 for sample in written["usage"]] == [True]
+
+
+def test_usage_of_the_machine_is_sampled_while_the_block_works_and_stays_short(monkeypatch):
+    monkeypatch.setattr("tasks.usage._MOST", 8)
+    with Usage(every=0.01) as usage:
+        kept = bytearray(64 * 2**20)
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            pass
+    before, threads = len(usage.samples), threading.active_count()
+    assert 4 <= before <= 10
+    times = [sample["at"] for sample in usage.samples]
+    assert times == sorted(times) and times[-1] >= 0.4
+    own, whole = "process_memory_usage_megabytes", "system_memory_usage_megabytes"
+    assert all(64 < sample[own] < sample[whole] for sample in usage.samples) and len(kept)
+    assert max(sample["cpu_utilization_percentage"] for sample in usage.samples) > 1
+    with pytest.raises(KeyError), Usage(every=0.01):
+        raise KeyError
+    assert len(usage.samples) == before and threading.active_count() == threads
 
 
 def test_a_failed_stage_leaves_no_record(tmp_path):

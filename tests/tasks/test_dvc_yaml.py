@@ -26,6 +26,7 @@ GLUE = {
         for file in (PROJECT / "tasks" / "params").glob("*.py")
     },
     "tasks/artifacts.py": "moves files into place; its digests and JSON are fixed by tests",
+    "tasks/usage.py": "looks at the machine for the run records, which hold timings anyway",
     "tasks/tracking.py": "sends copies of finished results elsewhere",
     "tasks/outbox.py": "the same",
     "efface/errors.py": "words of error messages",

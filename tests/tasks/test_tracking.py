@@ -75,6 +75,14 @@ def check_numbers(client, root):
     for key in ("forget_loss", "retain_loss", "learning_rate", "retain_grad_norm"):
         logged = client.get_metric_history(runs["mmunlearner"].info.run_id, f"training/{key}")
         assert sorted((m.step, m.value) for m in logged) == [(int(e["step"]), e[key]) for e in history]
+    record = read_json(root / "runs" / "unlearn@mmunlearner.json")
+    logged = client.get_metric_history(
+        runs["mmunlearner"].info.run_id, "system/process_memory_usage_megabytes"
+    )
+    began = runs["mmunlearner"].info.start_time
+    assert [(m.timestamp - began, m.value) for m in sorted(logged, key=lambda m: m.step)] == [
+        (1000 * sample["at"], sample["process_memory_usage_megabytes"]) for sample in record["usage"]
+    ]
 
 
 def state(client):
