@@ -186,6 +186,7 @@ def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopC
         warmup_fraction=section.warmup_fraction,
         weight_decay=section.weight_decay,
         optimizer_state=shared.optimizer_state,
+        masked_step=shared.masked_step,
         prefetch=shared.prefetch,
         seed=seed,
         checkpoint_every=shared.checkpoint_every,

@@ -103,6 +103,9 @@ class Unlearn(Section):
     optimizer_state: Literal["all", "selected"]
     """all: moments of every weight that trains; selected: only of those in the mask, in runs in which nothing
     else moves (retain_weight 0), if they are at most 40 %."""
+    masked_step: Literal["plain", "compiled"]
+    """plain: mask a gradient, then make a step with it; compiled: in one pass, which pays with 100 million
+    weights or more. Compiling takes up to a minute and needs a compiler; numbers agree within rounding."""
     prefetch: bool
     """Encode the next step's batches in a thread beside the training; no influence on the result."""
     checkpoint_every: Count

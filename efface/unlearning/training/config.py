@@ -37,7 +37,9 @@ class LoopConfig:
         weight_decay: AdamW's decoupled weight decay.
         optimizer_state: ``all``: moments of every weight that trains; ``selected``: only of those that a mask
             lets change, where no retain term moves the others and the mask selects few enough
-            (``efface.unlearning.selected``).
+            (``efface.unlearning.training.masked``).
+        masked_step: ``plain``: mask a gradient, then make a step with it; ``compiled``: in one pass, which is
+            compiled first. The numbers agree within rounding.
         prefetch: encode the next step's batches in a thread beside the training.
         seed: seed of the batch order and of dropout.
         checkpoint_every: steps between checkpoints.
@@ -60,6 +62,7 @@ class LoopConfig:
     warmup_fraction: float = 0.0
     weight_decay: float = 0.0
     optimizer_state: Literal["all", "selected"] = "all"
+    masked_step: Literal["plain", "compiled"] = "plain"
     prefetch: bool = False
     seed: int = 0
     checkpoint_every: int = 100

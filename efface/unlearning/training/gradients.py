@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -16,6 +17,12 @@ from efface.unlearning.training.sharding import total_norm
 
 class Filter(Protocol):
     """Lets pass what a term may change."""
+
+    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Norm of what is left of gradients that were applied."""
+
+    def join(self, gradients: Mapping[str, Tensor], others: dict[str, Tensor]) -> None:
+        """A step comes next; others that were added to the gradients are taken out of their dict."""
 
     def apply(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is left of the gradients; theirs may be altered."""
@@ -52,12 +59,29 @@ def take_gradients(
     precision.unscale(list(found.values()))
     if mask is not None and not clip_first:
         found = mask.apply(found)
-    norm = total_norm(list(found.values()))
+    norm = total_norm(list(found.values())) if mask is None or clip_first else mask.norm(found)
     if max_norm is not None and norm > max_norm:
         torch._foreach_mul_(list(found.values()), max_norm / float(norm))
     if mask is not None and clip_first:
         found = mask.apply(found)
     return found, norm.item()
+
+
+def place_gradients(
+    updated: Mapping[str, nn.Parameter], terms: Mapping[str, dict[str, Tensor]], mask: Filter | None
+) -> None:
+    """Put the sum of the terms' gradients into what is updated, for a step.
+
+    Args:
+        updated: gets the gradients; None where no term has one.
+        terms: gradients of each term, which are emptied: one of them is in memory afterwards.
+        mask: what the gradients of ``forget`` were taken with.
+    """
+    if mask is not None and "forget" in terms:
+        mask.join(terms["forget"], terms.get("retain", {}))
+    for name, parameter in updated.items():
+        parts = [term.pop(name) for term in terms.values() if name in term]
+        parameter.grad = functools.reduce(Tensor.add_, parts) if parts else None
 
 
 def mask_for(

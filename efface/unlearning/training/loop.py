@@ -32,7 +32,7 @@ from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.training import sharding
 from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.training.config import DivergenceError, LoopConfig, LoopResult
-from efface.unlearning.training.gradients import mask_for, take_gradients
+from efface.unlearning.training.gradients import mask_for, place_gradients, take_gradients
 from efface.unlearning.training.masked import MaskedWeights, adamw, masked_weights
 from efface.unlearning.training.precision import Precision
 from efface.unlearning.training.processes import Processes
@@ -138,7 +138,8 @@ class _Run:
                 mask = {name: sharding.like(mask[name], self.trained[name]) for name in mask}
             self.masked = masked_weights(self.trained, mask, config, only=self.retain is None)
         self.updated = self.masked.updated if self.masked else self.trained
-        self.optimizer = adamw(self.updated, config, self.device)
+        maker = self.masked.optimizer if self.masked else functools.partial(adamw, self.trained)
+        self.optimizer = maker(config, self.device)
         self.state = TrainingState()
 
     def begin(self, adapter: Adapter | None, folder: Path | None) -> None:
@@ -233,14 +234,15 @@ class _Run:
                 every = self.retain.stream.batches_per_epoch // self.forget.stream.batches_per_epoch
                 if step % max(1, every) == 0:
                     forget_step = step // max(1, every)
-                    self._update([self._gradient("forget", self.forget, forget_step, record)], record)
-            self._update([self._gradient("retain", self.retain, step, record)], record)
+                    forgetting = self._gradient("forget", self.forget, forget_step, record)
+                    self._update({"forget": forgetting}, record)
+            self._update({"retain": self._gradient("retain", self.retain, step, record)}, record)
             return record
-        gradients = []
+        gradients = {}
         if self.forget is not None:
-            gradients.append(self._gradient("forget", self.forget, step, record))
+            gradients["forget"] = self._gradient("forget", self.forget, step, record)
         if self.retain is not None:
-            gradients.append(self._gradient("retain", self.retain, step, record))
+            gradients["retain"] = self._gradient("retain", self.retain, step, record)
         self._update(gradients, record)
         return record
 
@@ -300,11 +302,10 @@ class _Run:
             return value
         return float(self.processes.sum(torch.tensor([value], dtype=torch.float32, device=self.device)))
 
-    def _update(self, gradients: Sequence[dict[str, Tensor]], record: dict[str, float]) -> None:
+    def _update(self, gradients: Mapping[str, dict[str, Tensor]], record: dict[str, float]) -> None:
         """One optimizer step on the sum of gradients, which are emptied: one is in memory while it works."""
         self._guard(record)
-        for name, parameter in self.updated.items():
-            parameter.grad = _added([gradient.pop(name) for gradient in gradients if name in gradient])
+        place_gradients(self.updated, gradients, self.masked)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.masked:
@@ -389,11 +390,6 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _added(parts: Sequence[Tensor]) -> Tensor | None:
-    """The sum of tensors, in the first one's place; None if there is none."""
-    return functools.reduce(Tensor.add_, parts) if parts else None
 
 
 def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:
