@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -224,7 +225,19 @@ def _run(request: dict[str, Any]) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    runpy.run_module("tasks", run_name="__main__", alter_sys=True)
+    code: Any = 1
+    try:
+        runpy.run_module("tasks", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001  # told as an interpreter tells it at its end
+        sys.excepthook(*sys.exc_info())
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Taking apart what was imported would copy all that is shared with the server, for nothing.
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ forkserver.hand_over(sys.argv[1])
 import probe
 """
 PROBE = """
-import json, os, signal, sys, time
+import atexit, json, os, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 from tasks import startup
 forked = "torch" in sys.modules
+atexit.register(Path(sys.argv[2]).with_suffix(".end").touch)
 Path(sys.argv[2]).write_text(json.dumps({
     "forked": forked, "process": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(),
     "arguments": sys.argv[1:], "word": os.environ.get("EFFACE_WORD"), "read": sys.stdin.read(),
@@ -162,6 +163,9 @@ def test_a_stage_is_forked_with_all_that_its_process_was_given(shared):
     assert found["arguments"] == ["prune", str(shared.folder / "prune.json"), "7"]
     assert found["folder"] == str(shared.folder) and found["threads"] == 2
     assert shared.run("evaluate", OMP_NUM_THREADS="1")[0]["threads"] == 1
+    _, code, _, err = shared.run("prune", "a word")
+    assert code == 1 and err.endswith("ValueError: invalid literal for int() with base 10: 'a word'\n")
+    assert (shared.folder / "prune.end").exists()
 
 
 def test_project_code_is_read_anew_by_every_stage(shared):
