@@ -8,6 +8,7 @@ from the moment all processes are ready to the moment all are done; starting the
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -27,11 +28,13 @@ environment.apply()
 
 LIMIT = 1.6
 """Lowest acceptable gain of two processes."""
+STEP = 32
+"""People to forget in a training step, and as many to keep: after each, processes exchange all gradients."""
 WORKER = "--worker"
 
 
-def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; of several processes each does its share."""
+def jobs(people: int, width: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """What is timed, by name; of several processes each does its share. The folder is one that all see."""
     import copy
 
     import torch
@@ -63,11 +66,14 @@ def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
     parts, encoder = anatomy(model), Encoder(processor, drawn)
     encoder.batch(range(len(drawn)))  # decoded once, here: what is compared is the computing
     forget, retain = Encoder(processor, drawn[: people // 2]), Encoder(processor, drawn)
-    config = LoopConfig(learning_rate=1e-5, batch_size=8, epochs=1, accumulation_steps=2)
+    config = LoopConfig(learning_rate=1e-5, batch_size=8, epochs=1, accumulation_steps=STEP // 8)
+
+    runs = itertools.count()
 
     def unlearn() -> None:
+        references = folder / f"references-{next(runs)}"  # measured in every run, as a stage measures them
         terms = Terms(forget=forget, retain=retain, method=METHODS["npo"], settings={"beta": 0.1})
-        train(copy.deepcopy(model), terms, config, label="NPO")
+        train(copy.deepcopy(model), terms, config, references=references, label="NPO")
 
     return {
         "Fisher, per sample": lambda: fisher_diagonal(
@@ -90,7 +96,7 @@ def work(out: Path, people: int, width: int) -> None:
         torch.set_num_threads(1)
         wait = torch.distributed.barrier if torch.distributed.is_initialized() else lambda: None
         seconds = {}
-        for name, job in jobs(people, width).items():
+        for name, job in jobs(people, width, out.parent).items():
             job()  # warms up
             wait()
             started = time.perf_counter()
@@ -124,11 +130,11 @@ def measured(count: int, people: int, width: int) -> dict[str, float]:
 
 def main(
     processes: Annotated[int, typer.Option(min=2, help="How many share the work.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 2,
     people: Annotated[
         int, typer.Option(min=8, help="Half as many samples are forgotten, twice as many kept.")
-    ] = 64,
-    width: Annotated[int, typer.Option(min=16, help="Width of the model.")] = 192,
+    ] = 256,
+    width: Annotated[int, typer.Option(min=16, help="Width of the model.")] = 384,
 ) -> None:
     """Time all jobs and print the table; exit status 1 if two processes gain less than the limit."""
     best: dict[int, dict[str, float]] = {1: {}, processes: {}}
@@ -137,8 +143,8 @@ def main(
             for name, seconds in measured(count, people, width).items():
                 best[count][name] = min(seconds, best[count].get(name, seconds))
     typer.echo(
-        f"{2 * people} samples, width {width}, {platform.machine()}, {os.cpu_count()} cores, one thread "
-        f"each, best of {rounds}"
+        f"{2 * people} samples, width {width}, steps of {STEP} to forget and {STEP} to keep, "
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread each, best of {rounds}"
     )
     typer.echo(f"| work | 1 process, s | {processes} processes, s | gain |\n|---|---:|---:|---:|")
     gains = {}

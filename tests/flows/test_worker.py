@@ -18,6 +18,7 @@ import pytest
 from flows.storage import REMOTE
 from flows.watcher import MARK, marked
 from tests.flows.conftest import Server, wait_until
+from tests.flows.test_requests import ASKED, outcome, splits
 from tests.flows.test_whole_runs import Copy, make_copy, until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -59,9 +60,9 @@ class Site:
             self.worker.wait()
         wait_until(lambda: marked(self.mark) == [], 30)
 
-    def run(self, deployment: str, **parameters: Any) -> str:
-        """Ask for a run; its id."""
-        found = self.server.get(f"deployments/name/pipeline/{deployment}")
+    def run(self, flow: str, **parameters: Any) -> str:
+        """Ask for a run of the deployment of the flow's name; its id."""
+        found = self.server.get(f"deployments/name/{flow}/{flow}")
         made = self.server.post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
         return str(made["id"])
 
@@ -234,3 +235,21 @@ def test_the_server_stopped_and_started_in_mid_training_loses_nothing(site):
     next_one = site.run("pipeline", target="vanilla")
     site.completed(next_one)
     assert {task["state"]["name"] for task in site.task_runs(next_one)} == {"Cached"}
+
+
+def test_a_pending_request_is_worked_off_by_the_deployed_flow(site):
+    """What its schedule would start, on the worker: gates that let pass, since the model knows little."""
+    for gate in ("forget_at_most: 0.35", "retain_at_least: 0.9", "utility_at_least: 0.9"):
+        name, _, _ = gate.partition(":")
+        site.copy.edit("params.yaml", rf"^    {gate} .*", f"    {name}: {int(name.endswith('most'))}.0")
+    if site.worker is None:
+        site.start_worker()
+    site.completed(site.run("pipeline", target="vanilla"))
+    somebody = splits(site.copy, "data")["entities"]["retain"][0]
+    site.copy.run("flows.requests", "add", "--id", "W", "--subject", somebody, *ASKED)
+    run = site.run("requests")
+    site.completed(run)
+    state = outcome(site.copy, "W")
+    assert state["status"] == "candidate" and state["version"] == 2
+    assert "version 2 is in production; done: W" in site.copy.run("flows.requests", "promote")
+    assert "1 certificates hold" in site.copy.run("flows.requests", "verify")

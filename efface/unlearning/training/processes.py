@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+_LARGE_BYTES = 2**18
+"""Tensors from this size on travel alone, and are summed where they are."""
 _BUCKET_BYTES = 2**25
 
 
@@ -53,10 +55,15 @@ class Processes:
         """
         if self.count == 1:
             return
+        under_way = []
         for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            torch.distributed.all_reduce(flat)
-            parts = flat.split([tensor.numel() for tensor in bucket])
+            alone = len(bucket) == 1 and bucket[0].is_contiguous()
+            sent = bucket[0] if alone else torch.cat([tensor.reshape(-1) for tensor in bucket])
+            work = torch.distributed.all_reduce(sent, async_op=True)
+            under_way.append((work, sent, [] if alone else bucket))
+        for work, sent, bucket in under_way:
+            work.wait()
+            parts = sent.split([tensor.numel() for tensor in bucket]) if bucket else ()
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -74,9 +81,14 @@ class Processes:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors in the order given, together while they are of one dtype and not too large."""
+    """Tensors that travel together: large ones alone, the others while they are of one dtype and not too
+    many.
+    All processes get the same answer for the same shapes."""
     bucket: list[Tensor] = []
     for tensor in tensors:
+        if tensor.nbytes >= _LARGE_BYTES:
+            yield [tensor]
+            continue
         size = sum(each.nbytes for each in bucket) + tensor.nbytes
         if bucket and (size > _BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
             yield bucket

@@ -118,9 +118,11 @@ def test_sharded_weights_end_as_those_of_one_process(tmp_path, masked):
         assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_small_tensors_travel_together_in_order_and_dtypes_apart():
-    sizes = [(2**22,), (3,), (2**23, 1), (5, 2), (7,)]
+def test_small_tensors_travel_together_large_ones_alone_and_dtypes_apart():
+    sizes = [(2**16,), (3,), (2**23, 1), (5, 2), (7,)]
     tensors = [torch.zeros(size) for size in sizes] + [torch.zeros(4, dtype=torch.float64)]
-    buckets = list(_buckets(tensors))
-    assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
-    assert [len(bucket) for bucket in buckets] == [2, 1, 2, 1]
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
+    buckets = [[places[id(tensor)] for tensor in bucket] for bucket in _buckets(tensors)]
+    assert buckets == [[0], [2], [1, 3, 4], [5]]
+    many = [torch.zeros(2**15) for _ in range(2**9)]
+    assert [len(bucket) for bucket in _buckets(many)] == [2**8, 2**8]
