@@ -130,6 +130,7 @@ def _wait(connection: socket.socket) -> None:
     }
     body = json.dumps(request).encode()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     with contextlib.suppress(OSError), connection.makefile("rb") as answers:
         socket.send_fds(connection, [len(body).to_bytes(4, "big")], [0, 1, 2])
         connection.sendall(body)

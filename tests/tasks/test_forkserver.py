@@ -53,6 +53,10 @@ sys.exit(int(sys.argv[3]))
 """
 
 
+def _as_in_a_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+
 @dataclass
 class Project:
     """A folder with a small `tasks`, the fork server's files among them, and an owner for servers."""
@@ -72,6 +76,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_as_in_a_terminal,
         )
 
     def run(self, stage: str, *arguments: str, **variables: str) -> tuple[dict[str, Any], int, str, str]:
