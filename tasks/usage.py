@@ -34,7 +34,6 @@ class Usage:
         import psutil
 
         self._process, self._began = psutil.Process(), time.perf_counter()
-        psutil.cpu_percent()  # the next call tells what has been used since this one
         self._thread.start()
         return self
 
@@ -43,13 +42,17 @@ class Usage:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self.samples.append(self._now())
 
     def _watch(self) -> None:
-        while not self._over.wait(self._every):
+        import psutil
+
+        psutil.cpu_percent()  # the next call in this thread tells what has been used since
+        over = False
+        while not over:
+            over = self._over.wait(self._every)
             self.samples.append(self._now())
             if len(self.samples) > _MOST:
-                self.samples = self.samples[1::2]
+                self.samples = self.samples[::-2][::-1]  # the last one stays
                 self._every *= 2
 
     def _now(self) -> dict[str, float]:

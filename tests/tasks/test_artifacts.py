@@ -248,19 +248,20 @@ def test_a_record_holds_what_went_in_and_came_out(tmp_path):
 
 
 def test_usage_of_the_machine_is_sampled_while_the_block_works_and_stays_short(monkeypatch):
-    monkeypatch.setattr("tasks.usage._MOST", 8)
-    with Usage(every=0.01) as usage:
+    monkeypatch.setattr("tasks.usage._MOST", 6)
+    with Usage(every=0.05) as usage:
         kept = bytearray(64 * 2**20)
-        end = time.monotonic() + 0.4
+        end = time.monotonic() + 0.8
         while time.monotonic() < end:
             pass
     before, threads = len(usage.samples), threading.active_count()
-    assert 4 <= before <= 10
+    assert 3 <= before <= 8
     times = [sample["at"] for sample in usage.samples]
-    assert times == sorted(times) and times[-1] >= 0.4
+    assert times == sorted(times) and times[-1] >= 0.8
     own, whole = "process_memory_usage_megabytes", "system_memory_usage_megabytes"
     assert all(64 < sample[own] < sample[whole] for sample in usage.samples) and len(kept)
-    assert max(sample["cpu_utilization_percentage"] for sample in usage.samples) > 1
+    busy = [sample["cpu_utilization_percentage"] for sample in usage.samples[:-1]]
+    assert min(busy) > 1, "from the first on, and of the time since the one before"
     with pytest.raises(KeyError), Usage(every=0.01):
         raise KeyError
     assert len(usage.samples) == before and threading.active_count() == threads
