@@ -68,12 +68,15 @@ def hand_over(stage: str) -> None:
 def address_of(owner: int) -> Path | None:
     """Where the fork server of a process listens: a socket in a folder that this user alone may enter.
 
-    None if there is no such folder to be had, because its place is taken by somebody else's: nobody else
-    shall run anything as us.
+    None if there is no such folder to be had, because its place is taken, by somebody else's for instance:
+    nobody else shall run anything as us.
     """
     folder = Path(tempfile.gettempdir()) / f"efface-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
     private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     return folder / f"{owner}.socket" if private else None
 
@@ -118,7 +121,10 @@ def _wait(connection: socket.socket) -> None:
     """Ask for this process's command; end as it ends, or return if the server does not run it."""
     from tasks.processes import end_with_parent
 
+    had: list[int] = []
+
     def pass_on(number: int, frame: FrameType | None) -> None:
+        had.append(number)
         with contextlib.suppress(OSError):
             connection.send(bytes([number]))
 
@@ -131,6 +137,7 @@ def _wait(connection: socket.socket) -> None:
     body = json.dumps(request).encode()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    started = ended = b""
     with contextlib.suppress(OSError), connection.makefile("rb") as answers:
         socket.send_fds(connection, [len(body).to_bytes(4, "big")], [0, 1, 2])
         connection.sendall(body)
@@ -139,9 +146,12 @@ def _wait(connection: socket.socket) -> None:
         end_with_parent()
         if started := answers.readline():
             ended = answers.readline()
-            raise SystemExit(int(ended) if ended else _abandoned(int(started)))
+    if started:
+        raise SystemExit(int(ended) if ended else _abandoned(int(started)))
     for number, handler in before.items():
         signal.signal(number, handler)
+    for number in had:  # while there was still hope
+        os.kill(os.getpid(), number)
 
 
 def _abandoned(process: int) -> int:

@@ -80,8 +80,8 @@ class Server:
         head, job.descriptors, _, _ = socket.recv_fds(job.connection, 4, 3)
         if len(head) != 4 or len(job.descriptors) != 3:
             return None  # it only looked whether somebody listens
-        with job.connection.makefile("rb") as stream:
-            request = json.loads(stream.read(int.from_bytes(head, "big")))
+        # No more than that: a signal to pass on may be right behind.
+        request = json.loads(job.connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
         same = request["prefix"] == sys.prefix
         same &= forkserver.settings(request["environment"]) == self._environment
         return request if same else None
@@ -112,6 +112,8 @@ class Server:
 
     def _pass_on(self, job: _Job) -> None:
         """A client had a signal, or is gone: then the stage has to go too."""
+        if job not in self._jobs:  # it has just ended
+            return
         try:
             heard = job.connection.recv(1)
         except OSError:
@@ -220,8 +222,10 @@ def _run(request: dict[str, Any]) -> None:
     sys.path[0] = request["folder"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    Path("/proc/self/comm").write_text(" ".join(request["arguments"])[:15])  # for `top` and `ps -o comm`
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(int(wanted) if wanted.isdecimal() else len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError):  # a name for `top` and `ps -o comm`, where one may be given
+        Path("/proc/self/comm").write_text(" ".join(request["arguments"])[:15])
     for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
         del sys.modules[name]
     importlib.invalidate_caches()

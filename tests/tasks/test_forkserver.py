@@ -206,6 +206,18 @@ def test_a_stage_ends_with_the_process_that_handed_it_over(shared):
     assert shared.run("prune")[0]["forked"]
 
 
+def test_a_stage_and_who_handed_it_over_may_be_gone_at_once(shared):
+    started, found = shared.waiting("vanilla")
+    os.kill(found["parent"], signal.SIGSTOP)  # it hears of both ends together
+    os.kill(found["process"], signal.SIGKILL)
+    until(lambda: not is_alive(found["process"]))
+    started.kill()
+    started.wait()
+    os.kill(found["parent"], signal.SIGCONT)
+    again, *_ = shared.run("prune")
+    assert again["forked"] and again["parent"] == found["parent"]
+
+
 @pytest.mark.slow
 def test_a_stage_ends_with_its_server_and_says_so(own):
     started, found = own.waiting("vanilla")
@@ -247,4 +259,7 @@ def test_without_dvc_or_when_told_so_a_stage_neither_looks_for_a_server_nor_star
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"efface-{os.getuid()}").mkdir(mode=0o755)
+    assert forkserver.address_of(1) is None
+    (tmp_path / f"efface-{os.getuid()}").rmdir()
+    (tmp_path / f"efface-{os.getuid()}").touch()
     assert forkserver.address_of(1) is None
