@@ -22,8 +22,8 @@ from typing import IO
 
 from efface.errors import EffaceError
 from flows.devices import Device
-from tasks import forkserver
-from tasks.addresses import shown
+from tasks.runtime import forkserver
+from tasks.tracking.addresses import shown
 
 _REDRAW_SECONDS = 10.0
 _LAST_LINES = 15
@@ -229,7 +229,7 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _main() -> int:
-    from tasks.processes import end_with_parent, leave_in_order
+    from tasks.runtime.processes import end_with_parent, leave_in_order
 
     signal.signal(signal.SIGTERM, leave_in_order)  # DVC takes back its notes of who is at work on what
     signal.signal(signal.SIGINT, lambda number, frame: None)  # Ctrl-C is the flow's, which ends its children

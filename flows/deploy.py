@@ -13,7 +13,7 @@ import typer
 from efface.errors import EffaceError
 from flows.devices import gpus
 from flows.server import require_server
-from tasks import environment
+from tasks.runtime import environment
 
 FILE = Path("prefect.yaml")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efface.errors import EffaceError
-from tasks.sharing import COUNT, wanted
+from tasks.runtime.sharing import COUNT, wanted
 
 _POLL_SECONDS = 0.5
 

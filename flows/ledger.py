@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
-from tasks.startup import uncollected
+from tasks.runtime.startup import uncollected
 
 LOCK_FILE = Path("dvc.lock")
 _BUSY = Path(".dvc/tmp/lock")

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from tasks import environment
-from tasks.startup import uncollected
+from tasks.runtime import environment
+from tasks.runtime.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
 with uncollected():
@@ -28,7 +28,7 @@ with uncollected():
     from flows.server import require_server
     from flows.stages import Stages
     from flows.watcher import watch_over_this_process
-    from tasks.params import load_params
+    from tasks.config import load_params
 
 # One thread per stage that waits for another; how many compute at once is `workers`.
 _RUNNER = ThreadPoolTaskRunner(max_workers=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from efface.errors import EffaceError
-from tasks.addresses import shown
+from tasks.tracking.addresses import shown
 
 _SECONDS = 5.0
 

@@ -19,7 +19,7 @@ from flows.children import ChildFailed, StageFailed, reproduce, terminate_all
 from flows.devices import default_workers, device
 from flows.ledger import Ledger, ProjectError
 from flows.summary import DONE, Row, publish
-from tasks.sharing import processes_of
+from tasks.runtime.sharing import processes_of
 
 _OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemoryError")
 

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import typer
 
 from efface.errors import EffaceError
-from tasks.addresses import shown
-from tasks.artifacts import disk_is_full
+from tasks.runtime.artifacts import disk_is_full
+from tasks.tracking.addresses import shown
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

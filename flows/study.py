@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tasks import environment
-from tasks.startup import uncollected
+from tasks.runtime import environment
+from tasks.runtime.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
 with uncollected():
@@ -34,9 +34,9 @@ with uncollected():
     from flows.summary import Row, publish
     from flows.watcher import watch_over_this_process
     from flows.workspaces import Cell, cells_of, first_round, prepare
-    from tasks import study as results
-    from tasks.params import YARDSTICKS, Params, load_params
-    from tasks.sharing import wanted
+    from tasks.config import YARDSTICKS, Params, load_params
+    from tasks.runtime.sharing import wanted
+    from tasks.studies import comparison as results
 
 _UNFINISHED = ("failed", "not run")
 _MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}

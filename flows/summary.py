@@ -12,8 +12,8 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from efface.errors import ArtifactError
-from tasks.addresses import shown
-from tasks.artifacts import read_json
+from tasks.runtime.artifacts import read_json
+from tasks.tracking.addresses import shown
 
 REPORT = Path("data/report/index.html")
 PLOTS = Path("data/report/plots")

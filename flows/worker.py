@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from tasks import environment
+from tasks.runtime import environment
 
 environment.apply()  # before Prefect is imported: it reads its settings then
 
 from efface.errors import EffaceError  # noqa: E402
 from flows.server import require_server  # noqa: E402
-from tasks.addresses import shown  # noqa: E402
+from tasks.tracking.addresses import shown  # noqa: E402
 
 
 def main(

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
-from tasks.artifacts import writing
-from tasks.params import SECTIONS, Params, checked
-from tasks.params.file import read
+from tasks.config import SECTIONS, Params, checked
+from tasks.config.file import read
+from tasks.runtime.artifacts import writing
 
 FOLDER = Path(".study")
 _CODE = ("efface", "tasks")

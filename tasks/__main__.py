@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import EffaceError
-from tasks import environment, forkserver, sharing, startup
-from tasks.processes import leave_in_order
+from tasks.runtime import environment, forkserver, sharing, startup
+from tasks.runtime.processes import leave_in_order
 
 if TYPE_CHECKING:
-    from tasks.params import Params
+    from tasks.config import Params
 
 app = typer.Typer(
     help="Run one stage of the pipeline (normally `dvc repro` or `python -m flows.pipeline` does).",
@@ -43,7 +43,7 @@ def main(
 def params() -> None:
     """Check params.yaml and run nothing."""
     with _errors_in_words():
-        from tasks.params import load_params
+        from tasks.config import load_params
 
         profile = load_params().avatars.profile
         typer.echo(f"params.yaml is in order; profile {profile}")
@@ -163,7 +163,7 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
         if not sharing.started_together():
             forkserver.hand_over(stage)
         with startup.uncollected():
-            from tasks.params import load_params
+            from tasks.config import load_params
 
             loaded = load_params()
         if name is not None:
@@ -182,7 +182,7 @@ def _run(stage: str, name: str | None = None, **options: Any) -> None:
 
 
 def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
-    from tasks.params.evaluation import ATTACKS
+    from tasks.config.evaluation import ATTACKS
 
     listed = {
         "control": loaded.saliency.controls,
@@ -202,7 +202,7 @@ def _must_be_listed(stage: str, name: str, loaded: Params) -> None:
 def _end_with_starter() -> None:
     """Ask the kernel for SIGTERM when DVC or a launcher that started us dies: nothing stays on the device."""
     if "DVC_STAGE" in os.environ or sharing.started_together():
-        from tasks.processes import end_with_parent
+        from tasks.runtime.processes import end_with_parent
 
         end_with_parent(sharing.launcher())
 
@@ -218,7 +218,7 @@ def _errors_in_words() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2 if type(error).__name__ == "ParamsError" else 1) from None
     except Exception as error:
-        from tasks.artifacts import disk_is_full
+        from tasks.runtime.artifacts import disk_is_full
 
         if os.environ.get("EFFACE_DEBUG") or not disk_is_full(error):
             raise

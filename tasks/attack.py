@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.data.samples import Sample, read_samples
-from tasks.artifacts import digest, read_json, recording, write_json, writing
+from tasks.config import Params
 from tasks.evaluate import drawn
-from tasks.params import Params
-from tasks.results import read_splits
+from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
+from tasks.runtime.results import read_splits
 
 if TYPE_CHECKING:
     import pandas as pd

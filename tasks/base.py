@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from efface.data.samples import Sample, read_samples
-from tasks.artifacts import read_json, recording, writing
-from tasks.params import Params
+from tasks.config import Params
+from tasks.runtime.artifacts import read_json, recording, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +32,11 @@ def _point(params: Params, root: Path) -> None:
     """Check without loading weights that the model can be worked with, and write `models/base/model.json`."""
     from dataclasses import replace
 
-    from efface.data.encoding import prompt_of
+    from efface.encoding import prompt_of
     from efface.models import anatomy
     from efface.models.fitting import check_processor, prepare_processor
     from efface.models.loading import Source, write_pointer
-    from efface.outline import outline
+    from efface.models.outline import outline
 
     section, folder = params.base, root / "models" / "base"
     source = Source(

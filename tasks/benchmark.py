@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from efface.data.benchmarks import LAYOUTS, ROOTS
-from tasks.artifacts import writing
-from tasks.params import Params
+from tasks.config import Params
+from tasks.runtime.artifacts import writing
 
 
 def run(params: Params, root: Path = Path("data")) -> None:

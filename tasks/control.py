@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from efface.data.samples import read_samples
-from tasks.artifacts import recording, writing
-from tasks.params import Params
-from tasks.sharing import is_first
-from tasks.trained import load_for_training
+from tasks.config import Params
+from tasks.runtime.artifacts import recording, writing
+from tasks.runtime.loading import load_for_training
+from tasks.runtime.sharing import is_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 def _forget_gradient(
     loaded: LoadedModel, parameters: list[str], table: Path, params: Params
 ) -> dict[str, Tensor]:
-    from efface.data.encoding import Encoder, draw
+    from efface.encoding import Encoder, draw
     from efface.processes import share
     from efface.saliency.fisher import mean_gradient
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.data.samples import SETS, Sample, read_samples
-from tasks.artifacts import digest, read_json, recording, write_json, writing
-from tasks.params import Params
+from tasks.config import Params
+from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
 
 if TYPE_CHECKING:
     import pandas as pd

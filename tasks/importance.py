@@ -10,16 +10,16 @@ import typer
 
 from efface.data.samples import Sample, read_samples
 from efface.errors import DataError
-from tasks.artifacts import digest, recording, writing
-from tasks.params import Params
-from tasks.params.attribution import Importance
-from tasks.sharing import is_first
+from tasks.config import Params
+from tasks.config.attribution import Importance
+from tasks.runtime.artifacts import digest, recording, writing
+from tasks.runtime.sharing import is_first
 
 if TYPE_CHECKING:
-    from efface.importance import ActivationStatistics
-    from efface.importance.scores import Tables
-    from efface.importance.statistics import Units
     from efface.models import MLP, LoadedModel
+    from efface.neurons import ActivationStatistics
+    from efface.neurons.scores import Tables
+    from efface.neurons.statistics import Units
 
 Pairs = dict[str, list[tuple[Sample, Sample]]]
 """Per split, facts with a picture and the same facts in words."""
@@ -27,8 +27,8 @@ Pairs = dict[str, list[tuple[Sample, Sample]]]
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure activations on the vanilla model and write `masks/importance.safetensors`."""
-    from efface.importance.files import save_importance
     from efface.models import anatomy, load_model, weights_digest
+    from efface.neurons.files import save_importance
 
     section = params.importance
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -61,7 +61,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
 def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample]]:
     """Multimodal samples, each with the text rendering of the same fact."""
-    from efface.data.encoding import draw
+    from efface.encoding import draw
 
     text = {s.pair_id: s for s in read_samples(table, split=split, part="train", modality="text")}
     pictured = read_samples(table, split=split, part="train", modality="multimodal")
@@ -77,8 +77,8 @@ def _paper(
     loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
 ) -> tuple[Tables, list[Units]]:
     """Both renderings of both sets compared, neuron by neuron."""
-    from efface.importance.scores import paper_tables
-    from efface.importance.statistics import neuron_units
+    from efface.neurons.scores import paper_tables
+    from efface.neurons.statistics import neuron_units
 
     statistics = {}
     for split, drawn in pairs.items():
@@ -95,8 +95,8 @@ def _measure(
     loaded: LoadedModel, mlps: list[MLP], pairs: list[tuple[Sample, Sample]], section: Importance, split: str
 ) -> dict[str, dict[str, ActivationStatistics]]:
     """Statistics of both renderings; a mid-grey picture stands in for the picture that text does not have."""
-    from efface.data.encoding import Encoder
-    from efface.importance import activation_statistics
+    from efface.encoding import Encoder
+    from efface.neurons import activation_statistics
     from efface.processes import share
 
     def measure(samples: list[Sample], blocks: list[MLP], label: str) -> dict[str, ActivationStatistics]:
@@ -118,8 +118,8 @@ def _official_code(
     loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
 ) -> tuple[Tables, list[Units]]:
     """The vision tower on pictures, the decoder on words, output row by output row."""
-    from efface.data.encoding import Encoder
-    from efface.importance.official_code import official_tables, output_statistics, output_units
+    from efface.encoding import Encoder
+    from efface.neurons.official_code import official_tables, output_statistics, output_units
     from efface.processes import share
 
     units = output_units(loaded.model, mlps)

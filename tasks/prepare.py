@@ -14,8 +14,8 @@ from efface.data.benchmarks.reading import BadRows, BenchmarkData, Forgetting
 from efface.data.samples import Sample, validated, write_samples
 from efface.data.splits import draw_validation, with_people, with_validation
 from efface.errors import DataError
-from tasks.artifacts import write_json, writing
-from tasks.params import Params
+from tasks.config import Params
+from tasks.runtime.artifacts import write_json, writing
 
 
 def run(params: Params, root: Path = Path("data")) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tasks.artifacts import recording, write_json, writing
-from tasks.params import Params
-from tasks.params.pruning import PruningMethod, Recovery
-from tasks.readme import write_readme
+from tasks.config import Params
+from tasks.config.pruning import PruningMethod, Recovery
+from tasks.runtime.artifacts import recording, write_json, writing
+from tasks.tracking.readme import write_readme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Prune with the method of that name and write `models/unlearned/<name>`."""
-    from efface.importance.files import load_tables
     from efface.models import load_model, save_model
-    from efface.pruning.neurons import held, neuron_regions, output_regions, zero_neurons, zero_outputs
+    from efface.neurons.files import load_tables
+    from efface.neurons.pruning import held, neuron_regions, output_regions, zero_neurons, zero_outputs
     from efface.saliency.files import require_model
 
     section = params.prune.methods[name]
@@ -72,7 +72,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 def _select(
     section: PruningMethod, tables: Any, units: list[Any], variant: str, seed: int
 ) -> dict[str, Tensor]:
-    from efface.importance.selection import random_neurons, ranking, select_highest
+    from efface.neurons.selection import random_neurons, ranking, select_highest
 
     drawn = section.selection == "random"  # as many per module as the method's own ranking would take
     scores = ranking(tables, "importance" if drawn else section.selection, variant=variant)

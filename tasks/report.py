@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.errors import ArtifactError
-from tasks.artifacts import read_json, write_json, writing
-from tasks.cards import write_cards
-from tasks.params import Params
-from tasks.results import (
+from tasks.config import Params
+from tasks.runtime.artifacts import read_json, write_json, writing
+from tasks.runtime.results import (
     RESTORE,
     Record,
     locked_digests,
@@ -24,7 +23,8 @@ from tasks.results import (
     read_scores,
     read_splits,
 )
-from tasks.salt import salt_of
+from tasks.runtime.salt import salt_of
+from tasks.tracking.cards import write_cards
 
 if TYPE_CHECKING:
     import pandas as pd

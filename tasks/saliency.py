@@ -10,16 +10,16 @@ import typer
 
 from efface.data.samples import Sample, read_samples
 from efface.errors import DataError, EffaceError
-from tasks.artifacts import digest, recording, writing
-from tasks.params import Params
-from tasks.params.attribution import Saliency
-from tasks.sharing import is_first
-from tasks.trained import load_for_training
+from tasks.config import Params
+from tasks.config.attribution import Saliency
+from tasks.runtime.artifacts import digest, recording, writing
+from tasks.runtime.loading import load_for_training
+from tasks.runtime.sharing import is_first
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from efface.data.encoding import Inputs
+    from efface.encoding import Inputs
     from efface.masks import PackedMask
     from efface.models import LoadedModel
     from efface.saliency.variants import Recipe
@@ -87,7 +87,7 @@ def _measured_mask(
     loaded: LoadedModel, plan: Recipe, facts: Sequence[Sample], section: Saliency, seed: int, folder: Path
 ) -> PackedMask:
     """The mask of all weights that are measured; each measurement has a preserve set of its own."""
-    from efface.data.encoding import Encoder, draw
+    from efface.encoding import Encoder, draw
     from efface.masks import PackedMask
     from efface.processes import share
     from efface.saliency.variants import is_forget

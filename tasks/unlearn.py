@@ -10,17 +10,17 @@ import typer
 
 from efface.data.samples import read_samples
 from efface.errors import DataError
-from tasks.artifacts import recording, writing
-from tasks.checkpoints import checkpoints_for
-from tasks.params import Params
-from tasks.params.unlearning import Unlearn, UnlearningMethod
-from tasks.readme import write_readme
-from tasks.sharing import is_first
-from tasks.trained import load_for_training
+from tasks.config import Params
+from tasks.config.unlearning import Unlearn, UnlearningMethod
+from tasks.runtime.artifacts import recording, writing
+from tasks.runtime.checkpoints import checkpoints_for
+from tasks.runtime.loading import load_for_training
+from tasks.runtime.sharing import is_first
+from tasks.tracking.readme import write_readme
 
 if TYPE_CHECKING:
-    from efface.lora import Adapter
     from efface.models import LoadedModel
+    from efface.models.lora import Adapter
     from efface.unlearning import UnlearningResult
     from efface.unlearning.training.checkpoint import Checkpoints
     from efface.unlearning.training.config import LoopConfig
@@ -127,7 +127,7 @@ def _train(
 
 def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
     """Draws the questions of the forget-retain curve: facts of a word or a few, which are right or wrong."""
-    from efface.data.encoding import Encoder, draw
+    from efface.encoding import Encoder, draw
     from efface.unlearning.training.watch import Watch
 
     curve = params.unlearn.curve

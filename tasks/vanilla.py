@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.finetuning import finetune_stage
-from tasks.params import Params
+from tasks.config import Params
+from tasks.runtime.finetuning import finetune_stage
 
 
 def run(params: Params, root: Path = Path("data")) -> None:

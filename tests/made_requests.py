@@ -13,11 +13,11 @@ import yaml
 from safetensors.numpy import save_file
 
 from efface.data.samples import write_samples
-from tasks.artifacts import digest, write_json
-from tasks.params import Params, load_params
+from tasks.config import Params, load_params
 from tasks.requests import finishing, planning
 from tasks.requests.intake import read_requests
 from tasks.requests.registry import Registry
+from tasks.runtime.artifacts import digest, write_json
 from tests.made_study import _questions, _sample, score_table
 
 PROJECT = Path(__file__).parents[1]

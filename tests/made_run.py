@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.params import Params, load_params
+from tasks.config import Params, load_params
 
 PROJECT = Path(__file__).resolve().parents[1]
 SMALL = {

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 from efface.data.samples import Sample, write_samples
-from tasks.artifacts import digest
-from tasks.params import load_params
+from tasks.config import load_params
+from tasks.runtime.artifacts import digest
 
 SKILL = {  # share right: forget by picture, forget by name, retain, everything else
     "base": (0.04, 0.05, 0.04, 0.9),

@@ -16,7 +16,12 @@ FORBIDDEN = {
     "flows": {"torch", "transformers", "datasets", "mlflow"},
 }
 ONLY_HERE = {
-    "mlflow": {"tasks/registry.py", "tasks/requests/registry.py", "tasks/store.py", "tasks/tracking.py"}
+    "mlflow": {
+        "tasks/tracking/registry.py",
+        "tasks/requests/registry.py",
+        "tasks/tracking/store.py",
+        "tasks/tracking/sending.py",
+    }
 }
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from efface.data.samples import write_samples
 from efface.models import save_model
-from tasks.artifacts import write_json
-from tasks.params import Params, load_params
+from tasks.config import Params, load_params
+from tasks.runtime.artifacts import write_json
 from tests.efface.conftest import sample
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from efface.answers import answer_log_probs
-from efface.data.encoding.batches import Inputs, split, to_device
+from efface.encoding.answers import answer_log_probs
+from efface.encoding.batches import Inputs, split, to_device
 from efface.models.anatomy import image_token_id
 from efface.processes import sum_over_processes
 from efface.saliency.accumulators import Place, accumulators

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from efface.answers import answer_log_probs
-from efface.data.encoding.batches import Inputs
+from efface.encoding.answers import answer_log_probs
+from efface.encoding.batches import Inputs
 
 Layer = nn.Linear | nn.Conv2d
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from efface.data.encoding import Encoder, draw
 from efface.data.samples import Sample
+from efface.encoding import Encoder, draw
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import LoopConfig, LoopResult
 from efface.unlearning.training.loop import Terms, train

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from efface.answers import answer_log_probs
-from efface.data.encoding import Inputs
 from efface.data.samples import Sample
+from efface.encoding import Inputs
+from efface.encoding.answers import answer_log_probs
 from efface.errors import EffaceError
 from efface.settings import Schema, Settings
 from efface.unlearning import methods

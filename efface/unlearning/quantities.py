@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efface.answers import answer_log_probs
-from efface.data.encoding import IGNORED, Inputs
+from efface.encoding import IGNORED, Inputs
+from efface.encoding.answers import answer_log_probs
 from efface.errors import ModelError
 from efface.settings import Settings
 

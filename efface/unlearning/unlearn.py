@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from efface.data.encoding import Encoder
 from efface.data.samples import Sample
+from efface.encoding import Encoder
 from efface.settings import Settings, check
 from efface.unlearning.method import METHODS, Method
 from efface.unlearning.training.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ from efface.unlearning.training.watch import Watch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from efface.lora import Adapter
+    from efface.models.lora import Adapter
 
 UnlearningResult = LoopResult
 """How an unlearning run went: unlearning is the loop with a forget term."""
@@ -54,7 +54,7 @@ def unlearn(
         mask: saliency mask for the forget term, keyed by the parameters that train; None lets it reach every
             weight.
         settings: the method's own settings, such as NPO's ``beta``.
-        adapter: LoRA factors of the model, from ``efface.lora.add_lora``; they train, and
+        adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and
             merging them is up to the caller.
         checkpoints: where to save progress and to resume from.
         references: folder for what the model said before unlearning; see ``train``.

@@ -81,7 +81,7 @@ def list_requests() -> None:
 def status() -> None:
     """Show the versions in MLflow, which is in production, and every request."""
     with _errors_in_words():
-        from tasks.params import load_params
+        from tasks.config import load_params
         from tasks.requests import planning
         from tasks.requests.registry import CANDIDATE, PRODUCTION
 
@@ -109,7 +109,7 @@ def run(
     """Carry out pending requests: unlearn, evaluate, gates, registry, certificates."""
     with _errors_in_words():
         from flows.watcher import watch_over_this_process
-        from tasks.params import load_params
+        from tasks.config import load_params
 
         load_params()  # a mistake is told at once, not after a server has started
         watch_over_this_process()
@@ -197,7 +197,7 @@ def verify() -> None:
 def _held(what: str) -> Iterator[Any]:
     """The production model in our hands, after what an earlier run left has been finished."""
     with _errors_in_words():
-        from tasks.params import load_params
+        from tasks.config import load_params
         from tasks.requests import finishing, planning
         from tasks.requests.state import holding
 
@@ -245,7 +245,7 @@ def _show(*tables: Table) -> None:
 def _errors_in_words() -> Iterator[None]:
     """Our own errors end the program with their text alone."""
     from efface.errors import EffaceError
-    from tasks import environment
+    from tasks.runtime import environment
 
     environment.apply()
     try:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks import environment
-from tasks.startup import uncollected
+from tasks.runtime import environment
+from tasks.runtime.startup import uncollected
 
 environment.apply()  # before Prefect is imported: it reads its settings then
 with uncollected():
@@ -25,14 +25,14 @@ with uncollected():
     from flows.requests.stopping import at_once
     from flows.running import note
     from flows.workspaces import make_project, replace, values_of
-    from tasks.params import Params, load_params
+    from tasks.config import Params, load_params
     from tasks.requests import finishing, planning
     from tasks.requests.intake import read_requests
     from tasks.requests.planning import RUNS, Plan
     from tasks.requests.registry import Registry
     from tasks.requests.state import holding
-    from tasks.salt import SALT_VARIABLE, salt_of
-    from tasks.sharing import wanted
+    from tasks.runtime.salt import SALT_VARIABLE, salt_of
+    from tasks.runtime.sharing import wanted
 
 ROOT = Path("data")
 _WAITS = [3.0, 15.0]

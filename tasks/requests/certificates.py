@@ -11,11 +11,11 @@ from typing import Any
 from efface.certificates.seal import DIGEST, chain_faults
 from efface.errors import ArtifactError
 from efface.pseudonyms import pseudonyms
-from tasks.artifacts import digest, read_json, write_json, writing
 from tasks.requests.intake import FOLDER, RequestError
 from tasks.requests.state import Outcome, read_outcomes
-from tasks.results import project_of
-from tasks.salt import SALT, SALT_VARIABLE, SaltError, salt_of
+from tasks.runtime.artifacts import digest, read_json, write_json, writing
+from tasks.runtime.results import project_of
+from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, salt_of
 
 KIND = "efface.forget_certificate"
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from efface.certificates.seal import DIGEST, sealed
 from efface.pseudonyms import pseudonyms
-from tasks.artifacts import digest, read_json, write_json
-from tasks.params import ORIGINAL, Params
+from tasks.config import ORIGINAL, Params
 from tasks.requests.certificates import KIND, read_certificates, write_certificate
 from tasks.requests.intake import FOLDER, ForgetRequest
 from tasks.requests.planning import RUNS, Plan, method_of
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Version
 from tasks.requests.state import Outcome, now, write_outcome
-from tasks.results import mask_metadata, project_of, read_scores, read_splits
-from tasks.salt import salt_of
+from tasks.runtime.artifacts import digest, read_json, write_json
+from tasks.runtime.results import mask_metadata, project_of, read_scores, read_splits
+from tasks.runtime.salt import salt_of
 
 if TYPE_CHECKING:
     import pandas as pd

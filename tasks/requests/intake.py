@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efface.errors import EffaceError
-from tasks.artifacts import writing
-from tasks.results import read_splits
+from tasks.runtime.artifacts import writing
+from tasks.runtime.results import read_splits
 
 FOLDER = Path("requests")
 """Under the data folder."""

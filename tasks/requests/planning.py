@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import ArtifactError
-from tasks.artifacts import digest, writing
-from tasks.params import ORIGINAL, Params
+from tasks.config import ORIGINAL, Params
 from tasks.requests.intake import ForgetRequest, People, RequestError, read_requests
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Version
 from tasks.requests.state import Outcome, agreed, read_outcomes
-from tasks.results import project_of
+from tasks.runtime.artifacts import digest, writing
+from tasks.runtime.results import project_of
 
 RUNS = Path(".requests")
 """Folders of the runs, in the project."""

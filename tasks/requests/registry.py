@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
-from tasks.addresses import shown
-from tasks.registry import LARGEST_UPLOAD
-from tasks.store import _create_database, _probe, address_of
+from tasks.tracking.addresses import shown
+from tasks.tracking.registry import LARGEST_UPLOAD
+from tasks.tracking.store import _create_database, _probe, address_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -233,7 +233,7 @@ class Registry:
 
     def fetch(self, version: Version, folder: Path) -> Path:
         """Download a version's files into a folder that is not there yet; returns where in it they are."""
-        from tasks.artifacts import writing
+        from tasks.runtime.artifacts import writing
 
         with self._client() as client, writing(folder) as partial:
             from mlflow.artifacts import download_artifacts

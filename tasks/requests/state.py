@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efface.errors import ArtifactError
-from tasks.artifacts import read_json, write_json
 from tasks.requests.intake import FOLDER, RequestError
+from tasks.runtime.artifacts import read_json, write_json
 
 LOCK = Path(".efface") / "requests.lock"
 Status = Literal["candidate", "done", "needs-attention"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from efface.data.encoding import Encoder
-from efface.importance import activation_statistics
-from efface.importance.official_code import output_statistics, output_units
+from efface.encoding import Encoder
 from efface.models import anatomy
+from efface.neurons import activation_statistics
+from efface.neurons.official_code import output_statistics, output_units
 from efface.processes import share
 from efface.saliency import fisher_diagonal, mean_gradient
 

@@ -31,7 +31,7 @@ def project(tmp_path, monkeypatch):
         "  good:\n    cmd: echo one; echo $WHERE; cat in.txt > good.txt\n"
         "    deps: [in.txt]\n    outs: [good.txt]\n"
         "  bad:\n    cmd: echo before; echo 'error - it broke' >&2; exit 3\n    outs: [bad.txt]\n"
-        "  slow:\n    cmd: exec python -c 'import tasks.processes as p, time; p.end_with_parent();"
+        "  slow:\n    cmd: exec python -c 'import tasks.runtime.processes as p, time; p.end_with_parent();"
         ' open("up", "w").write("x"); time.sleep(60)\'\n    outs: [slow.txt]\n'
     )
     (tmp_path / "in.txt").write_text("two\n")
@@ -92,7 +92,7 @@ def test_dvc_told_twice_to_end_takes_back_its_notes_all_the_same():
     """The second signal comes while the first one's exit is under way."""
     code = (
         "import os, signal\n"
-        "from tasks.processes import leave_in_order\n"
+        "from tasks.runtime.processes import leave_in_order\n"
         "signal.signal(signal.SIGTERM, leave_in_order)\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

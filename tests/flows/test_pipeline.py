@@ -7,7 +7,7 @@ import pytest
 
 from flows import pipeline as module
 from flows.summary import Row, closing_line, markdown
-from tasks.params import load_params
+from tasks.config import load_params
 
 PROJECT = Path(__file__).resolve().parents[2]
 

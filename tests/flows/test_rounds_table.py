@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from benchmarks.requests import BEGIN, COLUMNS, END, line, parameters, write
+from scripts.requests import BEGIN, COLUMNS, END, line, parameters, write
 
 FORGOT = {"seen": 0.25, "unseen": None, "by_name": 1.0}
 FOUND = {

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.workspaces import Cell, StudyError, cells_of, first_round, prepare
-from tasks.params import ParamsError, load_params
+from tasks.config import ParamsError, load_params
 
 PROJECT = Path(__file__).resolve().parents[2]
 

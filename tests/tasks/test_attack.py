@@ -9,9 +9,9 @@ import torch
 from efface.attacks.outcomes import attack_outcomes
 from efface.data.samples import write_samples
 from efface.models import save_model
-from tasks.artifacts import write_json
 from tasks.attack import run
-from tasks.params import load_params
+from tasks.config import load_params
+from tasks.runtime.artifacts import write_json
 from tests.efface.conftest import PEOPLE, sample
 from tests.efface.conftest import model as model
 from tests.efface.conftest import processor as processor

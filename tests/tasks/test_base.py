@@ -9,11 +9,12 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.builders import FAMILIES, build_tiny
 from efface.errors import DataError, ModelError
 from efface.models import load_model, save_model, weights_digest
-from tasks import base, inspect
-from tasks.params import load_params
+from tasks import base
+from tasks.config import load_params
+from tasks.runtime import inspect
+from tests.models import FAMILIES, build_tiny
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +88,11 @@ def test_a_seven_billion_shape_is_inspected_without_weights(tmp_path, capsys):
 
 
 def test_with_lora_only_the_factors_count_beside_the_weights(made, capsys):
-    from efface.lora import Lora as Shape
-    from efface.lora import add_lora
     from efface.models import anatomy
-    from efface.outline import factors_of, memory
-    from tasks.params.unlearning import Lora
+    from efface.models.lora import Lora as Shape
+    from efface.models.lora import add_lora
+    from efface.models.outline import factors_of, memory
+    from tasks.config.unlearning import Lora
 
     folder, model = made
     parts, shape = anatomy(model), Shape(2, 4.0, components=("language", "vision"))

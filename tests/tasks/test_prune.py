@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from efface.data.samples import read_samples, write_samples
 from efface.errors import ArtifactError, DataError
-from efface.importance.files import load_tables
 from efface.models import anatomy, load_model
+from efface.neurons.files import load_tables
 from tasks import importance, prune
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tiny_root import make_root, params_with

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.errors import ModelError
-from efface.lora import Lora, add_lora
 from efface.models import anatomy, load_model, weights_digest
-from efface.outline import memory
+from efface.models.lora import Lora, add_lora
+from efface.models.outline import memory
 from efface.unlearning import unlearn
 from efface.unlearning.training.loop import LoopConfig
 from tasks import unlearn as stage
@@ -54,7 +54,7 @@ def test_linear_layers_are_small_and_say_almost_the_same(made, kind):
     with pytest.raises(
         ModelError, match="expected a plain linear layer; load the model without quantisation"
     ):
-        from efface.pruning import zero_neurons
+        from efface.neurons import zero_neurons
 
         zero_neurons(small.model, {parts.mlps[0].name: torch.tensor([0])})
 

@@ -12,8 +12,8 @@ from efface.errors import ArtifactError, DataError, EffaceError
 from efface.models import anatomy
 from efface.saliency import load_mask
 from tasks import control, saliency
-from tasks.params.unlearning import Lora
-from tasks.trained import load_for_training
+from tasks.config.unlearning import Lora
+from tasks.runtime.loading import load_for_training
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tiny_root import make_root, params_with
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import pytest
 
-from efface.data.encoding import Encoder
 from efface.data.samples import read_samples
+from efface.encoding import Encoder
 from tests.efface.data.clear_fixture import write_clear
 from tests.made_mllmu import Made
 from tests.made_run import imported, parameters

@@ -13,10 +13,10 @@ import pytest
 from efface.data.samples import write_samples
 from efface.pseudonyms import pseudonym
 from tasks import unlearn
-from tasks.artifacts import digest
-from tasks.params import load_params
-from tasks.params.unlearning import Unlearn
-from tasks.salt import SALT_VARIABLE
+from tasks.config import load_params
+from tasks.config.unlearning import Unlearn
+from tasks.runtime.artifacts import digest
+from tasks.runtime.salt import SALT_VARIABLE
 from tests.efface.conftest import sample
 from tests.tiny_root import make_root
 
@@ -134,7 +134,7 @@ def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):
 
 
 def test_a_prompt_is_a_model_folder_too(root, capsys):
-    from efface.data.encoding import prompt_of
+    from efface.encoding import prompt_of
     from efface.models import load_model
 
     entry = {"start": "vanilla", "mask": "none", "settings": {"instruction": "Say red."}}

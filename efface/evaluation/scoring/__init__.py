@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from efface.data.encoding import Inputs, collate, encode, to_device
 from efface.data.samples import Sample
+from efface.encoding import Inputs, collate, encode, to_device
 from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
 from efface.evaluation.scoring.asking import Asking

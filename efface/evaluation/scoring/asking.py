@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from efface.data.encoding import Inputs, encode_prompts
 from efface.data.samples import Sample
+from efface.encoding import Inputs, encode_prompts
 from efface.errors import ModelError
 from efface.evaluation.scoring.prompts import llava_prompt, shots_for, user_turn
 

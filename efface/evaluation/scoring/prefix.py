@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.data.encoding import IGNORED, Inputs, full_text, prompt_of
+from efface.encoding import IGNORED, Inputs, full_text, prompt_of
 from efface.evaluation.scoring.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:

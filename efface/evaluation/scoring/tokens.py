@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efface.data.encoding import IGNORED
+from efface.encoding import IGNORED
 
 _CHUNK_ELEMENTS = 1 << 26
 """Logits looked at together: a quarter of a gigabyte in float32, whatever the vocabulary."""

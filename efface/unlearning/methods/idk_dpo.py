@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from efface.answers import AnswerLogProbs, answer_log_probs
+from efface.encoding.answers import AnswerLogProbs, answer_log_probs
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_totals

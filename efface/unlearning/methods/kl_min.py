@@ -10,7 +10,7 @@ Reference:
 
 from torch import nn
 
-from efface.answers import log_probs_of
+from efface.encoding.answers import log_probs_of
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples

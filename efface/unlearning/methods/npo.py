@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from efface.answers import answer_log_probs
+from efface.encoding.answers import answer_log_probs
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_totals

@@ -14,7 +14,7 @@ Reference:
 import torch
 from torch import Tensor, nn
 
-from efface.answers import log_probs_of
+from efface.encoding.answers import log_probs_of
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import forward, hidden_states, mean_over_samples, states_of

@@ -12,7 +12,7 @@ Reference:
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from efface.answers import answer_log_probs
+from efface.encoding.answers import answer_log_probs
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from efface.data.encoding import prompt_of
+from efface.encoding import prompt_of
 from efface.errors import ModelError
 from efface.models.system_turn import add_system_turn
 from efface.settings import Settings

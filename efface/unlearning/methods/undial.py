@@ -12,8 +12,8 @@ Reference:
 
 from torch import nn
 
-from efface.answers import log_probs_of
-from efface.data.encoding import IGNORED
+from efface.encoding import IGNORED
+from efface.encoding.answers import log_probs_of
 from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.settings import Settings
 from efface.unlearning.method import FINE_TUNING, Method, Quantity
 from efface.unlearning.training import sharding
@@ -44,7 +44,7 @@ from efface.unlearning.training.watch import Watch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from efface.lora import Adapter
+    from efface.models.lora import Adapter
 
 __all__ = ["DivergenceError", "LoopConfig", "LoopResult", "Terms", "schedule", "train"]
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from efface.data.encoding import Encoder, Inputs, to_device
+from efface.encoding import Encoder, Inputs, to_device
 from efface.errors import ArtifactError
 from efface.models.loading import weights_digest
 from efface.settings import Settings
@@ -32,7 +32,7 @@ from efface.unlearning.training.processes import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from efface.lora import Adapter
+    from efface.models.lora import Adapter
 
 _SHARD_BYTES = 2**28
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from efface.data.encoding import Encoder, Inputs, to_device
+from efface.encoding import Encoder, Inputs, to_device
 from efface.unlearning.method import Batch, Loss
 from efface.unlearning.training.config import LoopConfig
 from efface.unlearning.training.processes import Processes

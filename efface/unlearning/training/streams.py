@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from efface.data.encoding import Encoder, Inputs
+from efface.encoding import Encoder, Inputs
 
 
 class BatchStream:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from efface.data.encoding import IGNORED, Encoder
-from efface.data.encoding.batches import to_device
+from efface.encoding import IGNORED, Encoder
+from efface.encoding.batches import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,7 +30,7 @@ def speaking():
 
 
 def test_bare_is_what_the_engine_always_asked(processor):
-    from efface.data.encoding import encode_prompts
+    from efface.encoding import encode_prompts
 
     rows = [asked(i) for i in range(3)]
     expected = encode_prompts(processor, [r.question for r in rows], [r.image for r in rows])

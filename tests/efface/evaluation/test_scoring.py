@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from efface.data.encoding import encode
+from efface.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
 from efface.evaluation.scoring import Scorer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.builders import FAMILIES, build_tiny
 from tests.efface.conftest import sample
+from tests.models import FAMILIES, build_tiny
 
 SIZES = [(32, 32), (40, 20), (20, 44), (48, 24)]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.errors import DataError, ModelError
 from efface.models.loading import Source, cannot_load
 from efface.models.torchvision_shim import ensure_torchvision

@@ -9,21 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.builders import FAMILIES
-from efface.answers import answer_log_probs, nll
-from efface.data.encoding import Encoder, collate, encode, encode_prompts, split
+from efface.encoding import Encoder, collate, encode, encode_prompts, split
+from efface.encoding.answers import answer_log_probs, nll
 from efface.errors import DataError
-from efface.importance import activation_statistics
 from efface.models import anatomy, load_model, save_model, weights_digest
 from efface.models.blocks import watch_neurons
 from efface.models.system_turn import add_system_turn
-from efface.pruning import zero_neurons
+from efface.neurons import activation_statistics, zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.training.loop import LoopConfig
 from tests.efface.data.test_encoding import with_prompts_read
 from tests.efface.families.conftest import picture
 from tests.efface.unlearning.test_methods import settings_of
+from tests.models import FAMILIES
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 

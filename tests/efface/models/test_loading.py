@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.builders.tokens import build_tokenizer
 from efface import sandbox
-from efface.data.encoding import Encoder, prompt_of
+from efface.encoding import Encoder, prompt_of
 from efface.errors import DataError, ModelError
 from efface.models import anatomy, load_model, save_model, weights_digest
 from efface.models.loading import Source, best_attention, resolve, write_pointer
 from tests.efface.conftest import SHAPE
+from tests.models.tokens import build_tokenizer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from efface import sandbox
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.errors import ModelError
 from efface.models import anatomy, load_model, save_model, weights_digest
 

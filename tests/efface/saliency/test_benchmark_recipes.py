@@ -1,19 +1,19 @@
-"""The slow ways that benchmarks.performance times compute what the engine computes."""
+"""The slow ways that scripts.performance times compute what the engine computes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.performance import recipes
-from benchmarks.performance.__main__ import BEGIN, END, PAGE
-from benchmarks.performance.memory import peaks
-from benchmarks.performance.sizes import Subject
-from benchmarks.performance.timing import Clock, Row, Timings, exponent, peak_mib
-from efface.data.encoding import Encoder
-from efface.importance import activation_statistics
+from efface.encoding import Encoder
 from efface.models import anatomy
+from efface.neurons import activation_statistics
 from efface.saliency import fisher_diagonal
+from scripts.performance import recipes
+from scripts.performance.__main__ import BEGIN, END, PAGE
+from scripts.performance.memory import peaks
+from scripts.performance.sizes import Subject
+from scripts.performance.timing import Clock, Row, Timings, exponent, peak_mib
 
 
 def test_the_loop_gives_the_sum_of_squares(model, processor, pictured):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from efface.answers import nll
-from efface.data.encoding import Encoder, encode
+from efface.encoding import Encoder, encode
+from efface.encoding.answers import nll
 from efface.models import anatomy
 from efface.saliency import fisher_diagonal
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.models import anatomy
 from efface.saliency import fisher_diagonal, layers, saliency_mask
 from efface.saliency.accumulators import accumulators

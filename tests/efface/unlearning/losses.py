@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from efface.data.encoding import collate, encode
+from efface.encoding import collate, encode
 from efface.unlearning.method import METHODS, Batch
 
 SETTINGS = {

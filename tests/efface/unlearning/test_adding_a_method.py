@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from efface.answers import nll
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
+from efface.encoding.answers import nll
 from efface.settings import check, declared
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.method import _Registry
 from efface.unlearning.training.loop import LoopConfig
-from tasks.params.unlearning import UnlearningMethod
+from tasks.config.unlearning import UnlearningMethod
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]

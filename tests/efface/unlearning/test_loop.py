@@ -10,8 +10,8 @@ import weakref
 import pytest
 import torch
 
-from efface.answers import nll
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
+from efface.encoding.answers import nll
 from efface.errors import ArtifactError
 from efface.models import anatomy
 from efface.unlearning.method import METHODS

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from efface.answers import nll
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
+from efface.encoding.answers import nll
 from efface.errors import ModelError
-from efface.lora import Lora, add_lora
 from efface.models import load_model, save_model
+from efface.models.lora import Lora, add_lora
 from efface.unlearning import unlearn
 from efface.unlearning.training.loop import LoopConfig
 

@@ -13,7 +13,7 @@ import math
 import pytest
 import torch
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.masks import PackedMask, pack
 from efface.unlearning.method import METHODS
 from efface.unlearning.training import fused

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from efface.answers import answer_log_probs, log_probs_of, nll
-from efface.data.encoding import Encoder, collate, encode
+from efface.encoding import Encoder, collate, encode
+from efface.encoding.answers import answer_log_probs, log_probs_of, nll
 from efface.errors import DataError, ModelError
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.method import Batch

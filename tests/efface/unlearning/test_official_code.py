@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from efface.answers import nll
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
+from efface.encoding.answers import nll
 from efface.models import anatomy
 from efface.unlearning import unlearn
 from efface.unlearning.training.loop import LoopConfig

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from efface.data.encoding import Encoder, collate, encode
+from efface.encoding import Encoder, collate, encode
 from efface.errors import ArtifactError
-from efface.lora import Lora, add_lora
+from efface.models.lora import Lora, add_lora
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.quantities import answer_distributions, answer_totals, hidden_states
 from efface.unlearning.training.checkpoint import Checkpoints

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from efface.data.encoding import Encoder, prompt_of
+from efface.encoding import Encoder, prompt_of
 from efface.errors import ModelError
 from efface.models import load_model, save_model
 from efface.unlearning import unlearn

@@ -8,11 +8,11 @@ import dataclasses
 import pytest
 import torch
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.errors import ArtifactError, ModelError
-from efface.lora import Lora, add_lora
 from efface.models import anatomy
-from efface.pruning import zero_neurons
+from efface.models.lora import Lora, add_lora
+from efface.neurons import zero_neurons
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.finetuning import finetune
 from efface.unlearning.method import Batch, Term

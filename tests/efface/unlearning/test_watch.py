@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from efface.data.encoding import Encoder
+from efface.encoding import Encoder
 from efface.evaluation import score
-from efface.lora import Lora, add_lora
+from efface.models.lora import Lora, add_lora
 from efface.unlearning.finetuning import finetune
 from efface.unlearning.method import METHODS
 from efface.unlearning.training.checkpoint import Checkpoints

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from efface import sandbox
-from efface.data.encoding import Encoder
-from efface.lora import Lora, add_lora
+from efface.encoding import Encoder
+from efface.models.lora import Lora, add_lora
 from efface.unlearning import METHODS
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.loop import LoopConfig, Terms, train

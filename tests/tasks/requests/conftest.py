@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.store import _create_database
+from tasks.tracking.store import _create_database
 from tests.made_requests import make_office
 
 

@@ -5,13 +5,13 @@ import os
 
 import pytest
 
-from tasks.artifacts import read_json
 from tasks.requests import certificates, finishing, promotion
 from tasks.requests.intake import RequestError
 from tasks.requests.planning import RUNS
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Registry, RegistryError
 from tasks.requests.state import read_outcomes
-from tasks.salt import SALT, SALT_VARIABLE
+from tasks.runtime.artifacts import read_json
+from tasks.runtime.salt import SALT, SALT_VARIABLE
 from tests.made_requests import PEOPLE, params_with
 
 

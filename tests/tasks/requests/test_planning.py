@@ -7,12 +7,12 @@ import socket
 import pytest
 
 from efface.errors import ArtifactError
-from tasks.artifacts import digest
 from tasks.requests import planning
 from tasks.requests.intake import RequestError
 from tasks.requests.planning import RUNS, Plan
 from tasks.requests.registry import CANDIDATE, PRODUCTION, RegistryError
 from tasks.requests.state import Outcome, read_outcomes, write_outcome
+from tasks.runtime.artifacts import digest
 from tests.made_requests import PEOPLE, params_with
 
 

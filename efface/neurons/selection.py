@@ -1,0 +1,183 @@
+"""Which neurons to prune: a ranking, and the share of it that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from efface.models.anatomy import MLP
+from efface.neurons.official_code import relative_excess
+from efface.neurons.scores import FUNCTIONS, relative_importance
+from efface.neurons.statistics import Units
+
+Scope = Literal["tower", "global", "layer"]
+Third = Literal["early", "middle", "late"]
+Layers = Third | Mapping[str, Sequence[int]] | None
+"""A third of each tower's layers; or by tower the first and the last layer, counted from 0; or all."""
+
+_THIRDS = ("early", "middle", "late")
+
+
+def ranking(
+    tables: Mapping[str, Mapping[str, Tensor]], by: str, *, variant: str = "paper"
+) -> Mapping[str, Tensor]:
+    """What ranks the units of an importance file, highest first to go.
+
+    Args:
+        tables: the file's tables, from ``load_tables``.
+        by: ``importance`` (the method's own score); ``activation`` (largest mean activation on the forget
+            set); ``no_retain`` (importance on the forget set, whatever the retain set needs); or one of
+            ``abs``, ``freq``, ``var`` and ``rms`` (the score made of that function alone).
+        variant: the file's variant; it decides how a single function compares forget with retain.
+
+    Raises:
+        ValueError: if there is no such ranking, or the file has it for some units only.
+    """
+    if by == "importance" and variant == "paper":
+        return relative_importance(tables["importance.forget"], tables["importance.retain"])
+    names = {"importance": "score", "activation": "activation", "no_retain": "importance.forget"}
+    if by in names:
+        return tables[names[by]]
+    if by not in FUNCTIONS:
+        raise ValueError(f"no ranking {by!r}; expected one of: {', '.join([*names, *FUNCTIONS])}")
+    forget, retain = tables.get(f"terms.forget.{by}", {}), tables.get(f"terms.retain.{by}", {})
+    missing = tables["importance.forget"].keys() - forget.keys()
+    if missing:
+        raise ValueError(
+            f"{min(missing)} has no {by} to be ranked by: its statistics are of pictures alone; measure it "
+            "with a blank image for words (importance.vision_text_reference: blank_image)"
+        )
+    return (relative_importance if variant == "paper" else relative_excess)(forget, retain)
+
+
+def select_neurons(
+    forget: Mapping[str, Tensor],
+    retain: Mapping[str, Tensor],
+    *,
+    fraction: float,
+    scope: Scope = "tower",
+    mlps: Sequence[MLP | Units] = (),
+) -> dict[str, Tensor]:
+    """The neurons with the highest relative importance S; see ``select_highest``.
+
+    Args:
+        forget: importance on the forget set by MLP name.
+        retain: importance on the retain set by MLP name.
+        fraction: share of neurons to select, in (0, 1): of each tower, of the whole model, or of each layer.
+        scope: what the share is taken of; ``tower`` needs ``mlps``.
+        mlps: the MLP blocks, to know each one's tower.
+
+    Raises:
+        ValueError: if the fraction is out of range, or a tower is unknown.
+    """
+    return select_highest(relative_importance(forget, retain), fraction=fraction, scope=scope, units=mlps)
+
+
+def select_highest(
+    scores: Mapping[str, Tensor],
+    *,
+    fraction: float,
+    scope: Scope = "tower",
+    units: Sequence[MLP | Units] = (),
+    layers: Layers = None,
+) -> dict[str, Tensor]:
+    """The units with the highest scores.
+
+    Args:
+        scores: module name -> one score per unit.
+        fraction: share of units to select, in (0, 1): of each tower, of the whole model, or of each layer.
+        scope: what the share is taken of; ``tower`` needs ``units``.
+        units: where each module is.
+        layers: take the units from these layers only, as many as the share of all layers would be; a tower
+            that a mapping does not name is left alone. None: from all layers.
+
+    Returns:
+        Module name -> sorted indices (int64) of the selected units; modules without any are left out. Equal
+        scores are broken by position, so the same scores always give the same units.
+
+    Raises:
+        ValueError: if the fraction is out of range or selects nothing, a tower is unknown, or the layers do
+            not exist or hold too few units.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
+    where = {unit.name: unit for unit in units}
+    lost = [name for name in scores if name not in where]
+    if lost and (scope == "tower" or layers is not None):
+        raise ValueError(f"the tower of {lost[0]} is unknown; pass the model's MLP blocks as `mlps`")
+    if layers is not None and scope == "layer":
+        raise ValueError("a share of each layer cannot be taken from other layers; use scope tower or global")
+    open_to = _layers_by_tower(units, layers)
+    pools: dict[str, list[str]] = {}
+    for name in scores:
+        tower = where[name].tower if name in where else ""
+        if layers is None or tower in open_to:
+            pools.setdefault({"tower": tower, "global": "model", "layer": name}[scope], []).append(name)
+    chosen: dict[str, Tensor] = {}
+    for pool, names in pools.items():
+        count = round(fraction * sum(len(scores[name]) for name in names))
+        allowed = [n for n in names if layers is None or where[n].layer in open_to[where[n].tower]]
+        room = sum(len(scores[name]) for name in allowed)
+        if count > room:
+            raise ValueError(
+                f"fraction {fraction} of the {pool} is {count} units, but its chosen layers have {room}; "
+                "take a smaller fraction or more layers"
+            )
+        chosen |= _top(scores, allowed, count)
+    if not chosen:
+        raise ValueError(f"fraction {fraction} selects no unit; take a larger one")
+    return chosen
+
+
+def random_neurons(
+    selection: Mapping[str, Tensor], widths: Mapping[str, int], *, seed: int
+) -> dict[str, Tensor]:
+    """As many neurons as ``selection`` has in each MLP, drawn at random: the control that says what a count
+    alone does."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randperm(widths[name], generator=generator)[: len(units)].sort().values
+        for name, units in selection.items()
+    }
+
+
+def _top(scores: Mapping[str, Tensor], names: Sequence[str], count: int) -> dict[str, Tensor]:
+    """Indices of the ``count`` highest scores of some modules together, by module."""
+    if count == 0:
+        return {}
+    flat = torch.cat([scores[name] for name in names])
+    top = flat.argsort(descending=True, stable=True)[:count]
+    chosen, start = {}, 0
+    for name in names:
+        width = len(scores[name])
+        inside = top[(top >= start) & (top < start + width)] - start
+        if len(inside):
+            chosen[name] = inside.sort().values
+        start += width
+    return chosen
+
+
+def _layers_by_tower(units: Sequence[MLP | Units], layers: Layers) -> dict[str, set[int]]:
+    """Layers that may be pruned, by tower; empty when all may."""
+    found: dict[str, list[int]] = {}
+    for unit in units:
+        found.setdefault(unit.tower, []).append(unit.layer)
+    there = {tower: sorted(set(indices)) for tower, indices in found.items()}
+    if layers is None:
+        return {}
+    if isinstance(layers, str):
+        third = _THIRDS.index(layers)
+        chosen = {t: {i for k, i in enumerate(of) if k * 3 // len(of) == third} for t, of in there.items()}
+    else:
+        chosen = {
+            t: {i for i in there.get(t, ()) if first <= i <= last} for t, (first, last) in layers.items()
+        }
+    for tower, picked in chosen.items():
+        if not picked:
+            has = f"it has {there[tower][0]} to {there[tower][-1]}" if tower in there else "it has none"
+            asked = layers if isinstance(layers, str) else "{} to {}".format(*layers[tower])
+            raise ValueError(f"no layer of the {tower} tower is among the layers {asked}; {has}")
+    return chosen

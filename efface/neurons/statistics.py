@@ -1,0 +1,225 @@
+"""Activation statistics of MLP neurons, from one forward pass per sample.
+
+A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
+vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored. Means
+over tokens are float32, as activations themselves are; sums over samples are float64, since a variance is the
+small difference of two of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from efface.encoding.batches import Inputs, one_picture_each, split, to_device
+from efface.errors import ModelError
+from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
+from efface.models.blocks import watch_neurons
+from efface.processes import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units that are measured and ranked together: the neurons of an MLP, or the outputs of a layer.
+
+    Attributes:
+        name: name of the module.
+        tower: ``vision`` or ``language``.
+        layer: index of the layer, from 0.
+        width: number of units.
+    """
+
+    name: str
+    tower: str
+    layer: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Sums over samples for the N neurons of one MLP, float64, shape (N,).
+
+    Attributes:
+        count: number of samples.
+        sum_abs: sum of abs(z).
+        sum_square: sum of z squared; the energy E.
+        active: number of samples with abs(z) above the activity threshold.
+    """
+
+    count: int
+    sum_abs: Tensor
+    sum_square: Tensor
+    active: Tensor
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """Mean of abs(z) over the samples."""
+        return self.sum_abs / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance of abs(z), >= 0."""
+        return (self.sum_square / self.count - self.mean_abs.square()).clamp_min(0)
+
+    def repeated(self, count: int) -> ActivationStatistics:
+        """The statistics of the same samples seen ``count`` times over, for an input that never varies."""
+        return ActivationStatistics(
+            self.count * count, self.sum_abs * count, self.sum_square * count, self.active * count
+        )
+
+
+def neuron_units(mlps: Iterable[MLP]) -> list[Units]:
+    """The neurons of each MLP block."""
+    return [Units(mlp.name, mlp.tower, mlp.layer, mlp.width) for mlp in mlps]
+
+
+@torch.no_grad()
+def activation_statistics(
+    model: nn.Module, batches: Iterable[Inputs], *, mlps: Sequence[MLP], active_above: float
+) -> dict[str, ActivationStatistics]:
+    """Statistics of every neuron of the given MLPs over the samples of all batches.
+
+    When ``torch.distributed`` is initialised they are those of all processes' batches together.
+
+    Args:
+        model: a multimodal LLM; measured in evaluation mode and left as it was found.
+        batches: padded model inputs with ``attention_mask``. Of several processes each passes its share
+            (``efface.processes.share``), which may be empty.
+        mlps: MLP blocks to watch, from ``efface.models.anatomy``.
+        active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
+
+    Returns:
+        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, is
+        left out; a decoder's that none reached counts as silent.
+
+    Raises:
+        ValueError: if there is no batch.
+        ModelError: if an MLP does not see one row per sample.
+
+    Reference:
+        arXiv:2502.15910; one pass instead of one per statistic.
+    """
+    device = next(model.parameters()).device
+    skip = 1 if has_class_token(vision_tower(model)) else 0
+    columns = _columns(mlps)
+    sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
+    reached = dict.fromkeys(columns, 0)
+    seen = 0
+    tokens = _Tokens(torch.ones(1, 1, device=device))
+    z = sums[:0]
+
+    def see(mlp: MLP, values: Tensor) -> None:
+        means = _sample_means(mlp, values.detach(), tokens, skip)
+        if len(means) != len(z):
+            raise ModelError(
+                f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
+                "told apart by sample; use batches of one sample"
+            )
+        z[:, columns[mlp.name]] = means
+        reached[mlp.name] += len(z)
+
+    with measuring_mode(model) as handles:
+        handles += [watch_neurons(model, mlp, functools.partial(see, mlp)) for mlp in mlps]
+        for batch in batches:
+            for part in _told_apart(to_device(batch, device), model):
+                # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
+                z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
+                tokens = _Tokens(part["attention_mask"])
+                model(**{key: value for key, value in part.items() if key != "labels"})
+                seen += len(z)
+                _add_samples(sums, z.double(), active_above)
+    seen = add_up(seen, reached, [sums])
+    # A decoder layer that text leaves out (cross-attention) adds nothing to any answer: it counts as silent.
+    kept = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
+    return {name: ActivationStatistics(seen, *sums[:, columns[name]].cpu().clone()) for name in kept}
+
+
+def _add_samples(sums: Tensor, z: Tensor, active_above: float) -> None:
+    """Add samples to the three sums; in place, since here memory costs more time than arithmetic.
+
+    Args:
+        sums: of abs(z), of z squared, and of active samples, (3, N) float64.
+        z: values of B samples, (B, N) float64; lost.
+        active_above: see ``activation_statistics``.
+    """
+    sums[1] += z.square().sum(0)
+    sums[0] += z.abs_().sum(0)
+    sums[2] += z.gt_(active_above).sum(0)
+
+
+def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
+    """Turn this process's counts and sums, in place, into those of all processes; returns all samples seen.
+
+    Raises:
+        ValueError: if no process saw a sample.
+    """
+    tally = torch.tensor([seen, *reached.values()], device=sums[0].device)
+    sum_over_processes([tally, *sums])
+    everything, *counts = tally.tolist()
+    reached.update(zip(reached, counts, strict=True))
+    if everything == 0:
+        raise ValueError("cannot measure activations of no samples: `batches` is empty")
+    return int(everything)
+
+
+def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
+    """Where each MLP's neurons are when those of all MLPs stand side by side."""
+    columns, start = {}, 0
+    for mlp in mlps:
+        columns[mlp.name] = slice(start, start + mlp.width)
+        start += mlp.width
+    return columns
+
+
+def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
+    """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
+    come in tiles or as one long row of patches."""
+    if "pixel_values" not in batch or one_picture_each(batch):
+        return [batch]
+    return split(batch, image_token_id(model))
+
+
+class _Tokens:
+    """Which tokens of a batch count: worked out once, for all layers.
+
+    Attributes:
+        shape: (B, T).
+        weights: for tokens one divided by their number in the sample, for padding 0, (B, 1, T) float32.
+    """
+
+    def __init__(self, attention_mask: Tensor):
+        self.shape = attention_mask.shape
+        weights = attention_mask.float().unsqueeze(1)
+        self.weights = weights / weights.sum(dim=2, keepdim=True)
+
+
+def _sample_means(mlp: MLP, values: Tensor, tokens: _Tokens, skip: int) -> Tensor:
+    """Mean over tokens, (B, N) float32: patch tokens in the vision tower, unpadded ones in the decoder.
+
+    Values come as (B, T, N); from experts as (B T, N), and from a vision tower that sees a single sample as
+    (tiles, patches, N) or (patches, N).
+    """
+    if mlp.tower == "vision":
+        values = values[:, skip:] if values.dim() == 3 else values
+        values = values.flatten(0, -2).unsqueeze(0) if tokens.shape[0] == 1 else values
+        return values.mean(dim=1, dtype=torch.float32)
+    return torch.bmm(tokens.weights, values.float().view(*tokens.shape, -1)).squeeze(1)
+
+
+@contextmanager
+def measuring_mode(model: nn.Module) -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
+    """Evaluation mode, and a list for the handles of hooks; both are put back on leaving."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    training = model.training
+    try:
+        model.eval()
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)

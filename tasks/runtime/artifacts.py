@@ -1,0 +1,267 @@
+"""Files that are either whole or absent: atomic writing, digests, and the record of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efface.errors import ArtifactError
+from tasks.runtime.sharing import is_first
+from tasks.runtime.usage import Usage
+
+_CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A sibling to write to, which becomes `path` once everything is written.
+
+    The caller creates the yielded path as a file or as a folder. It replaces what is at `path` when the block
+    ends well and is removed when it does not; what a killed process left behind is removed first. So a reader
+    of `path` meets the old content, the new content or nothing, never half of one.
+
+    Raises:
+        ArtifactError: if the block ended without creating the yielded path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_partials(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove(partial)
+    try:
+        yield partial
+        if not partial.exists():
+            raise ArtifactError(
+                f"nothing was written for {path}: expected a file or folder at {partial.name}"
+            )
+        _flush(partial)
+        _replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def remove_stale_partials(path: Path) -> None:
+    """Remove the unfinished siblings of `path` whose process is gone."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?:partial|old)-(\d+)")
+    for sibling in path.parent.iterdir() if path.parent.is_dir() else ():
+        match = pattern.fullmatch(sibling.name)
+        if match and not _alive(int(match[1])):
+            _remove(sibling)
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(
+        OSError, IndexError
+    ):  # a killed process keeps its number until somebody asks for it
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(partial: Path, path: Path) -> None:
+    if not (path.is_dir() or partial.is_dir()):
+        os.replace(partial, path)
+        return
+    # A folder that is not empty cannot be renamed over: the old one steps aside first.
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    _remove(old)
+    if path.exists() or path.is_symlink():
+        os.rename(path, old)
+    os.rename(partial, path)
+    _remove(old)
+
+
+def _flush(path: Path) -> None:
+    """Bring content to disk before the rename, so a power cut cannot leave a good name on empty files."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written: disk full, quota or file size limit reached."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors writes from Rust and passes the number on in its text alone.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return number is not None and int(number[1]) in _FULL
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of a folder's relative names and contents in sorted order.
+
+    Raises:
+        ArtifactError: if there is nothing at `path`.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _file_digest(path)
+    if not path.is_dir():
+        raise ArtifactError(f"{path} does not exist; make or restore it with: dvc repro")
+    total = hashlib.sha256()
+    for file in sorted(
+        (f for f in path.rglob("*") if f.is_file()), key=lambda f: f.relative_to(path).as_posix()
+    ):
+        total.update(f"{file.relative_to(path).as_posix()}\0{_file_digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as JSON, atomically: sorted keys, two spaces, a final newline.
+
+    Raises:
+        ArtifactError: if it holds NaN or infinity, which JSON has no word for.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ArtifactError(
+            f"cannot write {path}: expected finite numbers ({error}); use null for no value"
+        ) from error
+    with writing(Path(path)) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ArtifactError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; make or restore it with: dvc repro") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: expected JSON ({error}); restore it with: dvc repro"
+        ) from error
+
+
+@dataclass
+class RunRecord:
+    """What a stage says about its run; written by `recording` when the stage ends well."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name to digest of what is read, known from the start."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """Name to digest of what was made."""
+    history: list[dict[str, float | int | None]] = field(default_factory=list)
+    """One row per step: step, forget_loss, retain_loss, learning_rate, grad_norm."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Final numbers."""
+
+
+@contextlib.contextmanager
+def recording(
+    stage: str,
+    section: Any,
+    *,
+    root: Path = Path("data"),
+    name: str | None = None,
+    seed: int | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    outputs: Mapping[str, Path] | None = None,
+) -> Iterator[RunRecord]:
+    """Record a stage's run as `<root>/runs/<stage>[@<name>].json`.
+
+    Args:
+        stage: name of the stage.
+        section: its parameters (a pydantic model or plain values).
+        root: the data folder.
+        name: method or model of a stage that runs once per method or model.
+        seed: the seed the stage drew from.
+        inputs: files and folders read; their digests are taken at the start.
+        outputs: files and folders made; their digests are taken at the end.
+    """
+    if not is_first():  # of the processes that share a stage one writes
+        yield RunRecord()
+        return
+    started, clock = time.time(), time.perf_counter()
+    digests = {key: digest(path) for key, path in (inputs or {}).items()}
+    record = RunRecord(inputs=digests)
+    with Usage() as usage:
+        yield record
+    record.outputs.update({key: digest(path) for key, path in (outputs or {}).items()})
+    path = Path(root) / "runs" / (f"{stage}@{name}.json" if name else f"{stage}.json")
+    write_json(
+        path,
+        {
+            "stage": stage,
+            "name": name,
+            "params": section.model_dump(mode="json") if hasattr(section, "model_dump") else section,
+            "seed": seed,
+            "inputs": record.inputs,
+            "outputs": record.outputs,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.perf_counter() - clock, 3),
+            **_circumstances(),
+            "usage": usage.samples,
+            "history": record.history,
+            "summary": record.summary,
+        },
+    )
+
+
+def _circumstances() -> dict[str, Any]:
+    """Machine, commit and versions; torch is asked only if the stage has loaded it."""
+    import resource
+    import sys
+    from importlib import metadata
+
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    names = ("torch", "transformers", "tokenizers", "numpy", "pillow", "safetensors")
+    return {
+        "device": torch.cuda.get_device_name() if torch is not None and cuda else "cpu",
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "git_commit": _git_commit(),
+        "versions": {
+            name: metadata.version(name) for name in names if name in sys.modules or name == "pillow"
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git here: the record is still worth having
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,154 @@
+"""What finished stages left on disk, read back with errors that name the file and the way to restore it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import ArtifactError
+from tasks.runtime.artifacts import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESTORE = "restore it with: dvc checkout --force, or make it with: dvc repro"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file of data/runs: how a stage ran."""
+
+    stage: str
+    name: str | None
+    content: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """``stage`` or ``stage@name``, as DVC writes it."""
+        return f"{self.stage}@{self.name}" if self.name else self.stage
+
+
+def read_scores(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The score table of a model and its summary.
+
+    Raises:
+        ArtifactError: if either file is missing or damaged.
+    """
+    path = root / "scores" / f"{model}.parquet"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} does not exist: expected the score table of {model}; make it with: dvc repro"
+        )
+    return _table(path), _summary(path.with_suffix(".json"))
+
+
+def read_attacks(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """The attack table of a model and what is written beside it; None if the model was not attacked.
+
+    Raises:
+        ArtifactError: if either file is damaged.
+    """
+    path = root / "attacks" / f"{model}.parquet"
+    return (_table(path), _summary(path.with_suffix(".json"))) if path.is_file() else None
+
+
+def _table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    try:
+        return pd.read_parquet(path)
+    except (ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"{path} is damaged: expected a parquet table, got {reason}; {RESTORE}"
+        ) from error
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
+    if not isinstance(summary, dict):
+        raise ArtifactError(f"{path}: expected an object, got {type(summary).__name__}; {RESTORE}")
+    return summary
+
+
+def read_splits(root: Path) -> dict[str, Any]:
+    """Who is in which split, as ``prepare`` wrote it.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged or lacks a key.
+    """
+    path = root / "prepared" / "splits.json"
+    splits = read_json(path)
+    keys = ("benchmark", "seed", "forget_fraction", "entities", "names")
+    missing = [key for key in keys if not isinstance(splits, dict) or key not in splits]
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}; {RESTORE}")
+    return dict(splits)
+
+
+def read_records(root: Path) -> list[Record]:
+    """Every run record under ``root``, by file name; none is no error.
+
+    Raises:
+        ArtifactError: if a record is damaged.
+    """
+    found = []
+    for path in sorted((root / "runs").glob("*.json")):
+        content = read_json(path)
+        if not isinstance(content, dict) or "stage" not in content:
+            raise ArtifactError(
+                f"{path} is not the record of a run: expected an object with `stage`; {RESTORE}"
+            )
+        found.append(Record(content["stage"], content.get("name"), content))
+    return found
+
+
+def mask_metadata(path: Path) -> dict[str, Any] | None:
+    """Metadata of a file in data/masks without its tensors, None if there is no such file.
+
+    Raises:
+        ArtifactError: if the file is damaged or not one of this pipeline.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:  # numpy: nothing here needs torch
+            return dict(json.loads((file.metadata() or {})["efface"]))
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: expected safetensors with an `efface` entry, got {type(error).__name__}: "
+            f"{error}; {RESTORE}"
+        ) from error
+
+
+def locked_digests(project: Path) -> dict[str, str]:
+    """md5 of every output dvc.lock records, by path; empty without a lock file.
+
+    Raises:
+        ArtifactError: if the lock file is not YAML.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    path = project / "dvc.lock"
+    if not path.is_file():
+        return {}
+    try:
+        stages = (YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
+        return {
+            out["path"]: out["md5"]
+            for stage in stages.values()
+            for out in stage.get("outs", ())
+            if out.get("md5")
+        }
+    except (YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); restore it with: git checkout dvc.lock") from error
+
+
+def project_of(root: Path) -> Path:
+    """The absolute folder that holds ``root``, links in between left as they are."""
+    return root.absolute().parent

@@ -1,0 +1,1 @@
+"""Many runs of the pipeline side by side, and their comparison."""

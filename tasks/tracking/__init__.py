@@ -1,0 +1,1 @@
+"""Results in MLflow: runs, artifacts and the model registry."""

@@ -1,0 +1,273 @@
+"""Files are whole or absent, digests see every change, and records hold what a stage did."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from efface.errors import ArtifactError
+from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
+from tasks.runtime.usage import Usage
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "a.txt"
+    with writing(target) as partial:
+        partial.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["a.txt"]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old.bin").write_text("old")
+    with writing(target) as partial:
+        partial.mkdir()
+        (partial / "new.bin").write_text("new")
+        assert names(target) == ["old.bin"]
+    assert names(target) == ["new.bin"]
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_failure_leaves_the_old_content_and_no_partial(tmp_path, folder):
+    target = tmp_path / "thing"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="disk full"), writing(target) as partial:
+        if folder:
+            partial.mkdir()
+            (partial / "half").write_text("x")
+        else:
+            partial.write_text("half")
+        raise RuntimeError("disk full")
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["thing"]
+
+
+def test_writing_nothing_is_an_error(tmp_path):
+    with pytest.raises(ArtifactError, match="nothing was written"), writing(tmp_path / "x"):
+        pass
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tasks.runtime.artifacts import writing
+with writing(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "half.bin").write_text("half")
+    print("half-way", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_killed_half_way_changes_nothing_and_the_next_one_cleans_up(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "weights").write_text("whole")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(target)], cwd=PROJECT, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"half-way\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    left = names(tmp_path)
+    assert f".model.partial-{child.pid}" in left
+    assert (target / "weights").read_text() == "whole"
+    with writing(target) as partial:
+        assert f".model.partial-{child.pid}" not in names(tmp_path)
+        partial.mkdir()
+        (partial / "weights").write_text("new")
+    assert names(tmp_path) == ["model"]
+    assert (target / "weights").read_text() == "new"
+
+
+def test_the_partial_of_a_living_process_is_left_alone(tmp_path):
+    other = tmp_path / f".a.partial-{os.getppid()}"
+    other.write_text("in use")
+    with writing(tmp_path / "a") as partial:
+        partial.write_text("mine")
+    assert other.read_text() == "in use"
+
+
+def test_the_partial_of_a_killed_process_nobody_has_waited_for_is_removed(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and its number still taken
+    (tmp_path / f".a.partial-{child.pid}").write_text("half")
+    with writing(tmp_path / "a") as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == ["a"]
+    child.wait()
+
+
+def test_a_terminated_stage_leaves_no_partial(tmp_path):
+    """SIGTERM is an ordinary exit of a stage, so `finally` blocks run."""
+    code = "\n".join(
+        (
+            "import signal; from tasks.runtime.processes import leave_in_order",
+            "signal.signal(signal.SIGTERM, leave_in_order)",
+            CHILD,
+        )
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "m")], cwd=PROJECT, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.terminate()
+    assert child.wait(timeout=20) == 128 + signal.SIGTERM
+    assert names(tmp_path) == []
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+import tasks.__main__ as program
+from tasks.runtime.artifacts import writing
+
+def with_torch(path):
+    import torch
+    from safetensors.torch import save_file
+    save_file({"x": torch.zeros(10000)}, path)
+
+def plain(path):
+    path.write_bytes(bytes(100000))
+
+with program._errors_in_words():
+    with writing(Path(sys.argv[1])) as partial:
+        {"safetensors": with_torch, "plain": plain}[sys.argv[2]](partial)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "safetensors"])
+def test_a_full_disk_is_one_line_and_keeps_the_old_content(tmp_path, kind):
+    target = tmp_path / "model.safetensors"
+    target.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(target), kind], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nothing more can be written (") and "Traceback" not in done.stderr
+    assert "make room and run again" in done.stderr
+    assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_digest_sees_names_contents_and_nothing_else(tmp_path):
+    folder = tmp_path / "f"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a").write_text("1")
+    (folder / "sub" / "b").write_text("2")
+    first = digest(folder)
+    os.utime(folder / "a", (0, 0))
+    assert digest(folder) == first
+    (folder / "a").write_text("2")
+    assert digest(folder) != first
+    (folder / "a").write_text("1")
+    assert digest(folder) == first
+    (folder / "sub" / "b").rename(folder / "sub" / "c")
+    assert digest(folder) != first
+
+
+def test_the_digest_of_a_file_is_plain_sha256(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_digest_of_nothing_says_how_to_get_it(tmp_path):
+    with pytest.raises(ArtifactError, match="dvc repro"):
+        digest(tmp_path / "gone")
+
+
+def test_json_round_trips_and_refuses_what_it_cannot_say(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": [None, 0.5, "é"]})
+    assert read_json(path) == {"a": [None, 0.5, "é"], "b": 1}
+    assert path.read_text().index('"a"') < path.read_text().index('"b"')
+    with pytest.raises(ArtifactError, match="finite"):
+        write_json(path, {"loss": float("nan")})
+    assert read_json(path)["b"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
+def test_damaged_json_names_the_file_and_the_way_back(tmp_path, content):
+    path = tmp_path / "scores.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"scores\.json is damaged: expected JSON.*dvc repro"):
+        read_json(path)
+
+
+def test_missing_json_says_how_to_make_it(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist.*dvc repro"):
+        read_json(tmp_path / "no.json")
+
+
+def test_a_record_holds_what_went_in_and_came_out(tmp_path):
+    source, made = tmp_path / "in", tmp_path / "out"
+    source.write_text("in")
+    with recording(
+        "unlearn",
+        {"epochs": 2},
+        name="npo",
+        root=tmp_path,
+        seed=3,
+        inputs={"source": source},
+        outputs={"made": made},
+    ) as record:
+        record.history.append({"step": 1, "forget_loss": 0.5})
+        record.summary.update(steps=1)
+        time.sleep(0.01)
+        made.write_text("out")
+    written = json.loads((tmp_path / "runs" / "unlearn@npo.json").read_text())
+    assert written["inputs"] == {"source": digest(source)}
+    assert written["outputs"] == {"made": digest(made)}
+    assert written["params"] == {"epochs": 2}
+    assert written["history"] == [{"step": 1, "forget_loss": 0.5}]
+    assert written["summary"] == {"steps": 1}
+    assert written["seconds"] >= 0.01
+    assert written["seed"] == 3
+    assert written["peak_memory_mib"] > 1
+    assert [sample["at"] >= 0.01 for sample in written["usage"]] == [True]
+
+
+def test_usage_of_the_machine_is_sampled_while_the_block_works_and_stays_short(monkeypatch):
+    monkeypatch.setattr("tasks.runtime.usage._MOST", 6)
+    with Usage(every=0.05) as usage:
+        kept = bytearray(64 * 2**20)
+        end = time.monotonic() + 0.8
+        while time.monotonic() < end:
+            pass
+    before, threads = len(usage.samples), threading.active_count()
+    assert 3 <= before <= 8
+    times = [sample["at"] for sample in usage.samples]
+    assert times == sorted(times) and times[-1] >= 0.8
+    own, whole = "process_memory_usage_megabytes", "system_memory_usage_megabytes"
+    assert all(64 < sample[own] < sample[whole] for sample in usage.samples) and len(kept)
+    busy = [sample["cpu_utilization_percentage"] for sample in usage.samples[:-1]]
+    assert min(busy) > 1, "from the first on, and of the time since the one before"
+    with pytest.raises(KeyError), Usage(every=0.01):
+        raise KeyError
+    assert len(usage.samples) == before and threading.active_count() == threads
+
+
+def test_a_failed_stage_leaves_no_record(tmp_path):
+    with pytest.raises(RuntimeError), recording("vanilla", {}, root=tmp_path):
+        raise RuntimeError("died")
+    assert not (tmp_path / "runs").exists()

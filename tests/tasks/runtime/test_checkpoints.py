@@ -1,0 +1,51 @@
+"""Checkpoint folders: the same run finds its own, another run's is deleted with a word about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.runtime.checkpoints import checkpoints_for
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "samples.parquet"
+    path.write_bytes(b"people")
+    return path
+
+
+def call(tmp_path, table, **changes):
+    given = {"settings": {"steps": 3}, "seed": 0, "inputs": {"prepared": table}, "name": "npo"} | changes
+    return checkpoints_for("unlearn", root=tmp_path, **given)
+
+
+def test_the_same_run_finds_its_checkpoint_again(tmp_path, table, capsys):
+    first = call(tmp_path, table)
+    first.folder.mkdir(parents=True)
+    (first.folder / "state.json").write_text("{}")
+    again = call(tmp_path, table)
+    assert (again.folder, again.key) == (first.folder, first.key)
+    assert (first.folder / "state.json").is_file()
+    assert "resuming from the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"settings": {"steps": 4}}, {"seed": 1}])
+def test_a_checkpoint_of_other_settings_is_deleted_and_named(tmp_path, table, capsys, change):
+    old = call(tmp_path, table).folder
+    old.mkdir(parents=True)
+    new = call(tmp_path, table, **change).folder
+    assert new != old and not old.exists()
+    assert f"deleting the checkpoint {old}" in capsys.readouterr().err
+
+
+def test_other_inputs_make_another_run(tmp_path, table):
+    before = call(tmp_path, table).key
+    table.write_bytes(b"other people")
+    assert call(tmp_path, table).key != before
+
+
+def test_methods_keep_their_checkpoints_apart(tmp_path, table):
+    old = call(tmp_path, table).folder
+    old.mkdir(parents=True)
+    call(tmp_path, table, name="grad_diff")
+    assert old.exists()

@@ -1,0 +1,463 @@
+"""MLflow gets each result once, whole, with the score files' numbers; a server that is down costs nothing."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tasks.runtime.artifacts import digest, read_json
+from tasks.tracking.registry import Candidate, Registry
+from tasks.tracking.sending import RECEIPT, TrackingError, run
+from tasks.tracking.store import _create_database, connected
+from tests.made_study import FEW, params_for, small_study, write_scores
+
+PROJECT = Path(__file__).resolve().parents[2]
+MODEL = "efface-avatars-sandbox"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small study with a page that stands for the report, which has tests of its own."""
+    root = small_study(tmp_path_factory.mktemp("made") / "data")
+    (root / "report").mkdir()
+    (root / "report" / "index.html").write_text("<h1>Report</h1>")
+    (root / "report" / "summary.md").write_text("### Summary")
+    _create_database(root.parent / "mlflow.db")  # seconds; most tests start from a copy
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("EFFACE_FLOW_RUN_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made.parent / "mlflow.db", tmp_path)
+    return shutil.copytree(made, tmp_path / "data")
+
+
+def client_of(root, uri=None):
+    from mlflow.tracking import MlflowClient
+
+    uri = uri or f"sqlite:///{root.parent / 'mlflow.db'}"
+    return MlflowClient(uri, uri)
+
+
+def runs_of(client, role=None):
+    (experiment,) = [e for e in client.search_experiments() if e.name == "efface-avatars"]
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return [run for run in found if role is None or run.data.tags["efface.role"] == role]
+
+
+def by_name(client):
+    return {run.info.run_name: run for run in runs_of(client) if run.data.tags["efface.role"] != "pipeline"}
+
+
+def check_numbers(client, root):
+    """Every number of the score files, every step of the histories, under the right names."""
+    runs = by_name(client)
+    assert set(runs) == set(FEW)
+    for model, found in runs.items():
+        summary = read_json(root / "scores" / f"{model}.json")
+        for set_name, modalities in summary["metrics"].items():
+            for modality, metrics in modalities.items():
+                for metric, cell in metrics.items():
+                    assert found.data.metrics[f"{set_name}/{modality}/{metric}"] == cell["value"]
+    history = read_json(root / "runs" / "unlearn@mmunlearner.json")["history"]
+    for key in ("forget_loss", "retain_loss", "learning_rate", "retain_grad_norm"):
+        logged = client.get_metric_history(runs["mmunlearner"].info.run_id, f"training/{key}")
+        assert sorted((m.step, m.value) for m in logged) == [(int(e["step"]), e[key]) for e in history]
+    record = read_json(root / "runs" / "unlearn@mmunlearner.json")
+    logged = client.get_metric_history(
+        runs["mmunlearner"].info.run_id, "system/process_memory_usage_megabytes"
+    )
+    began = runs["mmunlearner"].info.start_time
+    assert [(m.timestamp - began, m.value) for m in sorted(logged, key=lambda m: m.step)] == [
+        (1000 * sample["at"], sample["process_memory_usage_megabytes"]) for sample in record["usage"]
+    ]
+
+
+def state(client):
+    """Everything a second call could add to."""
+    runs = {r.info.run_id: (r.data.to_dictionary(), r.info.status) for r in runs_of(client)}
+    history = [m for r in runs for m in client.get_metric_history(r, "training/forget_loss")]
+    return runs, len(history), [(v.name, v.version) for v in client.search_model_versions()]
+
+
+def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, monkeypatch, capsys):
+    monkeypatch.setenv("EFFACE_FLOW_RUN_ID", "flow-7")
+    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared", "md5": "ab12.dir"}]}}}
+    (root.parent / "dvc.lock").write_text(json.dumps(lock))
+    run(params_for(), root)
+    assert "sent avatars-" in capsys.readouterr().out
+    client = client_of(root)
+    check_numbers(client, root)
+    (parent,) = runs_of(client, "pipeline")
+    assert parent.data.tags["prefect.flow_run_id"] == "flow-7"
+    assert parent.data.tags["dvc/data/prepared"] == "ab12.dir"
+    assert parent.data.tags["dvc.lock"] == digest(root.parent / "dvc.lock")
+    assert parent.data.tags["mlflow.note.content"] == "### Summary"
+    assert parent.data.params["saliency.threshold"] == "1.0"
+    assert parent.data.metrics["saliency/density/projector"] == 0.6
+    for run_ in runs_of(client):
+        assert run_.info.status == "FINISHED"
+        assert run_.data.tags["git.commit"].startswith("0123456789")
+        assert run_.data.tags["device"] == "cpu"
+        assert {d.dataset.digest for d in run_.inputs.dataset_inputs} == {"ab12.dir"}
+    children = by_name(client)
+    assert all(c.data.tags["mlflow.parentRunId"] == parent.info.run_id for c in children.values())
+    assert children["mmunlearner"].data.params["unlearn.learning_rate"] == "0.0002"
+    assert children["manu"].data.params["prune.fraction"] == "0.1"
+    assert children["mmunlearner"].data.tags["efface.status"] == "finished"
+    assert "efface.status" not in children["manu"].data.tags
+    contexts = {d.dataset.name: d.tags[0].value for d in children["mmunlearner"].inputs.dataset_inputs}
+    assert contexts == {
+        "avatars-forget": "forget",
+        "avatars-retain": "retain",
+        "avatars-evaluation": "evaluation",
+    }
+    artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert artifacts.is_relative_to(root.parent / "mlartifacts")
+    assert (artifacts / "report" / "index.html").read_text() == "<h1>Report</h1>"
+    assert read_json(artifacts / "masks" / "saliency.json")["kind"] == "saliency_mask"
+    scores = Path(children["manu"].info.artifact_uri.removeprefix("file://")) / "scores" / "manu.parquet"
+    assert scores.read_bytes() == (root / "scores" / "manu.parquet").read_bytes()
+    assert {m.name: m.aliases for m in client.search_registered_models()} == {
+        MODEL: {model: version for version, model in enumerate(FEW, start=1)}
+    }
+    before = state(client)
+    capsys.readouterr()
+    run(params_for(), root)
+    assert "nothing new" in capsys.readouterr().out
+    assert state(client) == before
+
+
+def test_a_new_result_makes_a_new_parent_and_the_old_one_back_on_disk_moves_the_alias_back(root, capsys):
+    run(params_for(), root)
+    kept = shutil.copytree(root, root.parent / "kept")
+    folder = root / "models" / "unlearned" / "manu"
+    (folder / "config.json").write_text("{}")
+    table = pd.read_parquet(root / "scores" / "manu.parquet")
+    write_scores(
+        root, "manu", table.assign(exact_match=table["exact_match"].where(table["set"] != "real", 0.0))
+    )
+    run(params_for(), root)
+    client = client_of(root)
+    assert len(runs_of(client, "pipeline")) == 2
+    assert len(runs_of(client)) == 2 * (1 + len(FEW))
+    # Unchanged weights are not stored twice.
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == len(FEW) + 1
+    assert client.get_model_version_by_alias(MODEL, "manu").version == len(FEW) + 1
+    shutil.rmtree(root)
+    kept.rename(root)
+    capsys.readouterr()
+    run(params_for(), root)
+    assert f"{MODEL}@manu" in capsys.readouterr().out
+    assert len(runs_of(client, "pipeline")) == 2
+    assert client.get_model_version_by_alias(MODEL, "manu").version == len(FEW)
+
+
+def test_a_new_report_on_the_same_result_replaces_the_old_page(root, capsys):
+    run(params_for(), root)
+    (root / "report" / "index.html").write_text("<h1>Better</h1>")
+    capsys.readouterr()
+    run(params_for(), root)
+    assert "sent the report" in capsys.readouterr().out
+    (parent,) = runs_of(client_of(root), "pipeline")
+    artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert (artifacts / "report" / "index.html").read_text() == "<h1>Better</h1>"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tasks.tracking.sending import registry, sending as tracking, store
+from tests.made_study import params_for
+
+calls = []
+real = getattr({where})
+def dying(*args, **options):
+    calls.append(1)
+    if len(calls) == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **options)
+setattr({where}, dying)
+tracking.run(params_for(), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [
+        ("tracking._Sender, '_finish'", 3),  # two models sent, the third logged but not marked complete
+        ("registry.Registry, 'version'", 2),  # stored, but not known as a version of its parent yet
+        ("store.os, 'replace'", 1),  # the database made, but not in its place
+    ],
+)
+def test_a_killed_call_is_completed_by_the_next(root, where, after):
+    code = KILLED.format(where=where, after=after)
+    if where.startswith("store"):
+        (root.parent / "mlflow.db").unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run(params_for(), root)
+    client = client_of(root)
+    check_numbers(client, root)
+    runs = runs_of(client)
+    assert len(runs) == 1 + len(FEW)
+    assert all(r.data.tags["efface.complete"] == "true" and r.info.status == "FINISHED" for r in runs)
+    assert len(client.search_model_versions()) == len(FEW)
+    assert not list(root.parent.glob(".*partial*"))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_an_unreachable_server_is_one_line_within_seconds(root, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    run(params_for(), root, quiet_if_unreachable=True)
+    assert time.monotonic() - started < 8
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert "send them later with: python -m tasks track" in line
+    assert "secret" not in line
+    with pytest.raises(TrackingError, match="python -m tasks track"):
+        run(params_for(), root)
+
+
+def test_a_file_that_is_no_database_is_not_retried_for_minutes(root):
+    (root.parent / "mlflow.db").unlink()
+    (root.parent / "mlflow.db").write_text("not a database, though long enough to have a header" * 20)
+    with pytest.raises(TrackingError, match=r"mlflow\.db did not take the results .*not a database"):
+        run(params_for(), root)
+
+
+def test_a_result_without_its_report_says_what_to_run(root):
+    shutil.rmtree(root / "report")
+    with pytest.raises(ValueError, match=r"index\.html does not exist.*dvc repro"):
+        run(params_for(), root)
+
+
+def test_a_model_other_than_the_scored_one_is_not_registered(root):
+    (root / "models" / "unlearned" / "manu" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="manu is not the model that was scored"):
+        run(params_for(), root)
+
+
+@pytest.mark.slow
+def test_two_calls_at_once_on_a_fresh_database(root):
+    code = "import sys; from pathlib import Path; from tasks import tracking; "
+    code += "from tests.made_study import params_for; tracking.run(params_for(), Path(sys.argv[1]))"
+    (root.parent / "mlflow.db").unlink()
+    calls = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(root)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = sorted(call.communicate(timeout=100)[0].split()[1] for call in calls)
+    assert said == ["nothing", "sent"]
+    assert len(runs_of(client_of(root))) == 1 + len(FEW)
+
+
+def test_the_registered_model_loads_with_transformers(root):
+    """The weights that come back through the registry are those that were unlearned."""
+    import mlflow
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from efface import sandbox
+    from efface.models import save_model
+
+    shape = {"image_size": 24, "patch_size": 8}
+    processor = sandbox.build_processor(
+        sandbox.build_tokenizer(["Which pet has this person? A cat."]), **shape
+    )
+    sizes = {"width": 32, "mlp_width": 48, "vision_layers": 2, "language_layers": 2, "heads": 2}
+    model = sandbox.build_model(processor.tokenizer, **shape, **sizes)
+    folder = root / "models" / "unlearned" / "mmunlearner"
+    shutil.rmtree(folder)
+    save_model(model, processor, folder)
+    write_scores(root, "mmunlearner", pd.read_parquet(root / "scores" / "mmunlearner.parquet"))
+    run(params_for(), root)
+    fetched = mlflow.artifacts.download_artifacts(
+        f"models:/{MODEL}@mmunlearner", tracking_uri=f"sqlite:///{root.parent / 'mlflow.db'}"
+    )
+    loaded = AutoModelForImageTextToText.from_pretrained(fetched)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    assert AutoProcessor.from_pretrained(fetched).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+@pytest.fixture
+def server(tmp_path):
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    command += ["--artifacts-destination", str(tmp_path / "server-files")]
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        )
+    try:
+        until = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < until, (tmp_path / "server.log").read_text()
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_real_server_gets_the_same_and_its_death_loses_nothing(root, server, monkeypatch, capsys):
+    uri, process = server
+    (root.parent / "mlflow.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run(params_for(), root)
+    client = client_of(root, uri)
+    check_numbers(client, root)
+    (parent,) = runs_of(client, "pipeline")
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report", "masks"}
+    assert client.get_model_version_by_alias(MODEL, "manu").version == str(len(FEW))
+    before = state(client)
+    capsys.readouterr()
+    run(params_for(), root)
+    assert "nothing new" in capsys.readouterr().out
+    assert state(client) == before
+    assert not (root.parent / "mlflow.db").exists()
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (root / "report" / "index.html").write_text("<h1>Later</h1>")
+    run(params_for(), root, quiet_if_unreachable=True)
+    assert "python -m tasks track" in capsys.readouterr().out
+
+
+def test_versions_say_what_they_were_made_from(root):
+    (root / "report" / "cards").mkdir()
+    (root / "report" / "cards" / "manu.md").write_text("# How manu was made")
+    run(params_for(), root)
+    client = client_of(root)
+    versions = {model: client.get_model_version_by_alias(MODEL, model) for model in FEW}
+    made_from = {model: version.tags.get("efface.parent") for model, version in versions.items()}
+    base, vanilla = (f"models:/{MODEL}/{versions[model].version}" for model in ("base", "vanilla"))
+    assert made_from == {
+        "base": None,
+        "vanilla": base,
+        "retrained": base,
+        "mmunlearner": vanilla,
+        "manu": vanilla,
+    }
+    assert versions["manu"].description == "# How manu was made"
+    assert "before training" in versions["base"].description.lower()
+    tags = versions["manu"].tags
+    assert (tags["efface.role"], tags["efface.base"], tags["efface.stored"]) == (
+        "method",
+        "sandbox",
+        "mlflow",
+    )
+    assert tags["git.commit"].startswith("0123456789")
+    assert tags["efface.model_digest"] == digest(root / "models" / "unlearned" / "manu")
+
+
+def test_a_model_too_large_to_upload_gets_a_version_that_says_where_it_is(root, monkeypatch):
+    monkeypatch.setattr("tasks.tracking.registry.LARGEST_UPLOAD", 10)
+    run(params_for(), root)
+    client = client_of(root)
+    version = client.get_model_version_by_alias(MODEL, "vanilla")
+    assert version.tags["efface.stored"] == "dvc"
+    stored = Path(version.source.removeprefix("file://"))
+    assert [file.name for file in stored.iterdir()] == ["stored-with-dvc.json"]
+    assert read_json(stored / "stored-with-dvc.json")["digest"] == version.tags["efface.model_digest"]
+
+
+def test_aliases_for_production_are_set_by_hand_and_survive_tracking(root):
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        registry = Registry(client)
+        assert registry.at(MODEL, "production") is None
+        assert registry.at("no-such-model", "production") is None
+        assert registry.point(MODEL, "production", "2")
+        assert not registry.point(MODEL, "production", "2")
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        assert str(Registry(client).at(MODEL, "production").version) == "2"
+
+
+def test_the_same_weights_are_one_version_whoever_registers_them(root):
+    run(params_for(), root)
+    with connected(root.parent) as client:
+        folder = root / "models" / "vanilla"
+        again = Candidate(MODEL, folder, digest(folder), "method")
+        run_id = runs_of(client, "pipeline")[0].info.run_id
+        assert Registry(client).register(run_id, again) == "2"
+
+
+def test_the_receipt_says_where_the_result_is_and_is_gone_while_it_is_not_there(root, monkeypatch):
+    run(params_for(), root)
+    (parent,) = runs_of(client_of(root), "pipeline")
+    receipt = read_json(root.parent / RECEIPT)
+    assert receipt["run"] == parent.info.run_id
+    assert receipt["at"].startswith("sqlite:")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    run(params_for(), root, quiet_if_unreachable=True)
+    assert not (root.parent / RECEIPT).exists()
+
+
+def test_no_secret_reaches_tags_parameters_files_or_the_log(root, monkeypatch, capsys):
+    """A database address with a password, and a parameter somebody put a password into."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
+    database = root.parent / "mlflow.db"
+    monkeypatch.setenv("EFFACE_REMOTE", "https://me:hush-hush@example.org/data")
+    record = root / "runs" / "unlearn@mmunlearner.json"
+    content = read_json(record)
+    content["params"]["source"] = "https://me:hush-hush@example.org/model?token=open-sesame"
+    content["git_commit"] = "open-sesame"
+    record.write_text(json.dumps(content))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    run(params_for(), root)
+    client = client_of(root)
+    said = capsys.readouterr().out + (root.parent / RECEIPT).read_text()
+    said += json.dumps([run_.data.to_dictionary() for run_ in runs_of(client)])
+    said += json.dumps([version.tags for version in client.search_model_versions()])
+    assert "open-sesame" not in said
+    assert "hush-hush" not in said
+    assert by_name(client)["mmunlearner"].data.params["unlearn.source"].startswith("https://***@example.org")
