@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
-    """Score the model of that name and write `scores/<name>.parquet` and `scores/<name>.json`."""
+    """Score the model of that name and write `scores/<name>.parquet`, its `.json` and `metrics/<name>.json`."""
     from efface.evaluation.scoring import score
     from efface.evaluation.scoring.asking import Asking
     from efface.evaluation.scoring.prompts import draw_shots
+    from efface.evaluation.summary import model_metrics
     from efface.models import load_model
 
     section = params.evaluate
@@ -76,6 +77,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             **_summary(scores, benchmark),
         }
         write_json(path.with_suffix(".json"), summary)
+        write_json(root / "metrics" / f"{name}.json", model_metrics(scores))
         parts.remove()
     metrics = summary["metrics"]
     shown = ", ".join(

@@ -20,6 +20,23 @@ def probability(nll: float) -> float:
     return math.exp(-_finite(nll, "nll"))
 
 
+def knowledge(token_logprobs: Sequence[float]) -> float:
+    """Probability per token of the answer, its end token left out (geometric mean), in (0, 1].
+
+    The end token is the easiest token of most answers: with it an answer of one wrong word is half right.
+
+    Args:
+        token_logprobs: natural logarithms, one per answer token, the end token last.
+
+    Raises:
+        ValueError: if there is no token before the end token, or a number is not finite.
+    """
+    values = [_finite(value, "token_logprobs") for value in token_logprobs][:-1]
+    if not values:
+        raise ValueError(f"token_logprobs has {len(token_logprobs)} entries: expected 2 or more")
+    return math.exp(math.fsum(values) / len(values))
+
+
 def probability_among(nll: float, nll_wrong: Sequence[float]) -> float:
     """Probability of the right answer among it and the wrong ones, p / (p + sum p_wrong), in [0, 1].
 

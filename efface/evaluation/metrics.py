@@ -79,6 +79,16 @@ def records(scores: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
 
 
+def fact_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows that ask for a fact; where a set and modality has only sentences, its sentences.
+
+    A sentence is mostly its frame, which a model that knows no fact can repeat.
+    """
+    is_fact = scores["task"].isin(FACT_TASKS)
+    with_facts = is_fact.groupby([scores["set"], scores["modality"]]).transform("any")
+    return scores[is_fact | ~with_facts.astype(bool)]
+
+
 def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
     """The table with a column for each metric it does not hold yet, in the order of :data:`METRICS`.
 
@@ -211,6 +221,11 @@ def _bleu(row: Row) -> float | None:
     return texts.bleu(row["generation"], row["gold"]) if row["task"] in texts.SENTENCE_TASKS else None
 
 
+def _knowledge(row: Row) -> float | None:
+    logprobs = given(row, "token_logprobs")
+    return None if logprobs is None or len(logprobs) < 2 else likelihood.knowledge(logprobs)
+
+
 def _probability(row: Row) -> float | None:
     return None if given(row, "nll_gold") is None else likelihood.probability(row["nll_gold"])
 
@@ -277,6 +292,12 @@ def _of_answers() -> list[Metric]:
 def _of_likelihoods() -> list[Metric]:
     """Metrics of how likely the model finds given answers."""
     return [
+        Metric(
+            "knowledge",
+            _knowledge,
+            "probability per token of the right answer, end token left out, geometric mean",
+            needs=("token_logprobs",),
+        ),
         Metric(
             "probability",
             _probability,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from efface.evaluation import privacy
 from efface.evaluation.comparisons import ForgetQuality, forget_quality
 from efface.evaluation.likelihood import truth_ratio
-from efface.evaluation.metrics import given, records, with_metrics
+from efface.evaluation.metrics import fact_rows, given, records, with_metrics
 from efface.evaluation.tables import check_same_samples
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Row = Mapping[str, Any]
 SIGNALS: dict[str, tuple[str, Callable[[Row], float]]] = {
@@ -60,6 +59,46 @@ class ModalityGap:
     both_right: float
     both_wrong: float
     n: int
+
+
+METRICS_FILE = {
+    "forget": ("knowledge", "forget", ("multimodal",)),
+    "unseen": ("knowledge", "test", ("multimodal",)),
+    "forget_text": ("knowledge", "forget", ("text",)),
+    "retain": ("knowledge", "retain", ("multimodal",)),
+    "retain_text": ("knowledge", "retain", ("text",)),
+    "real": ("knowledge", "real", ("multimodal", "text")),
+    "utility": ("knowledge", "utility", ("multimodal", "text")),
+    "forget_exact": ("exact_match", "forget", ("multimodal",)),
+    "retain_exact": ("exact_match", "retain", ("multimodal",)),
+}
+"""Key of a metrics file to the metric, set and modalities it is the mean of."""
+
+
+def model_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """About ten numbers of one model, each in [0, 1], for a metrics file with one row per model.
+
+    Args:
+        table: score table of the model; its rows of the part ``test`` count.
+
+    Returns:
+        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. Those are means over questions for
+        a fact (sentences where a set has nothing else), of each modality first. A key without rows is
+        missing.
+    """
+    rows = table[table["part"] == "test"]
+    result = {}
+    for key, (metric, name, modalities) in METRICS_FILE.items():
+        of_set = with_metrics(fact_rows(rows[rows["set"] == name]), [metric])
+        means = [
+            of_set.loc[of_set["modality"] == modality, metric].dropna().sort_values().mean()
+            for modality in modalities
+        ]
+        values = [float(mean) for mean in means if not pd.isna(mean)]
+        if values:
+            result[key] = round(sum(values) / len(values), 6)
+    fluency = rate(table, "fluency", sets=tuple(rows["set"].unique()))
+    return result | ({} if fluency is None else {"fluency": round(fluency, 6)})
 
 
 def membership(table: pd.DataFrame, *, modality: str = "multimodal", part: str = "test") -> dict[str, float]:
