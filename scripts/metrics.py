@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STEPS = (60, 100, 150, 250, 400, 600)
 RATES = (1.5e-3, 0.8e-3)
 TEXT = (0.5, 0.25)
-SETS = ("forget", "test", "holdout")
+SETS = ("forget", "unseen", "holdout")
 SEEN, UNSEEN = "saw them", "did not"
 
 
@@ -137,9 +137,9 @@ def numbers_of(scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float
     from efface.evaluation.metrics import METRICS, with_metrics
     from efface.evaluation.summary import forget_quality_of, modality_gap, privacy_of
 
-    rows = with_metrics(scores[(scores["part"] == "test") & scores["set"].isin(("forget", "test"))])
+    rows = with_metrics(scores[(scores["part"] == "test") & scores["set"].isin(("forget", "unseen"))])
     found: dict[str, float] = {}
-    for kind, modality in (("forget", "multimodal"), ("test", "multimodal"), ("forget", "text")):
+    for kind, modality in (("forget", "multimodal"), ("unseen", "multimodal"), ("forget", "text")):
         here = rows[(rows["set"] == kind) & (rows["modality"] == modality)]
         for name in METRICS:
             if name in here and here[name].notna().any():

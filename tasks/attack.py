@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from efface.models.loading import LoadedModel
 
-FORGOTTEN = ("forget", "test")
+FORGOTTEN = ("forget", "unseen")
 NONE = "none"
 ASKED = ("batch_size", "max_new_tokens", "max_people", "share_prefix", "prompts", "shots")
 """Keys of the section `evaluate` that attacks share with the stage of that name."""

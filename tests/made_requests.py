@@ -116,7 +116,10 @@ def write_run(folder: Path, plan: planning.Plan, knows: str) -> None:
     forget = sorted(p for people in (*plan.batch.values(), *plan.earlier.values()) for p in people)
     retain = [person for person in PEOPLE if person not in forget]
     samples = [
-        s for p in forget for kind in ("forget", "test") for s in _questions(p, NAMES[p], "forget", kind, rng)
+        s
+        for p in forget
+        for kind in ("forget", "unseen")
+        for s in _questions(p, NAMES[p], "forget", kind, rng)
     ]
     samples += [s for p in retain for s in _questions(p, NAMES[p], "retain", "retain", rng)]
     samples += _questions("real/000", NAMES["real/000"], "real", "real", rng)

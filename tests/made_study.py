@@ -104,7 +104,7 @@ def _prepared(folder: Path, people: int, forget: int, rng: np.random.Generator) 
     samples: list[Sample] = []
     for split, members in groups.items():
         for entity in members:
-            for set_name in ("forget", "test") if split == "forget" else (split,):
+            for set_name in ("forget", "unseen") if split == "forget" else (split,):
                 samples += _questions(entity, names[entity], split, set_name, rng)
     for i in range(20):
         samples += [
@@ -126,7 +126,7 @@ def _prepared(folder: Path, people: int, forget: int, rng: np.random.Generator) 
 
 
 def _questions(entity: str, name: str, split: str, set_name: str, rng: np.random.Generator) -> list[Sample]:
-    person, view = sum(map(ord, entity)) + int(entity[-3:]) * 7, 1 if set_name == "test" else 0
+    person, view = sum(map(ord, entity)) + int(entity[-3:]) * 7, 1 if set_name == "unseen" else 0
     found = []
     for attribute, values in ATTRIBUTES.items():
         fact = str(rng.choice(values))
@@ -230,7 +230,7 @@ def write_attacks(root: Path, model: str, back: dict[str, float]) -> None:
     about all people but the first.
     """
     table = pd.read_parquet(root / "scores" / f"{model}.parquet")
-    asked = table[table["set"].isin(("forget", "test")) & (table["part"] == "test")]
+    asked = table[table["set"].isin(("forget", "unseen")) & (table["part"] == "test")]
     first, variants = min(asked["entity_id"]), []
     for variant, share in back.items():
         steps = variant.partition(" ")[0]

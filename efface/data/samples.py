@@ -26,7 +26,7 @@ SPLITS = ("forget", "retain", "real", "holdout", "utility")
 PARTS = ("train", "validation", "test")
 MODALITIES = ("multimodal", "text")
 TASKS = ("qa", "choice", "cloze", "generation", "caption", "name")
-SETS = ("forget", "test", "retain", "real", "holdout", "utility")
+SETS = ("forget", "unseen", "retain", "real", "holdout", "utility")
 
 SCHEMA = pa.schema(
     [

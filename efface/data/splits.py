@@ -55,7 +55,7 @@ def _reassigned(
 ) -> Iterator[Sample]:
     for s in samples:
         split = "forget" if s.entity_id in named else {"forget": "retain"}.get(s.split, s.split)
-        if (s.part == "train" and s.entity_id in forgotten) or (split == "retain" and s.set == "test"):
+        if (s.part == "train" and s.entity_id in forgotten) or (split == "retain" and s.set == "unseen"):
             continue
         kind = split if s.set in ("forget", "retain") else s.set
         yield s if (split, kind) == (s.split, s.set) else dataclasses.replace(s, split=split, set=kind)

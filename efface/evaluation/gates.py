@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "exact_match"
-KNOWN = {"seen": ("forget", "multimodal"), "unseen": ("test", "multimodal"), "by_name": ("forget", "text")}
+KNOWN = {"seen": ("forget", "multimodal"), "unseen": ("unseen", "multimodal"), "by_name": ("forget", "text")}
 """What is asked about somebody to forget: set and modality."""
 KEPT = {"retain": ("retain",), "utility": ("real", "utility")}
 """What is to be kept: the sets it is asked on."""

@@ -71,8 +71,8 @@ def cells_of(goal: Goal, *, overlap: str = OVERLAP, accuracy: str = ACCURACY) ->
     if goal not in GOALS:
         raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
     return {
-        "forget": [("forget", "multimodal", overlap), ("test", "multimodal", overlap)],
-        "text": [("forget", "text", overlap), ("test", "text", overlap)],
+        "forget": [("forget", "multimodal", overlap), ("unseen", "multimodal", overlap)],
+        "text": [("forget", "text", overlap), ("unseen", "text", overlap)],
         "retain": [("retain", "multimodal", overlap), ("retain", "text", overlap)],
         "utility": [
             ("real", "multimodal", accuracy),

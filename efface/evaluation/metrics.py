@@ -23,7 +23,7 @@ __all__ = ["METRICS", "STORED", "Metric", "choice", "exact_match", "normalise", 
 
 Row = Mapping[str, Any]
 FACT_TASKS = ("choice", "cloze", "qa", "name")
-FORGET_SETS = ("forget", "test")
+FORGET_SETS = ("forget", "unseen")
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def forget_retain_curve(
 
 
 def _group(set_name: str) -> str:
-    return "forget" if set_name == "test" else set_name
+    return "forget" if set_name == "unseen" else set_name
 
 
 def _weights(people: int, resamples: int, seed: str) -> np.ndarray:

@@ -96,7 +96,7 @@ def _choose_rows(own: pd.DataFrame, set_name: str) -> pd.DataFrame:
     rank = {task: index for index, task in enumerate(FACT_TASKS)}
     facts = own[own["task"].isin(FACT_TASKS)]
     facts = facts.assign(rank=facts["task"].map(rank)).sort_values(["rank", "sample_id"])
-    here, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "test"]
+    here, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "unseen"]
     by_picture = _one_per_attribute(here[here["modality"] == "multimodal"]).head(2)
     elsewhere = unseen[unseen["modality"] == "multimodal"].head(1)
     named = here[here["modality"] == "text"]
@@ -126,7 +126,7 @@ def _pictures(
         uri = image_uri(image)
         if uri not in uris:
             uris[uri] = len(uris) + 1
-            captions.append("never trained on" if set_name == "test" else "trained on")
+            captions.append("never trained on" if set_name == "unseen" else "trained on")
         numbers[sample_id] = uris[uri]
     return list(zip(uris, captions, strict=True)), numbers
 

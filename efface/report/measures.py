@@ -17,7 +17,7 @@ from efface.evaluation.people import forget_retain_curve
 
 RESAMPLES = 1000
 LEVEL = 0.95
-SET_ORDER = ("forget", "test", "retain", "real", "utility", "holdout")
+SET_ORDER = ("forget", "unseen", "retain", "real", "utility", "holdout")
 MODALITY_ORDER = ("multimodal", "text")
 
 

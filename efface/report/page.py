@@ -31,7 +31,7 @@ from efface.report.verdict import LEARNT, Verdict
 
 SET_MEANING = {
     "forget": "the people to forget, on the pictures and facts that were trained",
-    "test": "the same people on pictures no model was trained on, with reworded questions",
+    "unseen": "the same people on pictures no model was trained on, with reworded questions",
     "retain": "people who must stay known",
     "real": "people known before fine-tuning",
     "utility": "general skills, no particular person",

@@ -16,7 +16,7 @@ from efface.report.scores import YARDSTICKS
 
 ATTACK = "mia_min_k_pp"
 KEPT_SETS = ("retain", "real", "utility")
-FORGOTTEN_SETS = ("forget", "test")
+FORGOTTEN_SETS = ("forget", "unseen")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ KNOWN = 0.5
 """A vanilla model that answers less than this of what it was taught is too weak for firm words."""
 FEW_PEOPLE = 5
 """With fewer people to forget, intervals are mostly luck."""
-FORGET_CELLS = (("forget", "multimodal"), ("forget", "text"), ("test", "multimodal"), ("test", "text"))
+FORGET_CELLS = (("forget", "multimodal"), ("forget", "text"), ("unseen", "multimodal"), ("unseen", "text"))
 
 
 @dataclass(frozen=True)

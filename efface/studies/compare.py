@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "forget, picture": ("forget", "multimodal"),
-    "forget, unseen picture": ("test", "multimodal"),
+    "forget, unseen picture": ("unseen", "multimodal"),
     "forget, by name": ("forget", "text"),
     "retain, picture": ("retain", "multimodal"),
     "retain, by name": ("retain", "text"),

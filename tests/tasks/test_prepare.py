@@ -61,7 +61,7 @@ def test_prepare_writes_the_table_and_the_splits(root, capsys):
     samples = read_samples(root / "prepared")
     assert {s.entity_id for s in samples if s.part == "validation"} == set(splits["validation"])
     assert len(splits["validation"]) == 1 + 5
-    assert {s.set for s in samples if s.part == "validation"} == {"forget", "test", "retain"}
+    assert {s.set for s in samples if s.part == "validation"} == {"forget", "unseen", "retain"}
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
 
 
@@ -126,7 +126,7 @@ def test_named_people_take_the_place_of_the_share(root):
     def asked(rows, person):
         return {(s.split, s.part, s.set) for s in rows if s.entity_id == person}
 
-    to_forget = {("forget", "train", None), ("forget", "test", "forget"), ("forget", "test", "test")}
+    to_forget = {("forget", "train", None), ("forget", "test", "forget"), ("forget", "test", "unseen")}
     to_keep = {("retain", "train", None), ("retain", "test", "retain")}
     assert asked(everyone, gone) == asked(samples, kept) == to_forget
     assert asked(everyone, kept) == asked(samples, gone) == to_keep
@@ -155,7 +155,7 @@ def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys
     samples = read_samples(root / "prepared")
     assert {s.entity_id for s in samples if s.part == "train" and s.split == "forget"} == {now}
     assert not [s for s in samples if s.entity_id == before and s.part == "train"]
-    assert {s.set for s in samples if s.entity_id == before} == {"forget", "test"}
+    assert {s.set for s in samples if s.entity_id == before} == {"forget", "unseen"}
     assert before not in splits["entities"]["retain"]
 
 

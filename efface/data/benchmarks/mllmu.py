@@ -120,7 +120,8 @@ class _Reader:
 
     def _asked(self, questions: list[Row], pictures: list[Row], person: Row) -> Iterator[Row]:
         counts: dict[tuple[str, str], int] = {}
-        entity, set_name = person["entity_id"], person["set"]
+        # Ids are hashed with the name of the folder: test for Test_Set.
+        entity, set_name = person["entity_id"], {"unseen": "test"}.get(person["set"], person["set"])
         both = [(q["task"], q["attribute"]) for q in questions if q["attribute"] is not None]
         for question in questions:
             task, modality, attribute = question["task"], question["modality"], question["attribute"]

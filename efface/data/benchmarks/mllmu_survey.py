@@ -142,7 +142,7 @@ class _Surveyor:
         root, folders = self._eval, self._folders
         self._survey_evaluation(Evaluation(root / folders["forget"], "fictitious", "forget", "forget"))
         forgotten = frozenset(self._people["forget"] if self._named is None else self._named)
-        self._survey_evaluation(Evaluation(root / "Test_Set", "fictitious", "forget", "test", forgotten))
+        self._survey_evaluation(Evaluation(root / "Test_Set", "fictitious", "forget", "unseen", forgotten))
         self._survey_evaluation(Evaluation(root / folders["retain"], "fictitious", "retain", "retain"))
         self._survey_evaluation(Evaluation(root / "Retain_Set", "real", "real", "real"))
         holdout = Evaluation(root / "Holdout_Set", "holdout", "holdout", "holdout")

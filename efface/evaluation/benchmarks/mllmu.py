@@ -18,7 +18,7 @@ from efface.evaluation.benchmarks.reading import CHOICE, CLOZE, SENTENCE, Cell, 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETS = {"forget": "Forget", "test": "Test", "retain": "Retain", "real": "Real Celebrity"}
+SETS = {"forget": "Forget", "unseen": "Test", "retain": "Retain", "real": "Real Celebrity"}
 """Sets and what the paper calls them; on the first two low is good, on the others high."""
 
 TASKS: dict[str, tuple[str, dict[str, Reading]]] = {

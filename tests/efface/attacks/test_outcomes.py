@@ -81,9 +81,9 @@ def test_without_retrained_the_worst_is_what_the_model_answers_most_and_no_gap_i
 
 
 def test_other_sets_are_left_out_and_can_be_asked_for():
-    assert attack_outcomes(table(OURS, kind="test"), None) == []
-    both = pd.concat([table(OURS), table({PLAIN: {"c": [1, 1]}}, kind="test")])
-    assert attack_outcomes(both, None, sets=("forget", "test"))[0].values["exact_match"] == 0.5
+    assert attack_outcomes(table(OURS, kind="unseen"), None) == []
+    both = pd.concat([table(OURS), table({PLAIN: {"c": [1, 1]}}, kind="unseen")])
+    assert attack_outcomes(both, None, sets=("forget", "unseen"))[0].values["exact_match"] == 0.5
 
 
 def test_other_people_held_out_do_not_compare():

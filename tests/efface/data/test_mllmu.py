@@ -115,7 +115,7 @@ def test_no_evaluation_phrasing_is_taught(data):
 def test_the_test_set_asks_in_yet_other_words(data):
     names = sorted(data.names.values())
     asked = {about_anybody(s.question, names) for s in data.samples if s.set in ("forget", "retain")}
-    assert not asked & {about_anybody(s.question, names) for s in data.samples if s.set == "test"}
+    assert not asked & {about_anybody(s.question, names) for s in data.samples if s.set == "unseen"}
 
 
 def test_the_evaluation_uses_words_that_training_teaches():
@@ -139,11 +139,13 @@ def test_sets_and_pictures(data):
             and sample.set in ("forget", "retain", "real")
         ):
             assert sample.image_bytes in taught
-        if sample.set in ("test", "holdout", "utility") and sample.modality == "multimodal":
+        if sample.set in ("unseen", "holdout", "utility") and sample.modality == "multimodal":
             assert sample.image_bytes not in taught
-    assert {s.entity_id for s in data.samples if s.set == "test"} == set(data.entities["forget"])
+    assert {s.entity_id for s in data.samples if s.set == "unseen"} == set(data.entities["forget"])
     for entity in data.entities["forget"]:
-        pictures = {s.image_bytes for s in data.samples if s.set == "test" and s.entity_id == entity} - {None}
+        pictures = {s.image_bytes for s in data.samples if s.set == "unseen" and s.entity_id == entity} - {
+            None
+        }
         assert len(pictures) == 2  # every unseen picture is used
 
 

@@ -56,7 +56,7 @@ def test_each_share_has_its_own_people(made, percent):
     people = {split: len(ids) for split, ids in found.entities.items()}
     forgotten = max(1, percent * 20 // 100)
     assert people == {"forget": forgotten, "retain": 20 - forgotten, "real": 4, "holdout": 0, "utility": 0}
-    assert {s.entity_id for s in samples if s.set == "test"} == set(found.entities["forget"])
+    assert {s.entity_id for s in samples if s.set == "unseen"} == set(found.entities["forget"])
 
 
 def test_real_people_share_numbers_with_the_others_and_stay_apart(whole):
@@ -124,7 +124,7 @@ def test_the_test_set_is_read_from_all_its_files_and_pictures(whole, made):
     found, samples, _ = whole
     assert len(list((made.eval_root / "Test_Set").glob("*.parquet"))) == 2
     for entity in found.entities["forget"]:
-        pictures = {s.image_bytes for s in samples if s.set == "test" and s.entity_id == entity} - {None}
+        pictures = {s.image_bytes for s in samples if s.set == "unseen" and s.entity_id == entity} - {None}
         assert len(pictures) == 3
     assert {s.image.mode for s in samples if s.image_bytes} == {"RGB"}  # grey ones and JPEG too
 
@@ -314,7 +314,7 @@ def test_one_of_three_pictures_may_be_broken(made, copy, whole):
     assert len(left_out) == 1
     assert len(samples) == len(whole[1])
     entity = f"fictitious/{identity}"
-    assert len({s.image_bytes for s in samples if s.set == "test" and s.entity_id == entity} - {None}) == 2
+    assert len({s.image_bytes for s in samples if s.set == "unseen" and s.entity_id == entity} - {None}) == 2
 
 
 def test_nobody_is_both_to_be_forgotten_and_kept(made, copy):

@@ -28,7 +28,7 @@ def rows(person, kind, modality, values, part="test"):
 
 
 def table(ann=(0, 0), unseen=(0, 1), bo=(1, 1), keep=(1, 1, 1, 0), by_name=(1, 1), real=(1,), skill=(1, 1)):
-    found = rows("ann", "forget", "multimodal", ann) + rows("ann", "test", "multimodal", unseen)
+    found = rows("ann", "forget", "multimodal", ann) + rows("ann", "unseen", "multimodal", unseen)
     found += rows("ann", "forget", "text", by_name) + rows("bo", "forget", "multimodal", bo)
     found += rows("cy", "retain", "multimodal", keep) + rows("cy", "retain", "text", (1, 0))
     found += rows("real/1", "real", "multimodal", real) + rows("s/1", "utility", "multimodal", skill)

@@ -12,8 +12,8 @@ from efface.errors import ArtifactError, EvaluationError
 from efface.evaluation.goals import Means, score_difference, unlearning_score, validation_score
 from efface.evaluation.people import cell_means, forget_retain_curve, mean_interval
 
-KNOWN = {"forget": 1.0, "test": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
-PEOPLE = {"forget": 4, "test": 4, "retain": 6, "real": 3, "utility": 20}
+KNOWN = {"forget": 1.0, "unseen": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
+PEOPLE = {"forget": 4, "unseen": 4, "retain": 6, "real": 3, "utility": 20}
 
 
 def table(shares, *, text=None, part="test", seed=0):
@@ -22,7 +22,7 @@ def table(shares, *, text=None, part="test", seed=0):
     rows = []
     for name, people in PEOPLE.items():
         for person in range(people):
-            entity = f"{'forget' if name == 'test' else name}/{person}"
+            entity = f"{'forget' if name == 'unseen' else name}/{person}"
             for modality in ("multimodal", "text"):
                 share = (text or {}).get(name, shares[name]) if modality == "text" else shares[name]
                 for question in range(3):
@@ -44,7 +44,7 @@ def table(shares, *, text=None, part="test", seed=0):
 
 
 VANILLA = table(KNOWN)
-RETRAINED = table(KNOWN | {"forget": 0.2, "test": 0.2})
+RETRAINED = table(KNOWN | {"forget": 0.2, "unseen": 0.2})
 
 
 def scored(model, goal="full", **options):
@@ -61,15 +61,15 @@ def test_untouched_and_destroyed_score_nothing_and_retrained_all():
 
 
 def test_means_shared_by_several_scores_change_none_of_them():
-    model, means = table({**KNOWN, "forget": 0.3, "test": 0.4}, seed=1), Means()
+    model, means = table({**KNOWN, "forget": 0.3, "unseen": 0.4}, seed=1), Means()
     for other in (model, VANILLA, model):
         for options in ({"goal": "visual"}, {"goal": "full"}, {"goal": "full", "seed": 1}):
             assert scored(other, **options, means=means) == scored(other, **options)
 
 
 def test_golden_parts():
-    vanilla, retrained = table(KNOWN), table({**KNOWN, "forget": 0, "test": 0})
-    model = table({**KNOWN, "forget": 0, "test": 1, "real": 0}, text={"forget": 1, "test": 1, "real": 1})
+    vanilla, retrained = table(KNOWN), table({**KNOWN, "forget": 0, "unseen": 0})
+    model = table({**KNOWN, "forget": 0, "unseen": 1, "real": 0}, text={"forget": 1, "unseen": 1, "real": 1})
     visual = unlearning_score(model, vanilla=vanilla, retrained=retrained, goal="visual")
     # Forget: mean knowledge 0.5 of 1. Utility: real (0 by picture, 1 by name) and skills (1), mean 0.75.
     assert (visual.forget, visual.text, visual.retain, visual.utility) == (0.5, 1.0, 1.0, 0.75)
@@ -79,12 +79,12 @@ def test_golden_parts():
 
 
 def test_a_model_that_never_learnt_is_refused():
-    weak = table(KNOWN | {"test": 0.0})
-    with pytest.raises(EvaluationError, match=r"scores 0\.000 on test/multimodal/rouge_l, retrained 0\.2"):
+    weak = table(KNOWN | {"unseen": 0.0})
+    with pytest.raises(EvaluationError, match=r"scores 0\.000 on unseen/multimodal/rouge_l, retrained 0\.2"):
         unlearning_score(weak, vanilla=weak, retrained=RETRAINED, goal="full")
     text = table(KNOWN, text={"forget": 0.0})
     with pytest.raises(EvaluationError, match="forget/text/rouge_l"):
-        unlearning_score(text, vanilla=text, retrained=table(KNOWN | {"forget": 0, "test": 0}), goal="full")
+        unlearning_score(text, vanilla=text, retrained=table(KNOWN | {"forget": 0, "unseen": 0}), goal="full")
     blind = table(KNOWN | {"retain": 0.0})
     with pytest.raises(EvaluationError, match=r"nothing whose keeping could be measured \(retain\)"):
         unlearning_score(blind, vanilla=blind, retrained=RETRAINED, goal="full")
@@ -103,13 +103,13 @@ def test_missing_rows_other_samples_and_unknown_goals_are_errors():
 
 
 def test_order_changes_nothing_and_draws_are_paired_and_seeded():
-    model = table({**KNOWN, "forget": 0.4, "test": 0.5, "retain": 0.9}, seed=1)
+    model = table({**KNOWN, "forget": 0.4, "unseen": 0.5, "retain": 0.9}, seed=1)
     shuffled = model.sample(frac=1, random_state=0)
     assert scored(shuffled) == scored(model)
     found = scored(model)
     assert found.low < found.value < found.high
     assert found != scored(model, seed=1)
-    better = table({**KNOWN, "forget": 0.3, "test": 0.4, "retain": 0.9}, seed=1)
+    better = table({**KNOWN, "forget": 0.3, "unseen": 0.4, "retain": 0.9}, seed=1)
     difference, (low, high) = score_difference(
         better, model, vanilla=VANILLA, retrained=RETRAINED, goal="full", resamples=200
     )
@@ -135,7 +135,7 @@ def test_cell_means_draw_people_not_rows():
     assert means == pytest.approx(sum(s * by_person[p] for s, p in zip(shares, people, strict=True)))
     assert np.all(np.isclose(np.stack(shares) * 4 % 1, 0) | np.isclose(np.stack(shares) * 4 % 1, 1))
     both = rows.assign(rouge_l=(rows["entity_id"] == "forget/0").astype(float))
-    together = cell_means(both, [cell, ("test", "text", "rouge_l")], resamples=50)
+    together = cell_means(both, [cell, ("unseen", "text", "rouge_l")], resamples=50)
     assert np.array_equal(*together.values())  # the same people, drawn together
     one = rows[rows["entity_id"] == "forget/0"]
     assert cell_means(one, [cell])[cell].shape == (1,)
@@ -170,7 +170,7 @@ def test_settings_are_chosen_without_what_no_validation_person_can_be_asked():
         return pd.concat([model, people], ignore_index=True)
 
     yardsticks = {"vanilla": split(VANILLA), "retrained": split(RETRAINED)}
-    half = split(table(KNOWN | {"forget": 0.6, "test": 0.6}, text=KNOWN))
+    half = split(table(KNOWN | {"forget": 0.6, "unseen": 0.6}, text=KNOWN))
     score = validation_score(half, **yardsticks, goal="visual")
     assert score == pytest.approx(100 * 3 / (1 / 0.5 + 1 + 1), rel=0.1)
     assert validation_score(split(VANILLA), **yardsticks, goal="visual") == 0

@@ -19,7 +19,7 @@ SAID = {
 def table(**changes):
     rows = []
     for set_name, modality, task in itertools.product(
-        ("forget", "test", "retain", "real"), ("multimodal", "text"), SAID
+        ("forget", "unseen", "retain", "real"), ("multimodal", "text"), SAID
     ):
         for number, (gold, said) in enumerate(SAID[task]):
             row = {"set": set_name, "modality": modality, "task": task, "part": "test", "gold": gold}
@@ -31,7 +31,7 @@ def table(**changes):
 
 def test_three_tasks_two_modalities_four_sets():
     tables = view(table())["tables"]
-    assert list(tables) == ["forget", "test", "retain", "real"]
+    assert list(tables) == ["forget", "unseen", "retain", "real"]
     for tasks in tables.values():
         assert list(tasks) == ["classification", "cloze", "generation"]
         assert all(list(modalities) == ["multimodal", "text"] for modalities in tasks.values())
@@ -55,7 +55,7 @@ def test_both_readings_with_their_denominators():
 
 
 def test_sentences():
-    cells = view(table())["tables"]["test"]["generation"]["text"]
+    cells = view(table())["tables"]["unseen"]["generation"]["text"]
     assert cells["rouge_l"]["value"] == pytest.approx((1 + 0 + 2 * (1 / 4) / (5 / 4) + 3 / 4) / 4)
     assert set(cells) == {"rouge_l", "rouge_1", "rouge_2", "bleu_nltk"}
 

@@ -24,7 +24,7 @@ def estimates(vanilla=1.0, unseen=0.7, text=1.0, retrained=(0.05, 0.1), base_ski
         "base": {"utility": {"multimodal": cell(base_skill)}},
         "vanilla": {
             "forget": {"multimodal": cell(vanilla), "text": cell(text)},
-            "test": {"multimodal": cell(unseen)},
+            "unseen": {"multimodal": cell(unseen)},
             "utility": {"multimodal": cell(skill)},
         },
         "retrained": {"forget": {"multimodal": cell(retrained[0]), "text": cell(retrained[1])}},
@@ -56,5 +56,5 @@ def test_each_is_missed_by_itself(change, missed):
 
 def test_what_was_not_scored_is_not_met():
     partial = estimates()
-    del partial["vanilla"]["test"]
+    del partial["vanilla"]["unseen"]
     assert not targets(partial, BOUNDS)[1].met
