@@ -42,11 +42,7 @@ def main(
 @app.command()
 def params() -> None:
     """Check params.yaml and run nothing."""
-    with _errors_in_words():
-        from tasks.config import load_params
-
-        profile = load_params().avatars.profile
-        typer.echo(f"params.yaml is in order; profile {profile}")
+    _run("params")
 
 
 @app.command()
