@@ -67,7 +67,7 @@ def main(
     }
     mask = timed("saliency", lambda: saliency(model, processor, parts, sets.values()))
     config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
-    options = {"method": "mmunlearner", "settings": {"variant": "paper"}, "mask": mask, "config": config}
+    options = {"method": "mmunlearner", "mask": mask, "config": config}
     del mask
     timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options, **sets))  # noqa: F821
     del options

@@ -72,7 +72,9 @@ def jobs(people: int, width: int, folder: Path) -> dict[str, Callable[[], object
 
     def unlearn() -> None:
         references = folder / f"references-{next(runs)}"  # measured in every run, as a stage measures them
-        terms = Terms(forget=forget, retain=retain, method=METHODS["npo"], settings={"beta": 0.1})
+        terms = Terms(
+            forget=forget, retain=retain, method=METHODS["npo"], settings=METHODS["npo"].settings(beta=0.1)
+        )
         train(copy.deepcopy(model), terms, config, references=references, label="NPO")
 
     return {

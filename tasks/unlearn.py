@@ -11,7 +11,7 @@ import typer
 from efface.data.samples import read_samples
 from efface.errors import DataError
 from tasks.config import Params
-from tasks.config.unlearning import Unlearn, UnlearningMethod
+from tasks.config.unlearning import Unlearn, UnlearningMethod, method_settings
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
 from tasks.runtime.loading import load_for_training
@@ -112,7 +112,7 @@ def _train(
         retain=read_samples(inputs["prepared"], split="retain", part="train"),
         config=_loop_config(section, params.unlearn, params.seed),
         mask=mask,
-        settings=section.settings,
+        settings=method_settings(name, section),
         adapter=adapter,
         checkpoints=checkpoints,
         watch=watch,

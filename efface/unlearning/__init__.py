@@ -1,6 +1,8 @@
 """Unlearning by training: the methods and the one loop they share."""
 
-from efface.unlearning.method import METHODS, Method
+from efface.unlearning.method import Method
+from efface.unlearning.methods import METHODS
+from efface.unlearning.settings import TrainingSettings
 from efface.unlearning.unlearn import UnlearningResult, unlearn
 
-__all__ = ["METHODS", "Method", "UnlearningResult", "unlearn"]
+__all__ = ["METHODS", "Method", "TrainingSettings", "UnlearningResult", "unlearn"]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from efface.encoding import IGNORED, Inputs
 from efface.encoding.answers import answer_log_probs
 from efface.errors import ModelError
-from efface.settings import Settings
 
 
 def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
@@ -22,12 +21,12 @@ def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
     return model(**{key: value for key, value in inputs.items() if key != "labels"}, **options)
 
 
-def answer_totals(model: nn.Module, inputs: Inputs, settings: Settings) -> list[Tensor]:
+def answer_totals(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
     """Log-probability of each answer, summed over its tokens; scalars."""
     return list(answer_log_probs(model, inputs).total.float())
 
 
-def answer_distributions(model: nn.Module, inputs: Inputs, settings: Settings) -> list[Tensor]:
+def answer_distributions(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
     """Log-probabilities over the whole vocabulary from which each answer token is drawn, (tokens, V)."""
     return distributions_of(forward(model, inputs).logits, inputs["labels"])
 
@@ -39,9 +38,9 @@ def distributions_of(logits: Tensor, labels: Tensor) -> list[Tensor]:
     return [row[kept].float().log_softmax(dim=-1) for row, kept in zip(logits[:, :-1], chosen, strict=True)]
 
 
-def hidden_states(model: nn.Module, inputs: Inputs, settings: Settings) -> list[Tensor]:
-    """Hidden states after decoder layer ``settings["layer"]``, at pictures and answers, (tokens, H)."""
-    return states_of(model, forward(model, inputs, output_hidden_states=True), inputs, settings["layer"])
+def hidden_states(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
+    """Hidden states after decoder layer ``settings.layer``, at pictures and answers, (tokens, H)."""
+    return states_of(model, forward(model, inputs, output_hidden_states=True), inputs, settings.layer)
 
 
 def states_of(model: nn.Module, output: Any, inputs: Inputs, layer: int) -> list[Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from efface.data.samples import Sample
 from efface.encoding import Encoder
-from efface.settings import Settings, check
-from efface.unlearning.method import METHODS, Method
+from efface.unlearning.method import Method
+from efface.unlearning.methods import METHODS
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import LoopConfig, LoopResult
 from efface.unlearning.training.loop import Terms, train
@@ -35,7 +35,7 @@ def unlearn(
     retain: Sequence[Sample],
     config: LoopConfig,
     mask: Mapping[str, Tensor] | None = None,
-    settings: Settings | None = None,
+    settings: Any = None,
     adapter: Adapter | None = None,
     checkpoints: Checkpoints | None = None,
     references: Path | None = None,
@@ -53,7 +53,7 @@ def unlearn(
         config: settings of the loop.
         mask: saliency mask for the forget term, keyed by the parameters that train; None lets it reach every
             weight.
-        settings: the method's own settings, such as NPO's ``beta``.
+        settings: the method's settings, such as ``METHODS["npo"].settings(beta=0.2)``; None: its defaults.
         adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and
             merging them is up to the caller.
         checkpoints: where to save progress and to resume from.
@@ -61,22 +61,19 @@ def unlearn(
         watch: what to measure between steps, such as the points of the forget-retain curve.
 
     Raises:
-        EffaceError: if the method is unknown.
-        ValueError: if a set is empty or the retain set smaller than the forget set, if a setting of the
-            method is missing, unknown or out of range, or the mask reaches no weight that trains.
+        ValueError: if the method is unknown, if a set is empty or the retain set smaller than the forget set,
+            or if the mask reaches no weight that trains.
         DivergenceError: if a loss is not finite; the weights are those of the last checkpoint.
     """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method is {method!r}: expected one of: {', '.join(METHODS)}")
     chosen = METHODS[method] if isinstance(method, str) else method
-    given = dict(settings or {})
-    try:
-        check(given, chosen.settings)
-    except ValueError as error:
-        raise ValueError(f"{chosen.name}: {error}") from None
+    given = chosen.settings() if settings is None else settings
     if chosen.edit is not None:
         chosen.edit(model, processor, given)
         return UnlearningResult(steps=0, history=[], stopped_by=None)
     _check_sets(chosen, forget, retain, config)
-    others = None if chosen.other_answers is None else chosen.other_answers(forget, config.seed)
+    others = None if chosen.alternative_answers is None else chosen.alternative_answers(forget, config.seed)
     terms = Terms(
         forget=Encoder(processor, forget),
         retain=None if chosen.retain_loss is None else Encoder(processor, retain),
@@ -101,9 +98,7 @@ def _check_sets(
     method: Method, forget: Sequence[Sample], retain: Sequence[Sample], config: LoopConfig
 ) -> None:
     if not forget:
-        raise ValueError(
-            "the forget set is empty: name the people to forget (prepare.forget_fraction in params.yaml)"
-        )
+        raise ValueError("the forget set is empty: name the people to forget")
     if method.retain_loss is None:
         return
     if not retain:

@@ -190,7 +190,7 @@ def masked_step(subject: Subject, clock: Clock) -> list[Row]:
 def epoch(subject: Subject, clock: Clock) -> list[Row]:
     """An epoch of MMUnlearner against one of NPO with as many forget steps, and where the time goes."""
     from efface.encoding import Encoder
-    from efface.unlearning import unlearn
+    from efface.unlearning import METHODS, unlearn
     from efface.unlearning.training.config import LoopConfig
 
     pictured = [s for s in subject.samples if s.image_bytes is not None]
@@ -207,7 +207,7 @@ def epoch(subject: Subject, clock: Clock) -> list[Row]:
             forget=forget,
             retain=retain,
             mask=mask,
-            settings=settings,
+            settings=METHODS[method].settings(**settings),
             config=config,
         )
 

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
-from efface.settings import in_words
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+
+_WORDS = {"integer": "an integer", "number": "a number", "string": "a text", "boolean": "true or false"}
+_BOUNDS = (
+    ("exclusiveMinimum", "above"),
+    ("minimum", "at least"),
+    ("exclusiveMaximum", "below"),
+    ("maximum", "at most"),
+)
 
 
 class ParamsError(EffaceError):
@@ -107,3 +115,12 @@ def describe(node: dict[str, Any]) -> str:
     if kind == "object":
         return f"keys: {_names(node)}" if "properties" in node else "a mapping"
     return in_words(node)
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """What a schema allows one value to be: "a number above 0 and at most 1"."""
+    if "enum" in schema:
+        return f"one of: {', '.join(map(str, schema['enum']))}"
+    kind = str(schema.get("type"))
+    bounds = [f"{text} {schema[name]:g}" for name, text in _BOUNDS if name in schema]
+    return " ".join([_WORDS.get(kind, kind), " and ".join(bounds)]).strip()

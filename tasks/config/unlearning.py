@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-import efface
-from efface.settings import check, declared
+from efface.unlearning import METHODS
 from tasks.config.errors import describe
 from tasks.config.section import Count, Rate, Section, Share, Weight
 
-_FILES = sorted(Path(efface.__file__).parent.glob("unlearning/methods/[a-z]*.py"))
-UNLEARNING_METHODS = tuple(file.stem for file in _FILES)
-"""A method is a file; finding the names this way loads no torch."""
-_SETTINGS = {file.stem: declared(file, "SETTINGS") or {} for file in _FILES}
-_TRAINING = {file.stem for file in _FILES if declared(file, "TRAINS") is not False}
+UNLEARNING_METHODS = tuple(METHODS)
 
 
 class UnlearningMethod(Section):
@@ -145,10 +139,23 @@ def check_methods(methods: Mapping[str, UnlearningMethod], key: str) -> None:
     """
     for name, method in methods.items():
         try:
-            _check_training(method, trains=name in _TRAINING)
-            check(method.settings, _SETTINGS[name])
+            _check_training(method, trains=METHODS[name].trains)
+            method_settings(name, method)
         except ValueError as error:
             raise ValueError(f"{key}.{name}.{error}") from None
+
+
+def method_settings(name: str, method: UnlearningMethod) -> Any:
+    """The settings object of a method.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range.
+    """
+    values = method.model_dump(exclude={"start", "mask", "settings"}, exclude_unset=True)
+    try:
+        return METHODS[name].settings(**values, **method.settings)
+    except TypeError as error:
+        raise ValueError(f"settings is {method.settings!r}: {error}") from None
 
 
 @cache

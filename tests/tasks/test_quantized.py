@@ -12,7 +12,7 @@ from efface.errors import ModelError
 from efface.models import anatomy, load_model, weights_digest
 from efface.models.lora import Lora, add_lora
 from efface.models.outline import memory
-from efface.unlearning import unlearn
+from efface.unlearning import METHODS, unlearn
 from efface.unlearning.training.loop import LoopConfig
 from tasks import unlearn as stage
 from tests.efface.conftest import sample
@@ -74,7 +74,7 @@ def test_factors_learn_on_weights_that_stay(made, kind, method, settings):
         retain=samples[2:],
         adapter=adapter,
         config=LoopConfig(learning_rate=1e-2, steps=1, batch_size=2),
-        settings=settings,
+        settings=METHODS[method].settings(**settings),
     )
     moved = {name for name, p in loaded.model.named_parameters() if not torch.equal(p, before[name])}
     assert result.steps == 1

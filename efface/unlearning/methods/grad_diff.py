@@ -5,6 +5,17 @@ Reference:
     MLLMU-Bench walks one set after the other; here both terms meet in every step.
 """
 
-from efface.unlearning.method import Method
+from dataclasses import dataclass
 
-METHOD = Method(name="grad_diff", paper="arXiv:2203.12817")
+from efface.unlearning.method import Method
+from efface.unlearning.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradDiffSettings(TrainingSettings):
+    """Settings of gradient difference."""
+
+    learning_rate: float = 3.5e-5
+
+
+METHOD = Method(name="grad_diff", paper="arXiv:2203.12817", settings=GradDiffSettings)

@@ -5,6 +5,22 @@ Reference:
     It has no floor and diverges; the loop's stop rules end it.
 """
 
-from efface.unlearning.method import Method
+from dataclasses import dataclass
 
-METHOD = Method(name="gradient_ascent", paper="arXiv:2109.13398", retain_loss=None)
+from efface.unlearning.method import Method
+from efface.unlearning.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAscentSettings(TrainingSettings):
+    """Settings of gradient ascent; the retain set is not used."""
+
+    epochs: int = 1
+    learning_rate: float = 6.0e-5
+    retain_weight: float = 0.0
+    retain_batches_per_forget_batch: int = 0
+
+
+METHOD = Method(
+    name="gradient_ascent", paper="arXiv:2109.13398", settings=GradientAscentSettings, retain_loss=None
+)

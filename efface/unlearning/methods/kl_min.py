@@ -11,18 +11,18 @@ Reference:
 from torch import nn
 
 from efface.encoding.answers import log_probs_of
-from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples
+from efface.unlearning.settings import TrainingSettings
 
 
-def retain_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+def retain_loss(model: nn.Module, batch: Batch, settings: TrainingSettings) -> Term:
     """Divergence from the model before unlearning; a sample's reference is log p_ref, (tokens, V)."""
     labels = batch.inputs["labels"]
     logits = forward(model, batch.inputs).logits
     divergences = [
         (before.exp() * (before - now)).sum(dim=-1)
-        for before, now in zip(batch.referenced(), distributions_of(logits, labels), strict=True)
+        for before, now in zip(batch.reference, distributions_of(logits, labels), strict=True)
     ]
     return Term(loss=mean_over_samples(divergences), nll=log_probs_of(logits, labels).nll.detach())
 

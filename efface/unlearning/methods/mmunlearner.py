@@ -12,15 +12,32 @@ Reference:
     Huo et al., "MMUnlearner", arXiv:2502.11051, equation of the masked update, and the code released with it.
 """
 
-from efface.settings import Settings
-from efface.unlearning.method import Method, Update
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-SETTINGS = {"variant": {"enum": ["paper", "official_code"]}}
+from efface.unlearning.method import Method
+from efface.unlearning.settings import TrainingSettings, require
 
-
-def update(settings: Settings) -> Update:
-    """One step on both gradients in the paper, two steps in the released code."""
-    return "joint" if settings["variant"] == "paper" else "alternating"
+Variant = Literal["paper", "official_code"]
 
 
-METHOD = Method(name="mmunlearner", paper="arXiv:2502.11051", update=update, settings=SETTINGS)
+@dataclass(frozen=True, kw_only=True)
+class MMUnlearnerSettings(TrainingSettings):
+    """Settings of MMUnlearner."""
+
+    learning_rate: float = 1.1e-4
+    variant: Variant = "paper"
+    """``paper``: one step on both gradients. ``official_code``: forget and retain steps take turns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        variants = get_args(Variant)
+        require(self.variant in variants, "variant", self.variant, f"one of: {', '.join(variants)}")
+
+    @property
+    def alternating(self) -> bool:
+        """True in the released code."""
+        return self.variant == "official_code"
+
+
+METHOD = Method(name="mmunlearner", paper="arXiv:2502.11051", settings=MMUnlearnerSettings)

@@ -11,31 +11,44 @@ Reference:
     what it is told to.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from efface.encoding.answers import log_probs_of
-from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import forward, hidden_states, mean_over_samples, states_of
-
-SETTINGS = {
-    "layer": {"type": "integer", "minimum": 1},  # decoder layer, counted from 1
-    "scale": {"type": "number", "exclusiveMinimum": 0},  # c: length of the target
-}
+from efface.unlearning.settings import TrainingSettings, require
 
 
-def forget_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+@dataclass(frozen=True, kw_only=True)
+class RMUSettings(TrainingSettings):
+    """Settings of RMU."""
+
+    layer: int = 2
+    """Decoder layer, counted from 1; 7 of 32 in the paper."""
+    scale: float = 20.0
+    """Length of the random target (c), above 0; 6.5 and 300 in the paper, by model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.layer >= 1, "layer", self.layer, "a whole number from 1 on")
+        require(0 < self.scale < math.inf, "scale", self.scale, "a number above 0")
+
+
+def forget_loss(model: nn.Module, batch: Batch, settings: RMUSettings) -> Term:
     """Distance of the forget samples' hidden states from the random target."""
     states, nll = _states(model, batch, settings)
-    target = settings["scale"] * direction(states[0].shape[-1], batch.seed).to(states[0].device)
+    target = settings.scale * direction(states[0].shape[-1], batch.seed).to(states[0].device)
     return Term(loss=mean_over_samples([(h - target).square().sum(dim=-1) for h in states]), nll=nll)
 
 
-def retain_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+def retain_loss(model: nn.Module, batch: Batch, settings: RMUSettings) -> Term:
     """Distance of the retain samples' hidden states from those of the model before unlearning."""
     states, nll = _states(model, batch, settings)
-    moved = [(h - before).square().sum(dim=-1) for h, before in zip(states, batch.referenced(), strict=True)]
+    moved = [(h - before).square().sum(dim=-1) for h, before in zip(states, batch.reference, strict=True)]
     return Term(loss=mean_over_samples(moved), nll=nll)
 
 
@@ -45,10 +58,10 @@ def direction(size: int, seed: int) -> Tensor:
     return drawn / drawn.norm()
 
 
-def _states(model: nn.Module, batch: Batch, settings: Settings) -> tuple[list[Tensor], Tensor]:
+def _states(model: nn.Module, batch: Batch, settings: RMUSettings) -> tuple[list[Tensor], Tensor]:
     output = forward(model, batch.inputs, output_hidden_states=True)
     nll = log_probs_of(output.logits, batch.inputs["labels"]).nll.detach()
-    return states_of(model, output, batch.inputs, settings["layer"]), nll
+    return states_of(model, output, batch.inputs, settings.layer), nll
 
 
 METHOD = Method(
@@ -57,5 +70,5 @@ METHOD = Method(
     forget_loss=forget_loss,
     retain_loss=retain_loss,
     retain_reference=hidden_states,
-    settings=SETTINGS,
+    settings=RMUSettings,
 )

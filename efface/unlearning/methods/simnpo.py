@@ -9,25 +9,38 @@ Reference:
     arXiv:2410.07163, equation 4 (its gamma is our delta).
 """
 
+import math
+from dataclasses import dataclass
+
 from torch import nn
 from torch.nn.functional import logsigmoid
 
 from efface.encoding.answers import answer_log_probs
-from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
-
-SETTINGS = {
-    "beta": {"type": "number", "exclusiveMinimum": 0},  # inverse temperature; 4.5 in the paper
-    "delta": {"type": "number", "minimum": 0},  # margin, nats per token; 0 in the paper
-}
+from efface.unlearning.settings import TrainingSettings, require
 
 
-def forget_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+@dataclass(frozen=True, kw_only=True)
+class SimNPOSettings(TrainingSettings):
+    """Settings of SimNPO."""
+
+    beta: float = 4.5
+    """Inverse temperature, above 0; 4.5 in the paper."""
+    delta: float = 0.0
+    """Margin in nats per token, at least 0; 0 in the paper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.beta < math.inf, "beta", self.beta, "a number above 0")
+        require(0 <= self.delta < math.inf, "delta", self.delta, "a number from 0 on")
+
+
+def forget_loss(model: nn.Module, batch: Batch, settings: SimNPOSettings) -> Term:
     """SimNPO's forget term."""
     answers = answer_log_probs(model, batch.inputs)
-    beta, delta = settings["beta"], settings["delta"]
+    beta, delta = settings.beta, settings.delta
     loss = -(2 / beta) * logsigmoid(beta * answers.nll - delta).mean()
     return Term(loss=loss, nll=answers.nll.detach())
 
 
-METHOD = Method(name="simnpo", paper="arXiv:2410.07163", forget_loss=forget_loss, settings=SETTINGS)
+METHOD = Method(name="simnpo", paper="arXiv:2410.07163", forget_loss=forget_loss, settings=SimNPOSettings)

@@ -11,22 +11,31 @@ Reference:
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.encoding import prompt_of
 from efface.errors import ModelError
 from efface.models.system_turn import add_system_turn
-from efface.settings import Settings
 from efface.unlearning.method import Method
+from efface.unlearning.settings import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-TRAINS = False
-SETTINGS = {"instruction": {"type": "string", "minLength": 1}}  # what the model is told
+
+@dataclass(frozen=True, kw_only=True)
+class SystemPromptSettings:
+    """Settings of the system prompt; nothing trains."""
+
+    instruction: str = "Do not answer questions about the person in the picture."
+    """What the model is told, not empty."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.instruction), "instruction", self.instruction, "a text that is not empty")
 
 
-def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: Settings) -> None:
+def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: SystemPromptSettings) -> None:
     """Put the instruction into the chat template, in place; the model is left as it is.
 
     As a system turn where the template writes those in a way of their own, else as text in front.
@@ -34,7 +43,7 @@ def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: Settings) 
     Raises:
         ModelError: if the processor has no chat template.
     """
-    instruction = settings["instruction"]
+    instruction = settings.instruction
     template = processor.chat_template
     if not isinstance(template, str):
         raise ModelError(
@@ -54,5 +63,5 @@ def _begins_by_itself(processor: ProcessorMixin) -> bool:
 
 
 METHOD = Method(
-    name="system_prompt", paper="arXiv:2403.03329", retain_loss=None, edit=edit, settings=SETTINGS
+    name="system_prompt", paper="arXiv:2403.03329", retain_loss=None, edit=edit, settings=SystemPromptSettings
 )

@@ -10,29 +10,40 @@ Reference:
     Models", arXiv:2402.10052, equations 2 to 4. The released code averages over prompts too.
 """
 
+import math
+from dataclasses import dataclass
+
 from torch import nn
 
 from efface.encoding import IGNORED
 from efface.encoding.answers import log_probs_of
-from efface.settings import Settings
 from efface.unlearning.method import Batch, Method, Term
 from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples
-
-SETTINGS = {
-    "beta": {"type": "number", "exclusiveMinimum": 0}
-}  # how far a gold logit goes down; 10 in the paper
+from efface.unlearning.settings import TrainingSettings, require
 
 
-def forget_loss(model: nn.Module, batch: Batch, settings: Settings) -> Term:
+@dataclass(frozen=True, kw_only=True)
+class UndialSettings(TrainingSettings):
+    """Settings of UNDIAL."""
+
+    beta: float = 10.0
+    """How far the logit of an answer token is lowered, above 0; 10 in the paper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.beta < math.inf, "beta", self.beta, "a number above 0")
+
+
+def forget_loss(model: nn.Module, batch: Batch, settings: UndialSettings) -> Term:
     """UNDIAL's forget term; a sample's reference is log p_ref, (tokens, V), as good as its logits."""
     labels = batch.inputs["labels"]
     logits = forward(model, batch.inputs).logits
     costs = []
     for before, now, row in zip(
-        batch.referenced(), distributions_of(logits, labels), labels[:, 1:], strict=True
+        batch.reference, distributions_of(logits, labels), labels[:, 1:], strict=True
     ):
         gold = row[row != IGNORED].unsqueeze(1)
-        lowered = before.scatter_add(1, gold, before.new_full(gold.shape, -float(settings["beta"])))
+        lowered = before.scatter_add(1, gold, before.new_full(gold.shape, -float(settings.beta)))
         costs.append(-(lowered.softmax(dim=-1) * now).sum(dim=-1))
     return Term(loss=mean_over_samples(costs), nll=log_probs_of(logits, labels).nll.detach())
 
@@ -42,5 +53,5 @@ METHOD = Method(
     paper="arXiv:2402.10052",
     forget_loss=forget_loss,
     forget_reference=answer_distributions,
-    settings=SETTINGS,
+    settings=UndialSettings,
 )

@@ -20,15 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from efface.encoding import Encoder
-from efface.settings import Settings
-from efface.unlearning.method import FINE_TUNING, Method, Quantity
+from efface.unlearning.method import Method, Quantity
+from efface.unlearning.settings import TrainingSettings
 from efface.unlearning.training import sharding
 from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.training.config import DivergenceError, LoopConfig, LoopResult
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 __all__ = ["DivergenceError", "LoopConfig", "LoopResult", "Terms", "schedule", "train"]
 
 
+FINE_TUNING = Method(name="fine_tuning", paper="plain descent; no unlearning")
+"""The loop's method when there is nothing to forget."""
+
+
 @dataclass
 class Terms:
     """What a run minimises: either set may be missing.
@@ -67,7 +71,7 @@ class Terms:
     retain: Encoder | None = None
     method: Method = FINE_TUNING
     other: Encoder | None = None
-    settings: Settings = field(default_factory=dict)
+    settings: Any = field(default_factory=TrainingSettings)
     mask: Mapping[str, Tensor] | None = None
 
 
@@ -126,7 +130,7 @@ class _Run:
         self.precision = Precision(config.precision, self.device, self.trained)
         self.ahead = Ahead(config.prefetch)
         self.forget, self.retain = self._sides()
-        self.alternating = terms.method.update(terms.settings) == "alternating" and self.retain is not None
+        self.alternating = terms.settings.alternating and self.retain is not None
         self.batches_per_step = config.accumulation_steps
         # A step that cannot be shared batch by batch is shared sample by sample.
         self.split = self.sharded or config.accumulation_steps % self.processes.count != 0

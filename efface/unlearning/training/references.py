@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,6 @@ from torch import Tensor
 from efface.encoding import Encoder, Inputs, to_device
 from efface.errors import ArtifactError
 from efface.models.loading import weights_digest
-from efface.settings import Settings
 from efface.unlearning.method import Quantity
 from efface.unlearning.training.precision import Precision
 from efface.unlearning.training.processes import Processes
@@ -51,7 +50,7 @@ class Question:
     model: PreTrainedModel
     encoder: Encoder
     quantity: Quantity
-    settings: Settings
+    settings: Any
     precision: Precision
     batch_size: int
     needed: Sequence[int] | None = None
@@ -85,7 +84,7 @@ class Question:
         processor = self.encoder.processor
         name = f"{self.quantity.__module__}.{self.quantity.__qualname__}"
         template, written = processor.chat_template, repr(processor)
-        about = [name, dict(self.settings), self.precision.name, template, written, [*self.indices]]
+        about = [name, repr(self.settings), self.precision.name, template, written, [*self.indices]]
         total.update(json.dumps(about, sort_keys=True).encode())
         for sample in self.encoder.samples:
             total.update(repr((sample.sample_id, sample.question, sample.answer)).encode())

@@ -113,7 +113,8 @@ class Side:
             asked = self._other_references
             other = Batch(others, None if asked is None else asked.of(indices, others), seed=self._seed)
         asked = self._references
-        batch = Batch(inputs, None if asked is None else asked.of(indices, inputs), other, self._seed)
+        reference = None if asked is None else asked.of(indices, inputs)
+        batch = Batch(inputs, reference, other, self._seed)
         return batch, share
 
     def _share(self, position: int, sharing: Processes | None) -> tuple[Sequence[int], float]:

@@ -338,7 +338,7 @@ def test_one_step_of_every_method(family, tiny, seen, told):
             retain=[seen[2], told[3]],
             mask=mask if name == "mmunlearner" else None,
             config=LoopConfig(learning_rate=1e-3, steps=1, batch_size=2),
-            settings=settings_of(METHODS[name]) | ({"layer": deepest} if name == "rmu" else {}),
+            settings=replace(settings_of(METHODS[name]), **({"layer": deepest} if name == "rmu" else {})),
         )
         if METHODS[name].edit is not None:  # works without training
             assert result.steps == 0

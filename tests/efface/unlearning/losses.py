@@ -7,7 +7,8 @@ import copy
 import torch
 
 from efface.encoding import collate, encode
-from efface.unlearning.method import METHODS, Batch
+from efface.unlearning import METHODS
+from efface.unlearning.method import Batch
 
 SETTINGS = {
     "npo": {"beta": 0.1},
@@ -28,7 +29,7 @@ LOSSES = [
 
 
 def settings_of(method):
-    return SETTINGS.get(method.name, {})
+    return method.settings(**SETTINGS.get(method.name, {}))
 
 
 def moved(model, by=0.3):
@@ -53,10 +54,10 @@ def batch_of(processor, method, side, samples, reference):
             return Batch(inputs, quantity(reference, inputs, settings_of(method)))
 
     batch = made(samples)
-    other = None
-    if method.other_answers is not None and side == "forget":
-        other = made(method.other_answers(samples, 0))
-    return Batch(batch.inputs, batch.reference, other)
+    alternative = None
+    if method.alternative_answers is not None and side == "forget":
+        alternative = made(method.alternative_answers(samples, 0))
+    return Batch(batch.inputs, batch.reference_values, alternative)
 
 
 def lengthened(batch, extra, *, fill, seen):
@@ -68,8 +69,10 @@ def lengthened(batch, extra, *, fill, seen):
             changed[key] = torch.nn.functional.pad(inputs[key], (0, extra), value=value)
         return changed
 
-    other = batch.other and Batch(longer(batch.other.inputs), batch.other.reference)
-    return Batch(longer(batch.inputs), batch.reference, other, batch.seed)
+    alternative = batch.alternative and Batch(
+        longer(batch.alternative.inputs), batch.alternative.reference_values
+    )
+    return Batch(longer(batch.inputs), batch.reference_values, alternative, batch.seed)
 
 
 def loss_of(model, method, side, batch):

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from efface.settings import check, declared
 from ruamel.yaml import YAML
 
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
-from efface.settings import check, declared
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.method import _Registry
 from efface.unlearning.training.loop import LoopConfig

@@ -14,7 +14,7 @@ from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.errors import ArtifactError
 from efface.models import anatomy
-from efface.unlearning.method import METHODS
+from efface.unlearning import METHODS
 from efface.unlearning.training import loop
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.loop import DivergenceError, LoopConfig, Terms, schedule, train

@@ -15,7 +15,7 @@ import torch
 
 from efface.encoding import Encoder
 from efface.masks import PackedMask, pack
-from efface.unlearning.method import METHODS
+from efface.unlearning import METHODS
 from efface.unlearning.training import fused
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import LoopConfig
@@ -208,7 +208,9 @@ def test_a_run_and_one_that_was_resumed_are_those_of_masked_gradients(
         forget=Encoder(processor, pictured[:4]),
         retain=Encoder(processor, pictured[4:] + written[4:]),
         method=METHODS[method],
-        settings={"variant": "official_code"} if method == "mmunlearner" else {},
+        settings=METHODS[method].settings(
+            **({"variant": "official_code"} if method == "mmunlearner" else {})
+        ),
         mask=mask,
     )
     config = LoopConfig(1e-3, steps=6, batch_size=2, checkpoint_every=4, **options)

@@ -11,7 +11,7 @@ import torch
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.models import anatomy
-from efface.unlearning import unlearn
+from efface.unlearning import METHODS, unlearn
 from efface.unlearning.training.loop import LoopConfig
 from efface.unlearning.training.streams import BatchStream
 
@@ -76,7 +76,7 @@ def test_equals_the_transcribed_update_rule(model, processor, pictured, written,
         model,
         processor,
         method="mmunlearner",
-        settings={"variant": "official_code"},
+        settings=METHODS["mmunlearner"].settings(variant="official_code"),
         forget=forget,
         retain=retain,
         mask=mask,
@@ -99,7 +99,7 @@ def test_an_epoch_is_a_pass_over_the_retain_set(model, processor, pictured, writ
         model,
         processor,
         method="mmunlearner",
-        settings={"variant": "official_code"},
+        settings=METHODS["mmunlearner"].settings(variant="official_code"),
         forget=pictured[:2],
         retain=pictured[2:] + written[2:],
         config=LoopConfig(learning_rate=1e-4, epochs=2, batch_size=2),
@@ -114,7 +114,7 @@ def test_the_two_variants_differ(model, processor, pictured, written):
             other,
             processor,
             method="mmunlearner",
-            settings={"variant": variant},
+            settings=METHODS["mmunlearner"].settings(variant=variant),
             forget=pictured[:4],
             retain=pictured[4:],
             config=LoopConfig(learning_rate=1e-3, steps=2, batch_size=4),

@@ -25,7 +25,7 @@ COMPARING = ["npo", "kl_min", "idk_dpo", "undial", "rmu"]
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1, components=("language", "projector", "vision"))
 
 
-def question(model, encoder, quantity=answer_totals, **settings):
+def question(model, encoder, quantity=answer_totals, settings=None):
     precision = Precision("fp32", torch.device("cpu"), dict(model.named_parameters()))
     return Question(model, encoder, quantity, settings, precision, 2)
 
@@ -71,7 +71,7 @@ def test_only_what_the_run_draws_is_measured(model, processor, pictured, written
     config = LoopConfig(learning_rate=1e-5, steps=2, batch_size=2, seed=1, retain_batches_per_forget_batch=1)
     retain = pictured[3:] + written[3:]
     assert len(retain) > 4
-    unlearn(model, processor, method=method, forget=pictured[:3], retain=retain, config=config, settings={})
+    unlearn(model, processor, method=method, forget=pictured[:3], retain=retain, config=config)
     assert 2 <= len(asked) <= 4
 
 
@@ -79,8 +79,10 @@ def test_only_what_the_run_draws_is_measured(model, processor, pictured, written
 def test_a_reference_does_not_depend_on_the_batch(model, processor, pictured, quantity):
     rows = encode(processor, pictured[:4])
     with torch.no_grad():
-        together = quantity(model, collate(rows, processor.tokenizer.pad_token_id), {"layer": 1})
-        alone = [quantity(model, row, {"layer": 1})[0] for row in rows]
+        together = quantity(
+            model, collate(rows, processor.tokenizer.pad_token_id), METHODS["rmu"].settings(layer=1)
+        )
+        alone = [quantity(model, row, METHODS["rmu"].settings(layer=1))[0] for row in rows]
     for a, b in zip(together, alone, strict=True):
         assert a.shape == b.shape and a.dtype == torch.float32 and torch.allclose(a, b, atol=1e-5)
 
@@ -126,7 +128,7 @@ def test_the_cache_is_keyed_by_its_content(model, processor, pictured, written):
     assert key == question(copy.deepcopy(model), Encoder(processor, pictured[:2])).key()
     assert key != question(model, Encoder(processor, pictured[1:3])).key()
     assert key != question(model, encoder, answer_distributions).key()
-    assert key != question(model, encoder, layer=1).key()
+    assert key != question(model, encoder, settings=METHODS["rmu"].settings(layer=1)).key()
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     assert key != question(model, encoder).key()
@@ -164,13 +166,20 @@ def test_a_resumed_run_compares_with_the_model_before_the_first_step(
     whole, resumed = copy.deepcopy(model), copy.deepcopy(model)
     checkpoints = Checkpoints(tmp_path / "run", key="k")
     config = {"learning_rate": 2e-3, "batch_size": 2, "seed": 1, "checkpoint_every": 2}
-    call = {"method": "npo", "forget": pictured[:2], "retain": pictured[2:], "settings": {"beta": 0.5}}
+    call = {
+        "method": "npo",
+        "forget": pictured[:2],
+        "retain": pictured[2:],
+        "settings": METHODS["npo"].settings(beta=0.5),
+    }
     unlearn(whole, processor, config=LoopConfig(steps=4, **config), checkpoints=checkpoints, **call)
     assert checkpoints.references.is_dir()
     shutil.rmtree(checkpoints.references)
     unlearn(resumed, processor, config=LoopConfig(steps=4, **config), checkpoints=checkpoints, **call)
     first = OnDisk(
-        question(model, Encoder(processor, pictured[:2]), beta=0.5), checkpoints.references, Processes()
+        question(model, Encoder(processor, pictured[:2]), settings=METHODS["npo"].settings(beta=0.5)),
+        checkpoints.references,
+        Processes(),
     )
     assert len(list(checkpoints.references.iterdir())) == 1  # found again under the key of the first model
     assert first.of([0], Encoder(processor, pictured[:2]).batch([0]))

@@ -10,7 +10,7 @@ import torch
 from efface.encoding import Encoder, prompt_of
 from efface.errors import ModelError
 from efface.models import load_model, save_model
-from efface.unlearning import unlearn
+from efface.unlearning import METHODS, unlearn
 from efface.unlearning.training.loop import LoopConfig
 
 INSTRUCTION = 'Say "red" {{ and }} nothing else.\nNot blue.'
@@ -46,7 +46,7 @@ def instructed(model, processor, text=INSTRUCTION):
         method="system_prompt",
         forget=[],
         retain=[],
-        settings={"instruction": text},
+        settings=METHODS["system_prompt"].settings(instruction=text),
         config=LoopConfig(learning_rate=0.0, steps=0),
     )
 
@@ -99,5 +99,6 @@ def test_a_processor_without_template_is_refused(model, processor):
 
 
 def test_an_empty_instruction_is_refused(model, processor):
-    with pytest.raises(ValueError, match="system_prompt: settings.instruction is '': expected a text"):
+    with pytest.raises(ValueError) as error:
         instructed(model, processor, "")
+    assert "instruction is ''" in str(error.value)

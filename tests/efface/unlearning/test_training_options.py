@@ -122,7 +122,7 @@ def test_recomputed_activations_give_the_same_weights(model, processor, pictured
 @pytest.mark.parametrize("method", ["rmu", "kl_min"])
 def test_recomputed_activations_suit_every_kind_of_loss(model, processor, pictured, written, method):
     other = copy.deepcopy(model)
-    settings = {"rmu": {"layer": 1, "scale": 1.0}}.get(method, {})
+    settings = METHODS[method].settings(**{"rmu": {"layer": 1, "scale": 1.0}}.get(method, {}))
     run(model, processor, pictured, written, method=method, settings=settings)
     config = dataclasses.replace(CONFIG, gradient_checkpointing=True)
     run(other, processor, pictured, written, config, method=method, settings=settings)
@@ -283,7 +283,7 @@ def test_a_pruned_model_that_trains_on_stays_pruned(model, processor, pictured, 
     zero_neurons(model, selection)
     before = weights(model)
     config = dataclasses.replace(CONFIG, steps=6, weight_decay=0.1)
-    run(model, processor, pictured, written, config, method="npo", settings={"beta": 0.1})
+    run(model, processor, pictured, written, config, method="npo", settings=METHODS["npo"].settings(beta=0.1))
     for mlp in anatomy(model).mlps:
         units = selection[mlp.name]
         assert not bool(model.get_parameter(f"{mlp.down}.weight")[:, units].any()), mlp.name
@@ -294,7 +294,7 @@ def test_a_pruned_model_that_trains_on_stays_pruned(model, processor, pictured, 
 
 def test_a_model_unlearned_once_can_be_unlearned_again(model, processor, pictured, written):
     run(model, processor, pictured, written)
-    again = run(model, processor, pictured, written, method="npo", settings={"beta": 0.1})
+    again = run(model, processor, pictured, written, method="npo", settings=METHODS["npo"].settings(beta=0.1))
     assert again.steps == CONFIG.steps
 
 

@@ -10,8 +10,8 @@ import torch
 from efface.encoding import Encoder
 from efface.evaluation import score
 from efface.models.lora import Lora, add_lora
+from efface.unlearning import METHODS
 from efface.unlearning.finetuning import finetune
-from efface.unlearning.method import METHODS
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.loop import LoopConfig, Terms, train
 from efface.unlearning.training.watch import Watch, known_answers

@@ -45,7 +45,7 @@ def main(folder: Path, *, lora: bool, masked: bool = False, **settings) -> None:
         forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
         retain=Encoder(processor, [sample(i, pictured=i % 2 > 0) for i in range(26)]),
         method=METHODS["npo"],
-        settings={"beta": 0.1},
+        settings=METHODS["npo"].settings(beta=0.1),
         mask=half_of(model) if masked else None,
     )
     config = LoopConfig(learning_rate=1e-3, batch_size=2, weight_decay=0.01, seed=3, **settings)

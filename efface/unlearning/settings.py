@@ -1,0 +1,75 @@
+"""Settings that every method which trains has; a method's own file adds what only it has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a method trains. Methods override the defaults in their files.
+
+    Raises:
+        ValueError: if a value is out of range; it names the key, the value and what is allowed.
+    """
+
+    steps: int | None = None
+    """Optimizer steps, at least 1; None: as many as ``epochs`` make."""
+    epochs: int = 2
+    """Passes over the forget set, at least 1. Over the retain set where there is no forget set, or where
+    forget and retain steps alternate (mmunlearner's official_code)."""
+    learning_rate: float = 4.0e-5
+    """Peak learning rate of AdamW, in (0, 1]."""
+    forget_weight: float = 1.0
+    """Factor of the forget term, at least 0."""
+    retain_weight: float = 1.0
+    """Factor of the retain term, at least 0; at 0 the retain set is not used."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm, above 0; None: never."""
+    warmup_fraction: float = 0.0
+    """Share of the steps with a linear rise of the learning rate, in [0, 1); a cosine to zero follows."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, in [0, 1)."""
+    retain_batches_per_forget_batch: int = 3
+    """Retain batches beside each forget batch, at least 0; at 0 the retain set is not used."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.steps is None or self.steps >= 1, "steps", self.steps, "None or a whole number from 1 on"
+        )
+        require(self.epochs >= 1, "epochs", self.epochs, "a whole number from 1 on")
+        require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "a number in (0, 1]")
+        require(0 <= self.forget_weight < math.inf, "forget_weight", self.forget_weight, "a number from 0 on")
+        require(0 <= self.retain_weight < math.inf, "retain_weight", self.retain_weight, "a number from 0 on")
+        require(
+            self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "a number above 0, or None",
+        )
+        require(0 <= self.warmup_fraction < 1, "warmup_fraction", self.warmup_fraction, "a number in [0, 1)")
+        require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "a number in [0, 1)")
+        require(
+            self.retain_batches_per_forget_batch >= 0,
+            "retain_batches_per_forget_batch",
+            self.retain_batches_per_forget_batch,
+            "a whole number from 0 on",
+        )
+
+    @property
+    def uses_retain_set(self) -> bool:
+        """Whether the retain set is used at all."""
+        return bool(self.retain_weight and self.retain_batches_per_forget_batch)
+
+    @property
+    def alternating(self) -> bool:
+        """Whether a step on the forget gradient and a step on the retain gradient take turns; otherwise one
+        step takes both."""
+        return False
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that names key, value and what is allowed, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{key} is {value!r}: expected {allowed}")
