@@ -63,7 +63,7 @@ class ModalityGap:
 
 METRICS_FILE = {
     "forget": ("knowledge", "forget", ("multimodal",)),
-    "unseen": ("knowledge", "test", ("multimodal",)),
+    "unseen": ("knowledge", "unseen", ("multimodal",)),
     "forget_text": ("knowledge", "forget", ("text",)),
     "retain": ("knowledge", "retain", ("multimodal",)),
     "retain_text": ("knowledge", "retain", ("text",)),
