@@ -1,43 +1,62 @@
-"""Masks at one bit per weight, in memory as on disk."""
+"""Masks of a model's weights: one object in memory and one file format, both at one bit per weight."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-_TILE = 2**18
-"""Weights masked at a time, a multiple of 8: a MiB of float32."""
+from efface.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from efface.models import Anatomy
+
+METADATA_KEY = "efface"
 
 
-class PackedMask(Mapping[str, Tensor]):
-    """A mask of which every entry is unpacked when it is asked for, and never kept unpacked.
+class Masks(Mapping[str, Tensor]):
+    """Boolean tensors by parameter name; True = may change.
+
+    Entries are held as packed bits, and indexing unpacks one: ``masks[name]`` is a new bool tensor of the
+    parameter's shape, on the device of the bits.
 
     Args:
-        bits: per parameter the packed bits, uint8, little bit order, row-major; see ``pack``.
+        masks: boolean tensors by parameter name, on any device; their bits go to main memory.
+
+    Attributes:
+        bits: per parameter the packed bits, uint8, little bit order, row-major (``pack``).
         shapes: shape of each parameter.
     """
 
-    def __init__(self, bits: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]):
-        self.bits = dict(bits)
-        self.shapes = {name: torch.Size(shapes[name]) for name in bits}
+    def __init__(self, masks: Mapping[str, Tensor] | None = None):
+        self.bits: dict[str, Tensor] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        for name, mask in (masks or {}).items():
+            self.bits[name], self.shapes[name] = pack(mask), mask.shape
 
     @classmethod
-    def of(cls, mask: Mapping[str, Tensor], device: torch.device | None = None) -> PackedMask:
-        """The mask packed entry by entry, on a device if one is named."""
-        if isinstance(mask, PackedMask):
-            return mask if device is None else mask.to(device)
-        bits, shapes = {}, {}
-        for name, entry in mask.items():
-            bits[name], shapes[name] = pack(entry).to(device or entry.device), entry.shape
-        return cls(bits, shapes)
+    def from_bits(cls, bits: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> Masks:
+        """Masks of bits that are packed already."""
+        masks = cls()
+        masks.bits = dict(bits)
+        masks.shapes = {name: torch.Size(shapes[name]) for name in bits}
+        return masks
 
     def __getitem__(self, name: str) -> Tensor:
-        """The boolean tensor of a parameter; True = may change."""
         return unpack(self.bits[name], self.shapes[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.bits
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.bits)
@@ -45,53 +64,146 @@ class PackedMask(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.bits)
 
-    def __or__(self, other: PackedMask) -> PackedMask:
-        """The entries of both; where both have one, the other's."""
-        return PackedMask(self.bits | other.bits, self.shapes | other.shapes)
+    def __or__(self, other: Masks) -> Masks:
+        """The entries of both, those of ``other`` where both have one."""
+        return Masks.from_bits(self.bits | other.bits, self.shapes | other.shapes)
 
-    def to(self, device: torch.device) -> PackedMask:
-        """The mask on a device."""
-        return PackedMask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes)
+    def subset(self, names: Iterable[str]) -> Masks:
+        """The entries of these names, without copying them."""
+        return Masks.from_bits({name: self.bits[name] for name in names}, self.shapes)
+
+    def to(self, device: torch.device | str) -> Masks:
+        """The masks with their bits on a device."""
+        return Masks.from_bits({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes)
 
     def any(self) -> bool:
-        """Whether a weight may change at all."""
+        """Whether any weight may change."""
         return any(bool(bits.any()) for bits in self.bits.values())
 
+    def density(self, anatomy: Anatomy) -> dict[str, Any]:
+        """Share of True: ``total``, and by ``groups``, ``layers`` (``language.3``) and ``kinds`` of module
+        (``q_proj``).
 
-def pack(entry: Tensor) -> Tensor:
-    """The bits of a boolean tensor, eight to a byte, the first in the lowest place; the last byte is filled
-    up with zeros. uint8, on the tensor's device."""
-    flat = entry.reshape(-1)
-    if flat.device.type == "cpu":
-        return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
-    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
-    return (padded << _places(flat.device)).sum(dim=1, dtype=torch.uint8)
+        Args:
+            anatomy: parts of the model without LoRA; LoRA's factors count for the weight they change.
+        """
+        from efface.models.anatomy import layer_index
+        from efface.models.lora import weight_of
+
+        group_of = {name: group for group, names in anatomy.groups.items() for name in names}
+        counts: dict[str, dict[str, list[int]]] = {"groups": {}, "layers": {}, "kinds": {}}
+        for parameter, mask in self.items():
+            weight, true = weight_of(parameter), int(mask.sum())
+            group, layer = group_of[weight], layer_index(weight)
+            keys = {"groups": group, "kinds": weight.split(".")[-2]}
+            if layer is not None:
+                keys["layers"] = f"{group}.{layer}"
+            for level, key in keys.items():
+                pair = counts[level].setdefault(key, [0, 0])
+                pair[0] += true
+                pair[1] += mask.numel()
+        shares = {level: {key: a / b for key, (a, b) in entries.items()} for level, entries in counts.items()}
+        pairs = list(counts["groups"].values())
+        return {"total": sum(a for a, _ in pairs) / max(1, sum(b for _, b in pairs)), **shares}
 
 
-def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean tensor of that shape whose bits ``pack`` packed, on their device."""
+def pack(mask: Tensor) -> Tensor:
+    """The bits of a boolean tensor in main memory, uint8: eight to a byte, the first in the lowest place,
+    the last byte filled up with zeros."""
+    return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1), bitorder="little"))
+
+
+def unpack(bits: Tensor, shape: Iterable[int]) -> Tensor:
+    """The boolean tensor of that shape from its packed bits, on their device."""
     size = math.prod(shape)
     if bits.device.type == "cpu":
-        return torch.from_numpy(
-            np.unpackbits(bits.numpy(), count=size, bitorder="little").view(np.bool_)
-        ).reshape(shape)
-    return ((bits[:, None] >> _places(bits.device)) & 1).view(-1)[:size].bool().reshape(shape)
+        flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=size, bitorder="little").view(np.bool_))
+    else:
+        flat = _unpack_on_device(bits)[:size]
+    return flat.reshape(tuple(shape))
 
 
-def keep_only(tensor: Tensor, bits: Tensor) -> Tensor:
-    """Multiply a tensor by its mask, in place: what is outside becomes 0. On a processor one tile after the
-    other, which the mask meets in the cache; torch's own product of floats and booleans takes three times as
-    long."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return tensor.mul_(unpack(bits, tensor.shape))
-    flat, packed = tensor.view(-1), bits.numpy()
-    buffer = torch.empty(min(_TILE, len(flat)), dtype=tensor.dtype)
-    for start in range(0, len(flat), _TILE):
-        tile = flat[start : start + _TILE]
-        kept = np.unpackbits(packed[start // 8 : (start + _TILE) // 8], count=len(tile), bitorder="little")
-        tile.mul_(buffer[: len(tile)].copy_(torch.from_numpy(kept)))
-    return tensor
+def _unpack_on_device(bits: Tensor) -> Tensor:
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> shifts) & 1).view(-1).bool()
 
 
-def _places(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)
+def save_mask(mask: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, Any]) -> None:
+    """Write a mask: per parameter one uint8 tensor of packed bits, little bit order, row-major.
+
+    Args:
+        mask: boolean tensors by parameter name.
+        path: the safetensors file.
+        metadata: what the mask was made from, ``model_digest`` among it; ``shapes`` is added. Stored as one
+            JSON entry, so that the same mask always gives the same bytes.
+    """
+    masks = (mask if isinstance(mask, Masks) else Masks(mask)).to("cpu")
+    shapes = {name: list(shape) for name, shape in masks.shapes.items()}
+    record = {"kind": "saliency_mask", **metadata, "shapes": shapes}
+    save_file(masks.bits, path, metadata={METADATA_KEY: json.dumps(record, sort_keys=True)})
+
+
+def load_mask(path: Path, *, model: PreTrainedModel | None = None) -> tuple[Masks, dict[str, Any]]:
+    """Read a mask and its metadata.
+
+    Args:
+        path: file written by ``save_mask``.
+        model: the model the mask is meant for; checked when given.
+
+    Raises:
+        ArtifactError: if the file is damaged or not a mask, or the model has other shapes or other weights
+            than the one the mask was made from.
+    """
+    metadata = read_metadata(path, kind="saliency_mask")
+    if model is not None:
+        parameters = dict(model.named_parameters())
+        for name, shape in metadata["shapes"].items():
+            actual = list(parameters[name].shape) if name in parameters else "no such parameter"
+            if actual != shape:
+                raise ArtifactError(
+                    f"{path} was made for another model: {name} has shape {shape} in the mask, {actual} in "
+                    "the model; make the mask from this model"
+                )
+        check_digest(path, metadata, model)
+    with safe_open(path, framework="pt") as file:
+        bits = {name: file.get_tensor(name) for name in metadata["shapes"]}
+    return Masks.from_bits(bits, metadata["shapes"]), metadata
+
+
+def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
+    """Metadata of a mask or importance file, without its tensors.
+
+    Args:
+        path: the safetensors file.
+        kind: what it must hold, ``saliency_mask`` or ``neuron_importance``.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged or holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(json.loads((file.metadata() or {})[METADATA_KEY]))
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is no complete {kind} file (expected safetensors with a {METADATA_KEY!r} entry, got "
+            f"{type(error).__name__}: {error}); restore it or make it again"
+        ) from error
+    if metadata.get("kind") != kind:
+        raise ArtifactError(f"{path} holds {metadata.get('kind')!r}, expected {kind!r}")
+    return metadata
+
+
+def check_digest(path: Path, metadata: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Check that a file was made from the model's weights.
+
+    Raises:
+        ArtifactError: if the digests differ.
+    """
+    from efface.models import weights_digest
+
+    digest = weights_digest(model)
+    if digest != metadata["model_digest"]:
+        raise ArtifactError(
+            f"{path} was made from other weights (digest {metadata['model_digest'][:12]}) than this model's "
+            f"({digest[:12]}); make it from this model"
+        )

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Write the control mask of that name to `masks/<name>.safetensors`."""
+    from efface.masks import Masks, load_mask, save_mask
     from efface.saliency.controls import magnitude_mask, random_mask
-    from efface.saliency.files import load_mask, save_mask
-    from efface.saliency.mask import mask_density
 
     section = params.saliency
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -44,7 +43,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             return
         del metadata["shapes"]
         masked = {key: entry for key, entry in chosen.items() if key not in set(metadata["unmasked"])}
-        metadata |= {"control": name, "density": mask_density(masked, parts)}
+        metadata |= {"control": name, "density": Masks(masked).density(parts)}
         with writing(path) as partial:
             save_mask(chosen, partial, metadata=metadata)
         record.summary = {"density": metadata["density"]}

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Prune with the method of that name and write `models/unlearned/<name>`."""
+    from efface.masks import check_digest
     from efface.models import load_model, save_model
     from efface.neurons.files import load_tables
     from efface.neurons.pruning import held, neuron_regions, output_regions, zero_neurons, zero_outputs
-    from efface.saliency.files import require_model
 
     section = params.prune.methods[name]
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -34,7 +34,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     ) as record:
         tables, units, metadata = load_tables(path)
         loaded = load_model(vanilla)
-        require_model(path, metadata, loaded.model)
+        check_digest(path, metadata, loaded.model)
         selection = _select(section, tables, units, metadata["variant"], params.seed)
         rows = metadata["variant"] == "official_code"
         summary = (zero_outputs if rows else zero_neurons)(loaded.model, selection)

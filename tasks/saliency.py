@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from efface.encoding import Inputs
-    from efface.masks import PackedMask
+    from efface.masks import Masks
     from efface.models import LoadedModel
     from efface.saliency.variants import Recipe
 
@@ -30,10 +30,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
     Of several processes each measures its share of the batches, and the first one writes.
     """
-    from efface.masks import PackedMask
+    from efface.masks import Masks, save_mask
     from efface.models import weights_digest
-    from efface.saliency.files import save_mask
-    from efface.saliency.mask import mask_density
     from efface.saliency.variants import recipe
 
     section = params.saliency
@@ -48,7 +46,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         trained = {key: p for key, p in loaded.model.named_parameters() if p.requires_grad}
         plan = recipe(section.variant, trained, parts, groups=section.groups)
         mask = _measured_mask(loaded, plan, _facts(table), section, params.seed, path.parent)
-        density = mask_density(mask, parts)
+        density = mask.density(parts)
         if not density["total"]:
             raise EffaceError(
                 f"no weight is {section.threshold} times as salient for the forget set as for the rest, so "
@@ -56,7 +54,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             )
         if not is_first():
             return
-        unmasked = PackedMask.of({name: _all_true(trained[name]) for name in plan.unmasked})
+        unmasked = Masks({name: _all_true(trained[name]) for name in plan.unmasked})
         metadata = {
             "variant": section.variant,
             "threshold": section.threshold,
@@ -85,16 +83,16 @@ def _facts(table: Path) -> list[Sample]:
 
 def _measured_mask(
     loaded: LoadedModel, plan: Recipe, facts: Sequence[Sample], section: Saliency, seed: int, folder: Path
-) -> PackedMask:
+) -> Masks:
     """The mask of all weights that are measured; each measurement has a preserve set of its own."""
     from efface.encoding import Encoder, draw
-    from efface.masks import PackedMask
+    from efface.masks import Masks
     from efface.processes import share
     from efface.saliency.variants import is_forget
 
     target = [sample for sample in facts if is_forget(sample)]
     size = plan.batch_size or section.batch_size
-    mask = PackedMask({}, {})
+    mask = Masks()
     for measurement in plan.measurements:
         preserve = [sample for sample in facts if measurement.preserves(sample)]
         batches, counts = [], []
@@ -118,7 +116,7 @@ def _compared(
     batches: Sequence[Iterator[Inputs]],
     counts: Sequence[int],
     options: Mapping[str, Any],
-) -> PackedMask:
+) -> Masks:
     """The mask of one measurement, from two Fisher diagonals or from their difference."""
     from efface.saliency.fisher import fisher_contrast, fisher_diagonal
     from efface.saliency.mask import contrast_mask, packed_saliency_mask

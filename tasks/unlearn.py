@@ -92,7 +92,7 @@ def _train(
     params: Params, name: str, inputs: dict[str, Path], checkpoints: Checkpoints
 ) -> tuple[LoadedModel, Adapter | None, UnlearningResult, list[dict[str, float]]]:
     """Load the model the method starts from and unlearn with it; last the points of its curve, if any."""
-    from efface.saliency.files import load_mask
+    from efface.masks import load_mask
     from efface.unlearning import unlearn
 
     section = params.unlearn.methods[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from efface.models.anatomy import GROUPS, anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_WRAPPER = re.compile(r"^base_model\.model\.")
+_FACTOR = re.compile(r"\.lora_[A-Za-z_]+\.[^.]+(\.weight|\.bias)?$")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,16 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
     return Adapter(model, wrapped)
+
+
+def weight_of(name: str) -> str:
+    """Name of the weight that a LoRA factor changes; a name without LoRA in it is its own.
+
+    PEFT names the factors of ``x.weight`` ``base_model.model.x.lora_A.default.weight`` (and ``lora_B``), and
+    calls the weight itself ``x.base_layer.weight``.
+    """
+    plain = _WRAPPER.sub("", name)
+    return _FACTOR.sub(".weight", plain).replace(".base_layer.", ".")
 
 
 def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:

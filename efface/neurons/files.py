@@ -11,9 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from efface.errors import ArtifactError
+from efface.masks import METADATA_KEY, read_metadata
 from efface.neurons.statistics import Units
-from efface.saliency.files import KEY, read_metadata
 
 
 def save_importance(
@@ -38,7 +37,7 @@ def save_importance(
     save_file(
         {key: tensors[key].clone() for key in sorted(tensors)},
         path,
-        metadata={KEY: json.dumps(record, sort_keys=True)},
+        metadata={METADATA_KEY: json.dumps(record, sort_keys=True)},
     )
 
 
@@ -48,9 +47,7 @@ def load_tables(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[Units], 
     Raises:
         ArtifactError: if the file is damaged or holds something else.
     """
-    metadata = read_metadata(path)
-    if metadata.get("kind") != "neuron_importance":
-        raise ArtifactError(f"{path} holds {metadata.get('kind')!r}, expected neuron importance")
+    metadata = read_metadata(path, kind="neuron_importance")
     units = [Units(**unit) for unit in metadata["units"]]
     order = {unit.name: index for index, unit in enumerate(units)}
     tables: dict[str, dict[str, Tensor]] = {}

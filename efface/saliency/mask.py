@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from efface.masks import PackedMask
-from efface.saliency.names import weight_of
-
-if TYPE_CHECKING:
-    from efface.models import Anatomy
+from efface.masks import Masks
 
 
 def saliency_mask(
@@ -71,15 +66,15 @@ def packed_saliency_mask(
     *,
     threshold: float = 1.0,
     smooth_numerator: bool = False,
-) -> PackedMask:
+) -> Masks:
     """As ``saliency_mask``, at one bit per weight; each pair of tensors is dropped once it is compared, so
     that both dictionaries are empty afterwards."""
     if forget.keys() != preserve.keys():
         saliency_mask(forget, preserve)  # says which
-    packed = PackedMask({}, {})
+    packed = Masks()
     for name in list(forget):
         pair = {name: forget.pop(name)}, {name: preserve.pop(name)}
-        packed |= PackedMask.of(saliency_mask(*pair, threshold=threshold, smooth_numerator=smooth_numerator))
+        packed |= Masks(saliency_mask(*pair, threshold=threshold, smooth_numerator=smooth_numerator))
     return packed
 
 
@@ -89,7 +84,7 @@ def contrast_mask(
     threshold: float = 1.0,
     eps: float = 1e-15,
     smooth_numerator: bool = False,
-) -> PackedMask:
+) -> Masks:
     """The mask of two Fisher diagonals of which only forget - threshold x preserve was kept.
 
         forget / (preserve + eps) >= threshold   <=>   forget - threshold preserve >= threshold eps
@@ -104,42 +99,13 @@ def contrast_mask(
     Raises:
         ValueError: if a value is not finite.
     """
-    packed = PackedMask({}, {})
+    packed = Masks()
     for name in list(contrast):
         value = contrast.pop(name)
         _check(name, "difference of the", value, value.shape)
         bound = threshold * eps - (eps if smooth_numerator else 0.0)
-        packed |= PackedMask.of({name: value >= bound})
+        packed |= Masks({name: value >= bound})
     return packed
-
-
-def mask_density(mask: Mapping[str, Tensor], anatomy: Anatomy) -> dict[str, object]:
-    """Share of True in a mask: in all, per group, per layer (``language.3``) and per kind of module
-    (``q_proj``).
-
-    Args:
-        mask: boolean tensors by parameter name; LoRA's factors count for the weight they change.
-        anatomy: parts of the model without LoRA.
-    """
-    from efface.models.anatomy import layer_index
-
-    owner = {name: group for group, names in anatomy.groups.items() for name in names}
-    sums: dict[str, dict[str, list[int]]] = {"groups": {}, "layers": {}, "kinds": {}}
-    kept = size = 0
-    for parameter, entry in mask.items():
-        name = weight_of(parameter)
-        true, count = int(entry.sum()), entry.numel()
-        kept, size = kept + true, size + count
-        layer = layer_index(name)
-        keys = {"groups": owner[name], "kinds": name.split(".")[-2]}
-        if layer is not None:
-            keys["layers"] = f"{owner[name]}.{layer}"
-        for level, key in keys.items():
-            pair = sums[level].setdefault(key, [0, 0])
-            pair[0] += true
-            pair[1] += count
-    shares = {level: {key: a / b for key, (a, b) in entries.items()} for level, entries in sums.items()}
-    return {"total": kept / size if size else 0.0, **shares}
 
 
 def _check(name: str, kind: str, value: Tensor, shape: torch.Size) -> None:

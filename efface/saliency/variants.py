@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from efface.data.samples import Sample
 from efface.errors import ModelError
-from efface.saliency.names import weight_of
+from efface.models.lora import weight_of
 
 if TYPE_CHECKING:
     from efface.models import Anatomy

@@ -130,7 +130,7 @@ def mask_file(subject: Subject, clock: Clock) -> list[Row]:
 
 def masked_step(subject: Subject, clock: Clock) -> list[Row]:
     """An optimizer step under a mask against AdamW's own."""
-    from efface.masks import PackedMask
+    from efface.masks import Masks
     from efface.unlearning.training.config import LoopConfig
     from efface.unlearning.training.masked import masked_weights
 
@@ -146,7 +146,7 @@ def masked_step(subject: Subject, clock: Clock) -> list[Row]:
 
     def step(share: float, **options: Any) -> Callable[[], None]:
         config = LoopConfig(1e-9, retain_weight=0.0, **options)
-        mask = PackedMask.of(_mask(subject, share))
+        mask = Masks(_mask(subject, share))
         masked = masked_weights(trained, mask, config, only=True)
         optimizer = masked.optimizer(config, torch.device(clock.device))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.masks import PackedMask
+from efface.masks import Masks
 from efface.unlearning.training.precision import Precision
 from efface.unlearning.training.processes import Processes
 from efface.unlearning.training.sharding import total_norm
@@ -84,17 +84,14 @@ def place_gradients(
         parameter.grad = functools.reduce(Tensor.add_, parts) if parts else None
 
 
-def mask_for(
-    trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], device: torch.device
-) -> PackedMask:
+def mask_for(trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], device: torch.device) -> Masks:
     """The mask entries of the parameters that train, on the model's device.
 
     Raises:
         ValueError: if the mask reaches no trainable parameter, or has another shape than one.
     """
-    every = PackedMask.of(mask)
-    names = [name for name in trained if name in every.bits]
-    chosen = PackedMask({name: every.bits[name].to(device) for name in names}, every.shapes)
+    masks = mask if isinstance(mask, Masks) else Masks(mask)
+    chosen = masks.subset(name for name in trained if name in masks).to(device)
     if not chosen.any():
         raise ValueError(
             f"the saliency mask selects no weight that trains: it names {len(mask)} parameters "

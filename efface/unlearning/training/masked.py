@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.masks import PackedMask, keep_only
+from efface.masks import Masks
 from efface.unlearning.training import fused
 from efface.unlearning.training.config import LoopConfig
 from efface.unlearning.training.precision import PrecisionName
@@ -70,7 +70,7 @@ def masked_weights(
         config: says where moments are kept, and how fast weights decay.
         only: whether nothing but the masked term moves weights, so that the others must not move.
     """
-    if only and config.optimizer_state == "selected" and isinstance(mask, PackedMask):
+    if only and config.optimizer_state == "selected" and isinstance(mask, Masks):
         selected = sum(int(mask[name].sum()) for name in mask)
         if selected <= MOST * sum(p.numel() for p in trained.values()):
             return Rows(trained, mask)
@@ -112,7 +112,7 @@ def _compiled(
     """
     if precision == "fp16":
         raise RuntimeError("gradients of precision fp16 are scaled")
-    if not isinstance(mask, PackedMask):
+    if not isinstance(mask, Masks):
         raise RuntimeError("the weights are sharded")
     names = [name for name in mask if fused.fits(trained[name])]
     if not names:
@@ -139,10 +139,7 @@ class Whole:
 
     def apply(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients of the parameters that the mask names, in place."""
-        mask = self._mask
-        if isinstance(mask, PackedMask):
-            return {name: keep_only(g, mask.bits[name]) for name, g in gradients.items() if name in mask.bits}
-        return {name: g.mul_(mask[name]) for name, g in gradients.items() if name in mask}
+        return {name: g.mul_(self._mask[name]) for name, g in gradients.items() if name in self._mask}
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The norm of the gradients, which are masked."""
@@ -181,7 +178,7 @@ class Compiled(Whole):
     def __init__(
         self,
         trained: Mapping[str, nn.Parameter],
-        mask: PackedMask,
+        mask: Masks,
         masked: fused.Masked,
         names: list[str],
         *,
@@ -238,7 +235,7 @@ class Rows:
         mask: which of their weights are selected.
     """
 
-    def __init__(self, trained: Mapping[str, nn.Parameter], mask: PackedMask):
+    def __init__(self, trained: Mapping[str, nn.Parameter], mask: Masks):
         self._whole = {name: trained[name] for name in mask if mask.bits[name].any()}
         self._places = {name: mask[name].flatten().nonzero().flatten() for name in self._whole}
         self.updated: Mapping[str, nn.Parameter] = {

@@ -168,11 +168,13 @@ def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path
     save_importance(again, tables, units=neuron_units(mlps), metadata={"model_digest": "x"})
     assert again.read_bytes() == path.read_bytes()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ArtifactError, match=r"importance.safetensors is not a whole file"):
+    with pytest.raises(ArtifactError) as error:
         load_tables(path)
+    assert "importance.safetensors" in str(error.value)
     save_file({"w": torch.zeros(1)}, path, metadata={"efface": '{"kind": "saliency_mask"}'})
-    with pytest.raises(ArtifactError, match="holds 'saliency_mask', expected neuron importance"):
+    with pytest.raises(ArtifactError) as error:
         load_tables(path)
+    assert "'saliency_mask'" in str(error.value) and "'neuron_importance'" in str(error.value)
 
 
 class Waits(TorchDispatchMode):

@@ -1,16 +1,11 @@
-"""Saliency masks: the ratio, its edges, and the file that holds one bit per weight."""
+"""Saliency masks: the ratio and its edges."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 
-from efface.errors import ArtifactError
-from efface.models import anatomy, weights_digest
-from efface.saliency import load_mask, mask_density, saliency_mask, save_mask
-from efface.saliency.files import read_metadata
+from efface.saliency import saliency_mask
 
 
 def fishers(seed, size=(400, 250)):
@@ -78,89 +73,3 @@ def test_bad_fishers_are_refused(change, message):
 def test_threshold_must_be_positive_and_finite(threshold):
     with pytest.raises(ValueError, match=f"threshold must be above 0 and finite, got {threshold}"):
         saliency_mask(fishers(0), fishers(1), threshold=threshold)
-
-
-@pytest.fixture
-def made(model, tmp_path):
-    generator = torch.Generator().manual_seed(3)
-    parts = anatomy(model)
-    shapes = {name: p.shape for name, p in model.named_parameters() if name in parts.maskable}
-    mask = {name: torch.rand(shape, generator=generator) < 0.3 for name, shape in shapes.items()}
-    path = tmp_path / "mask.safetensors"
-    save_mask(mask, path, metadata={"variant": "paper", "model_digest": weights_digest(model)})
-    return mask, path
-
-
-def test_round_trip(model, made):
-    mask, path = made
-    loaded, metadata = load_mask(path, model=model)
-    assert metadata["variant"] == "paper"
-    assert loaded.keys() == mask.keys()
-    assert all(torch.equal(loaded[name], mask[name]) for name in mask)
-
-
-def test_one_bit_per_weight_and_the_documented_order(made):
-    from safetensors.torch import load_file
-
-    mask, path = made
-    packed = load_file(path)
-    for name, entry in mask.items():
-        assert packed[name].numel() == -(-entry.numel() // 8)
-        bits = [int(packed[name][i // 8]) >> (i % 8) & 1 for i in range(entry.numel())]
-        assert bits == entry.reshape(-1).int().tolist()
-
-
-def test_the_same_mask_gives_the_same_bytes(model, made, tmp_path):
-    mask, path = made
-    again = tmp_path / "again.safetensors"
-    save_mask(mask, again, metadata={"model_digest": weights_digest(model), "variant": "paper"})
-    assert again.read_bytes() == path.read_bytes()
-
-
-def test_other_weights_are_refused(model, made):
-    with torch.no_grad():
-        model.lm_head.weight[0, 0] += 1
-    with pytest.raises(ArtifactError, match="made from other weights"):
-        load_mask(made[1], model=model)
-
-
-def test_other_shapes_are_refused(model, made):
-    model.model.multi_modal_projector.linear_1 = torch.nn.Linear(32, 40, bias=True)
-    with pytest.raises(
-        ArtifactError, match=r"linear_1.bias has shape \[32\] in the mask, \[40\] in the model"
-    ):
-        load_mask(made[1], model=model)
-
-
-@pytest.mark.parametrize("keep", [0, 7, 200, -10])
-def test_a_truncated_file_is_named_with_the_way_back(made, keep):
-    path = made[1]
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtifactError, match=r"mask.safetensors is not a whole file .*dvc checkout"):
-        load_mask(path)
-
-
-def test_a_file_of_something_else_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    path = tmp_path / "other.safetensors"
-    save_file({"x": torch.zeros(1)}, path, metadata={"efface": json.dumps({"kind": "neuron_importance"})})
-    with pytest.raises(ArtifactError, match="holds 'neuron_importance', expected a saliency mask"):
-        load_mask(path)
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="expected safetensors with a 'efface' entry"):
-        read_metadata(path)
-
-
-def test_density_counts_by_group_layer_and_kind(model, made):
-    mask = {name: torch.zeros_like(entry) for name, entry in made[0].items()}
-    mask["model.language_model.layers.1.mlp.up_proj.weight"][:] = True
-    density = mask_density(mask, anatomy(model))
-    sizes = {name: entry.numel() for name, entry in mask.items()}
-    up = 48 * 32
-    assert density["groups"]["vision"] == 0 and density["layers"]["language.0"] == 0
-    assert density["groups"]["language"] == pytest.approx(
-        up / sum(n for k, n in sizes.items() if "language_model" in k)
-    )
-    assert density["kinds"]["up_proj"] == 0.5
-    assert density["total"] == pytest.approx(up / sum(sizes.values()))

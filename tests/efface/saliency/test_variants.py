@@ -9,7 +9,7 @@ from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.errors import ModelError
 from efface.models import anatomy
-from efface.saliency import fisher_diagonal, mask_density, saliency_mask
+from efface.saliency import Masks, fisher_diagonal, saliency_mask
 from efface.saliency.variants import is_forget, recipe
 
 GROUPS = ("vision", "projector", "language")
@@ -191,7 +191,7 @@ def test_masks_on_lora_factors_are_keyed_to_what_trains(model, processor, facts,
         fisher_diagonal(wrapped, Encoder(processor, samples).batches(4), parameters=measured)
         for samples in (facts[:2], facts[2:])
     ]
-    density = mask_density(saliency_mask(*fishers), parts)
+    density = Masks(saliency_mask(*fishers)).density(parts)
     assert set(density["groups"]) == {"vision", "language"}
     assert (
         {"q_proj", "up_proj", "fc1"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from efface.encoding import Encoder
-from efface.masks import PackedMask, pack
+from efface.masks import Masks, pack
 from efface.unlearning import METHODS
 from efface.unlearning.training import fused
 from efface.unlearning.training.checkpoint import Checkpoints
@@ -83,7 +83,7 @@ def exercise(only):
     parameters, mask, gradients = made()
     twins = {name: torch.nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=only)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=only)
     assert isinstance(masked, Compiled)
     optimizer = masked.optimizer(COMPILED, torch.device("cpu"))
     plain = torch.optim.AdamW(twins.values(), lr=1e-2, weight_decay=0.1)
@@ -128,7 +128,7 @@ def test_compiled_once_for_all_sizes(only):
     exercise(only)
     graphs = counters["stats"]["unique_graphs"]
     parameters, mask, gradients = made(seed=1, count=3)
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=only)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=only)
     stepped(
         masked, masked.optimizer(COMPILED, torch.device("cpu")), gradients(), None if only else gradients()
     )
@@ -138,7 +138,7 @@ def test_compiled_once_for_all_sizes(only):
 def test_a_retain_gradient_is_added_outside_the_mask_too(written_out):
     parameters, mask, gradients = made()
     del mask["3"]
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=False)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=False)
     optimizer = masked.optimizer(COMPILED, torch.device("cpu"))
     forget, retain = gradients(), gradients()
     del retain["4"]  # no picture in the batch: the step masks what it reads
@@ -153,7 +153,7 @@ def test_a_retain_gradient_is_added_outside_the_mask_too(written_out):
 
 def test_the_others_gradients_are_let_go_of(written_out):
     parameters, mask, gradients = made()
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=False)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=False)
     others = gradients()
     masked.join(masked.apply(gradients()), others)
     assert sorted(others) == ["odd", "turned"]  # these are the caller's to add
@@ -163,7 +163,7 @@ def test_the_state_is_adamws(written_out, tmp_path):
     parameters, optimizer = exercise(True)
     plain = torch.optim.AdamW(parameters.values(), lr=1.0, fused=True)
     plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    masked = masked_weights(parameters, PackedMask.of(made()[1]), COMPILED, only=False)
+    masked = masked_weights(parameters, Masks(made()[1]), COMPILED, only=False)
     again = masked.optimizer(COMPILED, torch.device("cpu"))
     again.load_state_dict(copy.deepcopy(plain.state_dict()))
     for parameter in parameters.values():
@@ -173,7 +173,7 @@ def test_the_state_is_adamws(written_out, tmp_path):
 
 def test_moments_that_were_loaded_are_those_that_move(written_out):
     parameters, mask, gradients = made()
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=True)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=True)
     optimizer = masked.optimizer(COMPILED, torch.device("cpu"))
     stepped(masked, optimizer, gradients())
     saved, weights = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in parameters.values()]
@@ -233,7 +233,7 @@ def test_a_gradient_that_is_no_number_is_seen_outside_the_mask_too(written_out):
     parameters, mask, gradients = made()
     found = gradients()
     found["2"][~mask["2"]] = math.nan
-    masked = masked_weights(parameters, PackedMask.of(mask), COMPILED, only=True)
+    masked = masked_weights(parameters, Masks(mask), COMPILED, only=True)
     assert math.isnan(masked.norm(masked.apply(found)))
 
 
@@ -262,7 +262,7 @@ def test_where_nothing_can_be_compiled_steps_are_done_in_parts_and_a_line_says_w
     with caplog.at_level(logging.WARNING):
         config = dataclasses.replace(COMPILED, **options)
         masked = masked_weights(
-            {kept: parameters[kept]}, PackedMask.of({kept: mask[kept]}), config, only=True
+            {kept: parameters[kept]}, Masks({kept: mask[kept]}), config, only=True
         )
     assert type(masked) is Whole and len(caplog.records) == 1
     assert said in caplog.text and "done in parts" in caplog.text and "a page" not in caplog.text
@@ -276,5 +276,5 @@ def test_sharded_weights_are_done_in_parts(caplog):
 
 def test_only_those_who_ask_wait_for_a_compiler(written_out):
     parameters, mask, _ = made()
-    assert type(masked_weights(parameters, PackedMask.of(mask), PLAIN, only=True)) is Whole
+    assert type(masked_weights(parameters, Masks(mask), PLAIN, only=True)) is Whole
     assert written_out == []
