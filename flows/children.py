@@ -23,7 +23,7 @@ from typing import IO
 from efface.errors import EffaceError
 from flows.devices import Device
 from tasks.runtime import forkserver
-from tasks.tracking.addresses import shown
+from tasks.tracking.client import redact
 
 _REDRAW_SECONDS = 10.0
 _LAST_LINES = 15
@@ -143,7 +143,7 @@ def _run(
             limit.start()
         assert child.stdout is not None
         for line in _lines(child.stdout):
-            last.append(shown(line))
+            last.append(redact(line))
             say(last[-1])
         code = child.wait()
     except BaseException:  # a signal: whoever goes on, the child does not

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from efface.errors import EffaceError
-from tasks.tracking.addresses import shown
+from tasks.tracking.client import redact
 
 _SECONDS = 5.0
 
@@ -48,7 +48,7 @@ def require_server(*, needed: bool = False) -> str | None:
     except httpx.HTTPError as error:
         way_out = "" if needed else ", or unset PREFECT_API_URL to run without one"
         raise ServerError(
-            f"no Prefect server answers at {shown(address)} ({shown(str(error)) or type(error).__name__}); "
+            f"no Prefect server answers at {redact(address)} ({redact(str(error)) or type(error).__name__}); "
             f"start it (make server){way_out}"
         ) from error
     return str(address)

@@ -21,7 +21,7 @@ import typer
 
 from efface.errors import EffaceError
 from tasks.runtime.artifacts import disk_is_full
-from tasks.tracking.addresses import shown
+from tasks.tracking.client import redact
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -204,7 +204,7 @@ def _must_answer(where: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
     except OSError as error:
         raise StorageError(
-            f"shared storage {shown(where)} cannot be reached ({error}); nothing is lost. Try again, "
+            f"shared storage {redact(where)} cannot be reached ({error}); nothing is lost. Try again, "
             f"or go on without it by unsetting {REMOTE}"
         ) from error
 
@@ -250,7 +250,7 @@ def _broken_off(where: str, verb: str, folder: str, error: BaseException) -> Sto
     reason = "it is full" if disk_is_full(error) else " ".join(f"{type(error).__name__}: {error}".split())
     again = ("push" if verb == "take" else "pull") + ("" if folder == "." else f" --folder {folder}")
     return StorageError(
-        f"shared storage {shown(where)} did not {verb} everything ({shown(reason)[:300]}); nothing here is "
+        f"shared storage {redact(where)} did not {verb} everything ({redact(reason)[:300]}); nothing here is "
         f"lost, and what got through stays. Go on from there with: python -m flows.storage {again}"
     )
 
@@ -259,8 +259,8 @@ def _unusable(where: str, error: Exception) -> StorageError:
     scheme = where.partition("://")[0]
     hint = f"; install what it needs: pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else ""
     missing = "requires" in str(error) or "supported" in str(error)
-    reason = shown(" ".join(str(error).split()))[:300]
-    return StorageError(f"shared storage {shown(where)} cannot be used: {reason}{hint if missing else ''}")
+    reason = redact(" ".join(str(error).split()))[:300]
+    return StorageError(f"shared storage {redact(where)} cannot be used: {reason}{hint if missing else ''}")
 
 
 @app.command()
@@ -271,14 +271,14 @@ def pull(
     """Bring here what other machines have made."""
     with _errors_in_words():
         restored = fetch(target, folder)
-        typer.echo(f"pull: {', '.join(restored) or 'nothing new'} from {shown(_required())}")
+        typer.echo(f"pull: {', '.join(restored) or 'nothing new'} from {redact(_required())}")
 
 
 @app.command()
 def push(folder: Folder = ".") -> None:
     """Give to others what is here."""
     with _errors_in_words():
-        typer.echo(f"push: {share(folder)} files to {shown(_required())}")
+        typer.echo(f"push: {share(folder)} files to {redact(_required())}")
 
 
 @contextlib.contextmanager

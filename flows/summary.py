@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from efface.errors import ArtifactError
 from tasks.runtime.artifacts import read_json
-from tasks.tracking.addresses import shown
+from tasks.tracking.client import redact
 
 REPORT = Path("data/report/index.html")
 PLOTS = Path("data/report/plots")
@@ -99,7 +99,7 @@ def _pages(tracked_at: str) -> str:
     """Where MLflow's pages are: EFFACE_MLFLOW_PAGES, the tracking server, or `make ui`."""
     given = os.environ.get("EFFACE_MLFLOW_PAGES")
     given = given or (tracked_at if tracked_at.startswith("http") else _LOCAL_PAGES)
-    return shown(given).replace("***@", "").rstrip("/")
+    return redact(given).replace("***@", "").rstrip("/")
 
 
 def plots() -> list[str]:

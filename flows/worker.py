@@ -18,7 +18,7 @@ environment.apply()  # before Prefect is imported: it reads its settings then
 
 from efface.errors import EffaceError  # noqa: E402
 from flows.server import require_server  # noqa: E402
-from tasks.tracking.addresses import shown  # noqa: E402
+from tasks.tracking.client import redact  # noqa: E402
 
 
 def main(
@@ -39,7 +39,7 @@ def main(
         again = reschedule(client)
     if again:
         typer.echo(f"worker: taken up again: {', '.join(again)}")
-    typer.echo(f"worker: at work for the pool {pool} of {shown(address)}")
+    typer.echo(f"worker: at work for the pool {pool} of {redact(address)}")
     sys.stdout.flush()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     os.execv(sys.executable, [*command, "--name", name or socket.gethostname()])

@@ -147,7 +147,7 @@ def track(
     ] = False,
 ) -> None:
     """Send finished results to MLflow; what was sent before is not sent again."""
-    _run("tracking", quiet_if_unreachable=quiet_if_unreachable)
+    _run("tracking.runs", quiet_if_unreachable=quiet_if_unreachable)
 
 
 def _run(stage: str, name: str | None = None, **options: Any) -> None:

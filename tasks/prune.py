@@ -10,7 +10,7 @@ import typer
 from tasks.config import Params
 from tasks.config.pruning import PruningMethod, Recovery
 from tasks.runtime.artifacts import recording, write_json, writing
-from tasks.tracking.readme import write_readme
+from tasks.runtime.model_cards import write_model_card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         with writing(folder) as partial:
             save_model(loaded.model, loaded.processor, partial)
             write_json(partial / "pruning.json", record.summary)
-            write_readme(
+            write_model_card(
                 partial,
                 name,
                 stage="prune",

@@ -12,6 +12,7 @@ import typer
 from efface.errors import ArtifactError
 from tasks.config import Params
 from tasks.runtime.artifacts import read_json, write_json, writing
+from tasks.runtime.model_cards import write_scored_cards
 from tasks.runtime.results import (
     RESTORE,
     Record,
@@ -23,8 +24,7 @@ from tasks.runtime.results import (
     read_scores,
     read_splits,
 )
-from tasks.runtime.salt import salt_of
-from tasks.tracking.cards import write_cards
+from tasks.runtime.salt import read_salt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +65,13 @@ def run(params: Params, root: Path = Path("data")) -> None:
     write_json(folder / "metrics.json", plain_values(page.estimates))
     if page.scorecard is not None:
         write_json(folder / "scores.json", plain_scorecard(page.scorecard))
-        write_cards(
+        write_scored_cards(
             folder / "cards",
             params.evaluate.models,
             read_records(root),
             read_splits(root),
             page.scorecard,
-            salt_of(project_of(root)),
+            read_salt(project_of(root)),
         )
     with writing(folder / "summary.md") as partial:
         partial.write_text(render_summary(page), encoding="utf-8")

@@ -15,8 +15,8 @@ from tasks.config.unlearning import Unlearn, UnlearningMethod, method_settings
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
 from tasks.runtime.loading import load_for_training
+from tasks.runtime.model_cards import write_model_card
 from tasks.runtime.sharing import is_first
-from tasks.tracking.readme import write_readme
 
 if TYPE_CHECKING:
     from efface.models import LoadedModel
@@ -60,7 +60,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             if main:
                 with writing(folder) as partial:
                     _write(loaded, adapter, params.unlearn, inputs["start"], partial)
-                    write_readme(
+                    write_model_card(
                         partial,
                         name,
                         stage="unlearn",

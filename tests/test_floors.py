@@ -17,10 +17,10 @@ FORBIDDEN = {
 }
 ONLY_HERE = {
     "mlflow": {
+        "tasks/tracking/client.py",
         "tasks/tracking/registry.py",
+        "tasks/tracking/runs.py",
         "tasks/requests/registry.py",
-        "tasks/tracking/store.py",
-        "tasks/tracking/sending.py",
     }
 }
 

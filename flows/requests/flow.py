@@ -31,7 +31,7 @@ with uncollected():
     from tasks.requests.planning import RUNS, Plan
     from tasks.requests.registry import Registry
     from tasks.requests.state import holding
-    from tasks.runtime.salt import SALT_VARIABLE, salt_of
+    from tasks.runtime.salt import SALT_VARIABLE, create_salt, read_salt
     from tasks.runtime.sharing import wanted
 
 ROOT = Path("data")
@@ -75,7 +75,7 @@ def prepare(made: Plan, params: Params) -> str:
 @task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
     """Run stages of the run's project; those that were finished before are not run again."""
-    salt = salt_of(Path(), create=True) or b""  # the model's card hashes ids as the certificate does
+    salt = create_salt(Path())  # the model's card hashes ids as the certificate does
     with device(gpu=True, workers=1, processes=wanted()) as granted:
         return reproduce(
             stages,
@@ -126,7 +126,7 @@ def _carried_out(only: list[str]) -> State[list[str]]:
 def _run(only: list[str]) -> tuple[list[str], bool, str | None]:
     """What became of each request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
-    salt_of(Path())  # one that is too short is told now, not after training
+    read_salt(Path())  # one that is too short is told now, not after training
     registry = planning.registry_of(params, ROOT)
     made = plan(params, registry, only)
     if not isinstance(made, Plan):

@@ -10,12 +10,12 @@ from typing import Any
 
 from efface.certificates.seal import DIGEST, chain_faults
 from efface.errors import ArtifactError
-from efface.pseudonyms import pseudonyms
+from efface.subject_hashes import subject_hashes
 from tasks.requests.intake import FOLDER, RequestError
 from tasks.requests.state import Outcome, read_outcomes
 from tasks.runtime.artifacts import digest, read_json, write_json, writing
 from tasks.runtime.results import project_of
-from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, salt_of
+from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, read_salt
 
 KIND = "efface.forget_certificate"
 
@@ -107,7 +107,7 @@ def verify(root: Path) -> Verification:
     found = Verification()
     try:
         certificates, outcomes = read_certificates(root), read_outcomes(root)
-        salt = salt_of(project_of(root))
+        salt = read_salt(project_of(root))
     except (ArtifactError, SaltError) as error:
         found.faults.append(str(error))
         return found
@@ -184,7 +184,7 @@ def _check_people(
     outcome = outcomes.get(name)
     if salt is None or outcome is None or outcome.certificate != certificate[DIGEST]:
         return
-    hashes = pseudonyms(outcome.subjects, salt)
+    hashes = subject_hashes(outcome.subjects, salt)
     found.digests += len(hashes)
     if hashes != certificate["request"]["subjects"]:
         found.faults.append(

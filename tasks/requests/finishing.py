@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.certificates.seal import DIGEST, sealed
-from efface.pseudonyms import pseudonyms
+from efface.subject_hashes import subject_hashes
 from tasks.config import ORIGINAL, Params
 from tasks.requests.certificates import KIND, read_certificates, write_certificate
 from tasks.requests.intake import FOLDER, ForgetRequest
@@ -22,7 +22,7 @@ from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Ver
 from tasks.requests.state import Outcome, now, write_outcome
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.runtime.results import mask_metadata, project_of, read_scores, read_splits
-from tasks.runtime.salt import salt_of
+from tasks.runtime.salt import create_salt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +139,7 @@ def accept(
     )
     version = registry.register(new, _logged(made, verdict, params, root))
     certificates, previous = [], next(reversed(read_certificates(root)), None)
-    salt = salt_of(project, create=True) or b""
+    salt = create_salt(project)
     shared = _shared(made, verdict, params, root, registry, version)
     for request, people in made.batch.items():
         about = _about(requests[request], people, salt, root)
@@ -270,7 +270,7 @@ def _about(request: ForgetRequest, people: list[str], salt: bytes, root: Path) -
         "due": request.due.isoformat(),
         "days_late": max(0, (today - request.due).days),
         "requester": request.requester,
-        "subjects": pseudonyms(people, salt),
+        "subjects": subject_hashes(people, salt),
     }
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
-from tasks.tracking.addresses import shown
+from tasks.tracking.client import create_database, redact, tracking_uri
 from tasks.tracking.registry import LARGEST_UPLOAD
-from tasks.tracking.store import _create_database, _probe, address_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -72,7 +71,7 @@ class Registry:
         self.name = name
         self._project, self._experiment = project.absolute(), experiment
         self._own = f"sqlite:///{self._project / 'mlflow.db'}"
-        self._uri = address_of(self._project)
+        self._uri = tracking_uri(self._project)
         self._made: MlflowClient | None = None
 
     @contextlib.contextmanager
@@ -82,7 +81,6 @@ class Registry:
             os.environ.setdefault(name, value)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
-            _probe(self._uri)
             from mlflow.exceptions import MlflowException
             from requests import RequestException
             from sqlalchemy.exc import SQLAlchemyError
@@ -92,17 +90,17 @@ class Registry:
             if self._made is None:
                 from mlflow.tracking import MlflowClient
 
-                if self._uri == self._own and not (self._project / "mlflow.db").exists():
-                    _create_database(self._project / "mlflow.db")
+                if self._uri == self._own:
+                    create_database(self._project / "mlflow.db")
                 self._made = MlflowClient(self._uri, self._uri)
             yield self._made
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> RegistryError:
-        reason = " ".join(shown(str(error)).split())[:160]
+        reason = " ".join(redact(str(error)).split())[:160]
         return RegistryError(
-            f"MLflow at {shown(self._uri)} does not answer ({type(error).__name__}: {reason}); "
+            f"MLflow at {redact(self._uri)} does not answer ({type(error).__name__}: {reason}); "
             "every request is kept and the production model is as it was; start MLflow, or set "
             "MLFLOW_TRACKING_URI, and run again"
         )

@@ -1,4 +1,4 @@
-"""The secret that people's ids are hashed with, in certificates and in models' cards."""
+"""The secret salt: the key of the hashes of people in certificates and model cards."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ _SALT_BYTES = 32
 
 
 class SaltError(EffaceError):
-    """A secret that is none."""
+    """A salt that is too short to be a secret."""
 
 
-def salt_of(project: Path, *, create: bool = False) -> bytes | None:
-    """The secret: from the environment, or the project's own file; None if there is none.
-
-    Args:
-        project: the project's folder.
-        create: draw one if there is none; only its owner may read the file.
+def read_salt(project: Path) -> bytes | None:
+    """The salt, from the environment or the project's own file; None if neither holds one.
 
     Raises:
         SaltError: if it is too short.
     """
-    given = os.environ.get(SALT_VARIABLE, "").encode()
-    if given:
-        return _long_enough(given, SALT_VARIABLE)
-    path = project / SALT
-    if not path.is_file():
-        if not create:
+    salt, origin = os.environ.get(SALT_VARIABLE, "").encode(), SALT_VARIABLE
+    if not salt:
+        if not (project / SALT).is_file():
             return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as partial:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as handle:
-                handle.write(secrets.token_hex(_SALT_BYTES))
-    return _long_enough(path.read_bytes().strip(), str(path))
-
-
-def _long_enough(salt: bytes, where: str) -> bytes:
+        salt, origin = (project / SALT).read_bytes().strip(), str(project / SALT)
     if len(salt) < _SALT_BYTES:
-        raise SaltError(
-            f"{where} holds {len(salt)} characters: expected at least {_SALT_BYTES}, drawn at random"
-        )
+        raise SaltError(f"{origin} holds {len(salt)} characters: expected at least {_SALT_BYTES} random ones")
+    return salt
+
+
+def create_salt(project: Path) -> bytes:
+    """The salt, drawn first if there is none, into a file that only its owner may read.
+
+    Raises:
+        SaltError: if it is too short.
+    """
+    salt = read_salt(project)
+    if salt is None:
+        salt = secrets.token_hex(_SALT_BYTES).encode()
+        with writing(project / SALT) as partial:
+            partial.touch(mode=0o600)
+            partial.write_bytes(salt)
     return salt

@@ -57,10 +57,12 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
 
 def track(cells: Cells, folder: Path = PAGE.parent) -> None:
     """Send the comparison and its cells to MLflow, or say that it is not there to take them."""
-    from tasks.tracking.sending import sending as tracking
-    from tasks.tracking.study_runs import study_result
+    from tasks.runtime.results import read_splits
+    from tasks.tracking import runs
 
-    tracking.send(study_result(cells, folder), project_of(folder.parent), quiet_if_unreachable=True)
+    benchmark = read_splits(Path(next(iter(cells.values()))["folder"]) / "data")["benchmark"]
+    payload = runs.study_payload(cells, folder)
+    runs.track(payload, f"efface-{benchmark}", project_of(folder.parent), quiet_if_unreachable=True)
 
 
 def chosen(params: Params, cells: Cells) -> dict[tuple[float, str], str]:

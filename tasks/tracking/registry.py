@@ -1,8 +1,7 @@
-"""MLflow's model registry: one registered model per base model and data, one version per set of weights.
+"""MLflow's model registry: one registered model per benchmark and base model, one version per set of weights.
 
-A version carries the digest of its weights, so the same weights are never stored twice, and names the version
-it was made from. So base -> vanilla -> unlearned can be followed in MLflow, and every version loads with
-transformers (docs/operations.md).
+Tags of a version hold the digest of its weights and the version it was made from, so equal weights are stored
+once and base -> vanilla -> unlearned can be followed. The pipeline and forget requests share the registry.
 """
 
 from __future__ import annotations
@@ -11,46 +10,71 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import ArtifactError
-from tasks.runtime.artifacts import digest
-from tasks.tracking.addresses import shown
+from tasks.runtime.artifacts import digest, writing
+from tasks.tracking.client import TrackingError, mlflow_client, redact, tracking_uri
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 LARGEST_UPLOAD = 2 << 30
-"""Bytes; a larger model stays with DVC, and its version holds a small file that says where."""
+"""Bytes. The files of a larger model stay with DVC; its version holds a small file that says where."""
+POINTER = "stored-with-dvc.json"
 DIGEST = "efface.model_digest"
 PARENT = "efface.parent"
 STORED = "efface.stored"
-POINTER = "stored-with-dvc.json"
-_LONGEST = 5000
+FOLDER = "efface.folder"
+RUN = "efface.run"
+REQUESTS = "efface.requests"
+TEXT_LIMIT = 5000
+"""Characters of a tag or description, which is what MLflow stores."""
+_DESCRIPTION = (
+    "Models of one base model and one benchmark: base (before training on the people), vanilla (after), "
+    "retrained (trained without the people to forget), and what each method made of vanilla. Aliases name "
+    f"the newest version of each; the tag {PARENT} names the version that one was made from."
+)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Weights that may become a version.
+class ModelPayload:
+    """Weights to register as a version.
 
     Attributes:
         name: of the registered model.
         folder: a Hugging Face folder.
-        digest: of that folder, from when the model was scored.
-        role: base, vanilla, retrained, or method.
+        digest: of that folder, as recorded when the model was scored.
         parent: digest of the model that training or pruning started from; None for a base model.
-        description: shown on the version's page, Markdown.
-        tags: more about it.
+        alias: that names this version from now on; None: no alias.
+        description: Markdown, shown on the version's page.
+        tags: of the version.
     """
 
     name: str
     folder: Path
     digest: str
-    role: str
     parent: str | None = None
+    alias: str | None = None
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    number: int
+    digest: str
+    """SHA-256 of its folder."""
+    parent: int | None = None
+    """The version it was made from."""
+    folder: str = ""
+    """Where it was made, relative to the project; empty unless requests use it."""
+    run: str | None = None
+    """Run under .requests that made it; empty: the vanilla model; None: not a version of requests."""
+    requests: tuple[str, ...] = ()
+    """Ids of the requests it carries out beyond its parent."""
 
 
 def registered_name(benchmark: str, base_source: str) -> str:
@@ -59,104 +83,150 @@ def registered_name(benchmark: str, base_source: str) -> str:
 
 
 def alias_of(model: str) -> str:
-    """A model's name as an alias, where MLflow allows letters, digits, dashes and underscores alone."""
+    """A model's name as an alias: letters, digits, dashes and underscores, but not `v1` or `latest`."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", model)
     return f"model-{name}" if name == "latest" or re.fullmatch(r"v\d+", name) else name
 
 
 class Registry:
-    """Versions and aliases, each step looking first whether it was done before."""
+    """Versions and aliases of one registered model. Every method raises TrackingError if MLflow fails.
 
-    def __init__(self, client: MlflowClient) -> None:
-        self.client = client
+    Args:
+        project: the project folder, which holds mlflow.db unless MLFLOW_TRACKING_URI is set.
+        name: of the registered model, which is created with its first version.
+    """
 
-    def register(self, run_id: str, candidate: Candidate) -> str:
-        """Store the folder with the run and make it a version, unless these weights are one already.
+    def __init__(self, project: Path, name: str) -> None:
+        self.project, self.name = project.absolute(), name
+
+    def versions(self) -> dict[int, Version]:
+        """All versions with a digest, by number."""
+        with mlflow_client(self.project) as client:
+            rows = client.search_model_versions(f"name = '{self.name}'")
+        versions = [_version(row) for row in rows if DIGEST in row.tags]
+        return {version.number: version for version in sorted(versions, key=lambda version: version.number)}
+
+    def version_of(self, model_digest: str) -> Version | None:
+        """The newest version with these weights."""
+        same = [version for version in self.versions().values() if version.digest == model_digest]
+        return same[-1] if same else None
+
+    def aliases(self) -> dict[str, int]:
+        """Number of the version that each alias names; empty if the model is not registered."""
+        with mlflow_client(self.project) as client:
+            if not client.search_registered_models(f"name = '{self.name}'"):
+                return {}
+            aliases = client.get_registered_model(self.name).aliases
+        return {alias: int(number) for alias, number in aliases.items()}
+
+    def set_alias(self, alias: str, number: int) -> bool:
+        """Let an alias name a version; False if it did already."""
+        if self.aliases().get(alias) == number:
+            return False
+        with mlflow_client(self.project) as client:
+            client.set_registered_model_alias(self.name, alias, str(number))
+        return True
+
+    def delete_alias(self, alias: str) -> None:
+        """Delete an alias, if it exists."""
+        if alias in self.aliases():
+            with mlflow_client(self.project) as client:
+                client.delete_registered_model_alias(self.name, alias)
+
+    def lineage(self, number: int | None) -> dict[int, Version]:
+        """A version of requests and its ancestors down to the vanilla model, newest first; empty for None.
+
+        Raises:
+            TrackingError: if one of them does not exist or is not a version of requests.
+        """
+        versions, lineage = self.versions(), dict[int, Version]()
+        while number is not None and number not in lineage:
+            version = versions.get(number)
+            if version is None or version.run is None:
+                raise TrackingError(
+                    f"version {number} of {self.name} is in production, or is the parent of the version in "
+                    f"production, but does not exist or has no tag {RUN}; set the alias production to a "
+                    "version that `python -m flows.requests status` lists"
+                )
+            lineage[number] = version
+            number = version.parent if version.run else None
+        return lineage
+
+    def register(self, run_id: str, model: ModelPayload) -> tuple[Version, bool]:
+        """Store the folder with a run and make it a version, unless these weights are a version already.
+
+        An existing version keeps its tags and gets those it lacks. Weights that another run of requests (tag
+        `efface.run`) has registered become a new version.
 
         Returns:
-            The version.
+            The version, and whether it is new.
 
         Raises:
             ArtifactError: if the folder is not what was scored.
         """
-        version = self.version(candidate.name, candidate.digest)
-        if version is not None:
-            return version
-        stored = self._store(run_id, candidate)
-        if not self.client.search_registered_models(f"name = '{candidate.name}'"):
-            self.client.create_registered_model(candidate.name, description=_ABOUT)
-        tags = {DIGEST: candidate.digest, "efface.role": candidate.role, STORED: stored, **candidate.tags}
-        made = self.client.create_model_version(
-            candidate.name,
-            f"{self.client.get_run(run_id).info.artifact_uri}/model",
-            run_id,
-            tags={key: shown(value)[:_LONGEST] for key, value in (tags | self._lineage(candidate)).items()},
-            description=shown(candidate.description)[:_LONGEST] or None,
-            await_creation_for=0,
-        )
-        return str(made.version)
+        run = model.tags.get(RUN)
+        with mlflow_client(self.project) as client:
+            rows = client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
+            same = [row for row in rows if row.tags.get(DIGEST) == model.digest]
+            for row in same:
+                if run is None or row.tags.get(RUN, run) == run:
+                    for key in model.tags.keys() - row.tags.keys():
+                        client.set_model_version_tag(self.name, row.version, key, model.tags[key])
+                    return _version(client.get_model_version(self.name, row.version)), False
+            tags = {**model.tags, DIGEST: model.digest, STORED: _store(client, run_id, model)}
+            if model.parent is not None:
+                tags[f"{PARENT}_digest"] = model.parent
+                parents = [row.version for row in rows if row.tags.get(DIGEST) == model.parent]
+                tags |= {PARENT: f"models:/{self.name}/{parents[0]}"} if parents else {}
+            if not client.search_registered_models(f"name = '{self.name}'"):
+                client.create_registered_model(self.name, description=_DESCRIPTION)
+            row = client.create_model_version(
+                self.name,
+                f"{client.get_run(run_id).info.artifact_uri}/model",
+                run_id,
+                tags={key: redact(value)[:TEXT_LIMIT] for key, value in tags.items()},
+                description=redact(model.description)[:TEXT_LIMIT] or None,
+                await_creation_for=0,
+            )
+        return _version(row), True
 
-    def version(self, name: str, model_digest: str) -> str | None:
-        """The newest version with these weights."""
-        found = [
-            int(version.version)
-            for version in self.client.search_model_versions(f"name = '{name}'")
-            if version.tags.get(DIGEST) == model_digest
-        ]
-        return str(max(found)) if found else None
+    def download(self, number: int, folder: Path) -> Path:
+        """Download a version's files into a new folder; returns the folder of the model in it."""
+        with mlflow_client(self.project) as client, writing(folder) as partial:
+            from mlflow.artifacts import download_artifacts
 
-    def at(self, name: str, alias: str) -> ModelVersion | None:
-        """The version an alias points at; None without such a model or alias."""
-        if str(self._aliases(name).get(alias) or "") == "":
-            return None
-        return self.client.get_model_version_by_alias(name, alias)
+            partial.mkdir()
+            uri = client.get_model_version_download_uri(self.name, str(number))
+            path = download_artifacts(
+                artifact_uri=uri, dst_path=str(partial), tracking_uri=tracking_uri(self.project)
+            )
+            return folder / Path(path).relative_to(partial)
 
-    def point(self, name: str, alias: str, version: str) -> bool:
-        """Let an alias name a version; False if it did already."""
-        if str(self._aliases(name).get(alias)) == version:
-            return False
-        self.client.set_registered_model_alias(name, alias, version)
-        return True
 
-    def _aliases(self, name: str) -> Mapping[str, str]:
-        found = self.client.search_registered_models(f"name = '{name}'")
-        return dict(self.client.get_registered_model(name).aliases) if found else {}
-
-    def _lineage(self, candidate: Candidate) -> dict[str, str]:
-        if candidate.parent is None:
-            return {}
-        version = self.version(candidate.name, candidate.parent)
-        known = {} if version is None else {PARENT: f"models:/{candidate.name}/{version}"}
-        return known | {f"{PARENT}_digest": candidate.parent}
-
-    def _store(self, run_id: str, candidate: Candidate) -> str:
-        """Upload the folder; or, if it is too large, what DVC needs to find it. Returns where it is."""
-        size = sum(file.stat().st_size for file in candidate.folder.rglob("*") if file.is_file())
-        if size <= LARGEST_UPLOAD:
-            _require_same(candidate)
-            self.client.log_artifacts(run_id, str(candidate.folder), "model")
-            return "mlflow"
-        pointer = {
-            "path": candidate.folder.as_posix(),
-            "digest": candidate.digest,
-            "bytes": size,
-            **candidate.tags,
-        }
-        self.client.log_dict(run_id, pointer, f"model/{POINTER}")
+def _store(client: MlflowClient, run_id: str, model: ModelPayload) -> str:
+    """Upload the folder or, if it is too large, what DVC needs to restore it; returns which of the two."""
+    size = sum(file.stat().st_size for file in model.folder.rglob("*") if file.is_file())
+    if size > LARGEST_UPLOAD:
+        pointer = {"path": model.folder.as_posix(), "digest": model.digest, "bytes": size}
+        client.log_dict(run_id, pointer, f"model/{POINTER}")
         return "dvc"
-
-
-def _require_same(candidate: Candidate) -> None:
-    found = digest(candidate.folder)
-    if found != candidate.digest:
+    current = digest(model.folder)
+    if current != model.digest:
         raise ArtifactError(
-            f"{candidate.folder} is not the model that was scored (digest {candidate.digest[:12]} then, "
-            f"{found[:12]} now); restore or score it again with: dvc repro"
+            f"{model.folder} is not the model that was scored: its digest is {current[:12]}, expected "
+            f"{model.digest[:12]}; restore it or score it again with: dvc repro"
         )
+    client.log_artifacts(run_id, str(model.folder), "model")
+    return "mlflow"
 
 
-_ABOUT = (
-    "The models of one base model and one benchmark: what it was before training on the people (base), "
-    "after (vanilla), trained without those to forget (retrained), and what each method made of vanilla. "
-    f"The aliases name the newest of each; the tag {PARENT} of a version names the one it was made from."
-)
+def _version(row: Any) -> Version:
+    requests, parent = row.tags.get(REQUESTS), row.tags.get(PARENT)
+    return Version(
+        number=int(row.version),
+        digest=row.tags[DIGEST],
+        parent=int(parent.rpartition("/")[2]) if parent else None,
+        folder=row.tags.get(FOLDER, ""),
+        run=row.tags.get(RUN),
+        requests=tuple(requests.split(",")) if requests else (),
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efface.data.samples import write_samples
-from efface.pseudonyms import pseudonym
+from efface.subject_hashes import subject_hash
 from tasks import unlearn
 from tasks.config import load_params
 from tasks.config.unlearning import Unlearn
@@ -114,7 +114,7 @@ def test_the_folder_hashes_people_with_the_key_of_the_certificates(root, monkeyp
     unlearn.run(params({"grad_diff": TRAINING}), "grad_diff", root=root)
     card = (root / "models" / "unlearned" / "grad_diff" / "README.md").read_text(encoding="utf-8")
     for identity in ("fictitious/000", "fictitious/001"):
-        assert f"- `{pseudonym(identity, key.encode())}`\n" in card
+        assert f"- `{subject_hash(identity, key.encode())}`\n" in card
         assert hashlib.sha256(identity.encode()).hexdigest()[:16] not in card
     assert "HMAC-SHA256" in card and "without a key" not in card and key not in card
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tasks.tracking.store import _create_database
+from tasks.tracking.client import create_database
 from tests.made_requests import make_office
 
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    _create_database(path)
+    create_database(path)
     return path
 
 

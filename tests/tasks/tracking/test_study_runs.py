@@ -6,9 +6,8 @@ import shutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tasks.tracking.sending import send
-from tasks.tracking.store import _create_database
-from tasks.tracking.study_runs import study_result
+from tasks.tracking.client import create_database
+from tasks.tracking.runs import study_payload, track
 from tests.made_study import small_study
 
 MODELS = ("base", "vanilla", "retrained", "mmunlearner")
@@ -36,10 +35,11 @@ def test_every_model_of_every_cell_is_a_run_below_the_study(cells, tmp_path, cap
     number = {"mean": 0.25, "interval": None, "seeds": [0.25]}
     line = {"fraction": 0.1, "model": "mmunlearner", "numbers": {"forget, picture": number}}
     (folder / "results.json").write_text(json.dumps({"goal": "visual", "lines": [line]}))
-    _create_database(tmp_path / "mlflow.db")
+    create_database(tmp_path / "mlflow.db")
     for _ in range(2):
-        send(study_result(cells, folder), tmp_path)
-    assert "sent study-" in (said := capsys.readouterr().out) and "nothing new; study-" in said
+        track(study_payload(cells, folder), "efface-avatars", tmp_path)
+    output = capsys.readouterr().out
+    assert "sent 5 runs, 1 reports" in output and "nothing new; study-" in output
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri, uri)

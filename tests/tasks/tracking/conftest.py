@@ -1,0 +1,27 @@
+"""A finished result of a few models, and an empty MLflow database beside it."""
+
+import shutil
+
+import pytest
+
+from tasks.tracking.client import create_database
+from tests.made_study import small_study
+
+
+@pytest.fixture(scope="session")
+def result_template(tmp_path_factory):
+    root = small_study(tmp_path_factory.mktemp("result") / "data")
+    (root / "report").mkdir()
+    (root / "report" / "index.html").write_text("<h1>Report</h1>")
+    (root / "report" / "summary.md").write_text("### Summary")
+    create_database(root.parent / "mlflow.db")  # takes seconds, so tests copy it
+    return root
+
+
+@pytest.fixture
+def root(result_template, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("EFFACE_FLOW_RUN_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(result_template.parent / "mlflow.db", tmp_path)
+    return shutil.copytree(result_template, tmp_path / "data")
