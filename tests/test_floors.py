@@ -104,13 +104,3 @@ def test_help_answers_within_a_second():
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(5)) < 1.0  # the best of five: the machine may be busy
-
-
-def test_no_file_is_longer_than_a_reader_can_hold():
-    long = {
-        path.relative_to(PROJECT).as_posix(): lines
-        for floor in FORBIDDEN
-        for path in files(floor)
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert long == {}
