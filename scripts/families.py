@@ -97,9 +97,9 @@ def built(preset: str, device: str) -> tuple[Any, Any]:
 
 def say_estimate(model: Any, parts: Anatomy) -> None:
     """Print the memory that `python -m tasks inspect` would foretell."""
-    from efface.models.outline import memory
+    from efface.models.memory import estimate_memory
 
-    needed = memory(model, parts, chosen=parts.maskable)
+    needed = estimate_memory(model, parts, measured=parts.maskable)
     typer.echo(
         f"estimated by `tasks inspect`: saliency {needed.saliency / 2**30:.2f} GiB, "
         f"unlearning {needed.unlearning / 2**30:.2f} GiB"

@@ -1,7 +1,8 @@
-"""Stage base: the model before it meets the people to forget.
+"""Stage base: the model before it is trained on the people to forget.
 
-A model that exists (`base.source`) is checked and pointed to. The sandbox's is made here: its vision tower
-learns to see faces, then projector and decoder learn skills and the `real` people.
+An existing model (`base.source`) is checked, and the stage writes a pointer to it. The sandbox's model is
+trained from random weights: its vision tower on faces, then projector and decoder on skills and the `real`
+people.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
-    """Train, or point to a model that exists, and write `models/base`."""
+    """Train the sandbox's model, or check an existing one and point to it; write `models/base`."""
     if params.base.source == "sandbox":
         _train(params, root)
     else:
@@ -32,11 +33,12 @@ def _point(params: Params, root: Path) -> None:
     """Check without loading weights that the model can be worked with, and write `models/base/model.json`."""
     from dataclasses import replace
 
-    from efface.encoding import prompt_of
-    from efface.models import anatomy
-    from efface.models.fitting import check_processor, prepare_processor
-    from efface.models.loading import Source, write_pointer
-    from efface.models.outline import outline
+    from efface.encoding import check_template
+    from efface.errors import ModelError
+    from efface.models import Source, anatomy
+    from efface.models.memory import meta_model
+    from efface.models.processors import check_processor, load_processor
+    from efface.models.source import base_of, write_pointer
 
     section, folder = params.base, root / "models" / "base"
     source = Source(
@@ -44,6 +46,7 @@ def _point(params: Params, root: Path) -> None:
         revision=section.revision,
         dtype=section.dtype,
         chat_template=section.chat_template,
+        template_arguments=section.template_arguments,
         system=section.system,
         pad_token=section.pad_token,
         trust_remote_code=section.trust_remote_code,
@@ -51,12 +54,17 @@ def _point(params: Params, root: Path) -> None:
     with recording(
         "base", section, root=root, seed=params.seed, inputs={}, outputs={"base": folder}
     ) as record:
-        model = outline(source)
-        parts = anatomy(model)
-        processor = prepare_processor(source)
-        check_processor(model, processor)
-        prompt_of(processor, "?", image=True)  # a template that is missing or refuses pictures stops here
-        source = replace(source, revision=getattr(model.config, "_commit_hash", None) or source.revision)
+        model = meta_model(source)
+        processor = load_processor(source)
+        adapter = base_of(source) is not source
+        check_processor(model, processor, new_tokens=adapter)
+        check_template(processor)
+        try:
+            parts = f"{len(anatomy(model).mlps)} MLP blocks"
+        except ModelError as error:
+            parts = f"parts that saliency, importance and pruning cannot tell apart ({error})"
+        if not adapter:
+            source = replace(source, revision=getattr(model.config, "_commit_hash", None) or source.revision)
         with writing(folder) as partial:
             partial.mkdir(parents=True, exist_ok=True)
             write_pointer(source, partial)
@@ -67,7 +75,7 @@ def _point(params: Params, root: Path) -> None:
         }
     typer.echo(
         f"base: {folder} points to {source.id} ({source.revision or 'local'}), a {type(model).__name__} with "
-        f"{len(parts.mlps)} MLP blocks"
+        f"{parts}"
     )
 
 
@@ -105,12 +113,12 @@ def _train(params: Params, root: Path) -> None:
                 batch_size=section.batch_size,
                 seed=params.seed,
             )
-        # An imported benchmark may have neither strangers nor people to know beforehand.
-        if known := read_samples(table, split=("real", "utility"), part="train"):
+        # An imported benchmark may have neither strangers nor `real` people.
+        if lessons := read_samples(table, split=("real", "utility"), part="train"):
             record.history = finetune(
                 model,
                 processor,
-                known,
+                lessons,
                 steps=section.steps,
                 learning_rate=section.learning_rate,
                 batch_size=section.batch_size,
@@ -123,9 +131,9 @@ def _train(params: Params, root: Path) -> None:
             "vision_accuracy": accuracy,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
-    seen = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
-    told = f"its vision tower tells {seen} on new faces" if seen else f"no strangers in {benchmark}"
-    typer.echo(f"base: {folder} trained; {told}")
+    accuracies = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
+    vision = f"accuracy of its vision tower on new faces: {accuracies}"
+    typer.echo(f"base: {folder} trained; {vision if accuracies else f'no strangers in {benchmark}'}")
 
 
 def _untrained(params: Params, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from efface.encoding.batches import Inputs
+from torch import Tensor
+
+from efface.encoding.batches import IGNORED, Inputs
+from efface.encoding.prompts import takes_suffix
 from efface.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,11 +24,11 @@ def process(
     """Processor output of each text, batch axis of size 1 kept, no padding.
 
     Many texts go through the processor in one call where each has one picture of one fixed size, so that a
-    row does not depend on its company; otherwise one by one.
+    row does not depend on the rest of the call; otherwise one by one.
 
     Args:
         processor: the model's processor.
-        texts: what the chat template made.
+        texts: output of the chat template.
         pictures: the pictures of each text; None for texts without.
         suffixes: answers, for processors that take them apart from the prompt.
 
@@ -35,8 +37,8 @@ def process(
     """
 
     def call(part: slice) -> Inputs:
-        shown = None if pictures is None else pictures[part]
-        return _call(processor, texts[part], shown, None if suffixes is None else suffixes[part])
+        albums = None if pictures is None else pictures[part]
+        return _call(processor, texts[part], albums, None if suffixes is None else suffixes[part])
 
     if len(texts) < 2:
         return [call(slice(i, i + 1)) for i in range(len(texts))]
@@ -51,34 +53,34 @@ def process(
     return [first, *(call(slice(i, i + 1)) for i in range(1, len(texts)))]
 
 
-def prompt_lengths(
+def answer_lengths(
     processor: ProcessorMixin, prompts: Sequence[str], texts: Sequence[str], rows: Sequence[Inputs]
 ) -> list[int | None]:
-    """How many tokens at the beginning of each row are its prompt, told from the words alone.
+    """Number of tokens at the end of each row that are its answer and end token.
 
-    A processor writes many tokens for a picture, all of them in the prompt; the answer has those of the text
-    as it stands. Reading every picture again to count the tokens of its prompt would double the work.
+    A processor writes many tokens for a picture, all of them in the prompt, so the tokens of the text as it
+    stands tell where the answer begins.
 
     Args:
         processor: the model's processor.
-        prompts: what the chat template made.
+        prompts: the prompt of each text.
         texts: prompt, answer and end token of each.
-        rows: what `process` made of the texts.
+        rows: output of `process` for the texts.
 
     Returns:
-        A number from 1 to the length of the row less 1; None where the words do not tell.
+        A number from 1 to the length of the row less 1; None where the tokens of the prompt are not those at
+        the beginning of the text, or the row does not end in those of the answer.
     """
-    tokenizer, found = processor.tokenizer, list[int | None]()
+    tokenizer, lengths = processor.tokenizer, list[int | None]()
     # Padded as in `process`: a tokenizer keeps how it last padded, and is saved with it.
     options: dict[str, Any] = {"padding": tokenizer.pad_token_id is not None, "padding_side": "right"}
     options |= {"return_attention_mask": True, **_special_tokens(tokenizer, texts)}
     before, whole = (_token_ids(tokenizer(list(part), **options)) for part in (prompts, texts))
     for prompt, text, row in zip(before, whole, rows, strict=True):
         answer, ids = text[len(prompt) :], row["input_ids"][0].tolist()
-        start = len(ids) - len(answer)
-        told = text[: len(prompt)] == prompt and 0 < start < len(ids) and ids[start:] == answer
-        found.append(start if told else None)
-    return found
+        fits = text[: len(prompt)] == prompt and 0 < len(answer) < len(ids) and ids[-len(answer) :] == answer
+        lengths.append(len(answer) if fits else None)
+    return lengths
 
 
 def _token_ids(encoded: Any) -> list[list[int]]:
@@ -86,11 +88,6 @@ def _token_ids(encoded: Any) -> list[list[int]]:
     return [
         ids[: sum(mask)] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
     ]
-
-
-def takes_suffix(processor: ProcessorMixin) -> bool:
-    """Whether the processor takes the answer apart from the prompt (prefix language models: PaliGemma)."""
-    return "suffix" in inspect.signature(processor.__call__).parameters
 
 
 def _has_a_row_per_text(batch: Inputs, count: int) -> bool:
@@ -104,10 +101,10 @@ def _unpadded(batch: Inputs) -> list[Inputs]:
     rows = []
     shape = batch["input_ids"].shape
     for i in range(shape[0]):
-        keep = batch["attention_mask"][i].bool()
+        real = batch["attention_mask"][i].bool()
         rows.append(
             {
-                key: value[i : i + 1][:, keep] if value.shape == shape else value[i : i + 1]
+                key: value[i : i + 1][:, real] if value.shape == shape else value[i : i + 1]
                 for key, value in batch.items()
             }
         )
@@ -131,12 +128,12 @@ def _call(
         encoded = tokenizer(
             prefixes, text_pair=pairs, add_special_tokens=False, return_token_type_ids=True, **options
         )
-        return _with_labels(dict(encoded), suffixes)
+        return _with_labels(_tensors(encoded), suffixes)
     options |= _special_tokens(tokenizer, texts)
     if suffixes is not None:
         options["suffix"] = list(suffixes)
     if pictures is not None:
-        options["images"] = [list(shown) for shown in pictures]
+        options["images"] = [list(album) for album in pictures]
     try:
         encoded = processor(text=list(texts), **options)
     except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError, OSError) as error:
@@ -152,17 +149,23 @@ def _call(
             f"{type(processor).__name__} rejects {what} of {sizes} pixels (text {texts[0][:60]!r}): {error}; "
             f"{advice}"
         ) from error
-    return dict(encoded) if suffixes is None else _with_labels(dict(encoded), suffixes)
+    return _with_labels(_tensors(encoded), suffixes)
+
+
+def _tensors(encoded: Any) -> Inputs:
+    """The tensors of a processor's output; pixels in float32, whatever the processor makes of them."""
+    tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
+    return {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
 
 
 def _special_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, bool]:
     """Templates of several families write the begin token themselves: a second one is never meant."""
-    written = tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)
-    return {"add_special_tokens": False} if written else {}
+    begins = tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)
+    return {"add_special_tokens": False} if begins else {}
 
 
 def _with_labels(row: Inputs, suffixes: Sequence[str] | None) -> Inputs:
     """The answer and its end token are what the tokenizer marks as second part."""
     if suffixes is not None:
-        row["labels"] = row["input_ids"].masked_fill(row["token_type_ids"] == 0, -100)
+        row["labels"] = row["input_ids"].masked_fill(row["token_type_ids"] == 0, IGNORED)
     return row

@@ -1,10 +1,17 @@
 """Loading multimodal LLMs and finding their parts."""
 
-from efface.models.torchvision_shim import ensure_torchvision
+from efface.models.anatomy import Anatomy, anatomy
+from efface.models.loading import LoadedModel, load_model, save_model, weights_digest
+from efface.models.mlps import MLP
+from efface.models.source import Source
 
-ensure_torchvision()  # before anything of transformers looks for it
-
-from efface.models.anatomy import MLP, Anatomy, anatomy  # noqa: E402
-from efface.models.loading import LoadedModel, load_model, save_model, weights_digest  # noqa: E402
-
-__all__ = ["MLP", "Anatomy", "LoadedModel", "anatomy", "load_model", "save_model", "weights_digest"]
+__all__ = [
+    "MLP",
+    "Anatomy",
+    "LoadedModel",
+    "Source",
+    "anatomy",
+    "load_model",
+    "save_model",
+    "weights_digest",
+]

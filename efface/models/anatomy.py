@@ -1,50 +1,24 @@
-"""Where the parts of a multimodal LLM are: its three groups of parameters and its MLP blocks.
+"""The parts of a multimodal LLM: its three groups of parameters and its MLP blocks.
 
-Found from the structure of the module tree, not from names of families: the decoder is what the
-model itself calls its decoder, the vision tower is the sibling that begins with a convolution over
-pixels, and whatever stands between them is the projector. Some families keep the projector inside the
-vision tower, after its layers: it is told by its output, which has the decoder's width.
+The vision tower is the encoder that transformers names for images, or the one sibling of the decoder that
+begins with a convolution over pixels. What lies beside tower and decoder is the projector. Some families keep
+the projector inside the tower, behind its layers: its output has the width of the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from efface.errors import ModelError
-from efface.models.blocks import expert_shape, mlp_shape
+from efface.models.mlps import MLP, expert_shape, mlp_shape
 
 GROUPS = ("vision", "projector", "language")
-# Weights of linear maps that a family keeps as bare parameters; structure cannot tell them from tables.
+# Weights of linear maps that a family keeps as bare parameters, which no structure distinguishes from tables.
 _BARE_LINEAR = ("mm_input_projection_weight",)  # Gemma 3's projector
-
-
-@dataclass(frozen=True)
-class MLP:
-    """One MLP block. Its neurons are the input coordinates of ``down``.
-
-    Attributes:
-        name: module name of the block; of an expert whose weights are stacked with those of others, the
-            name of the experts' module and the expert's number.
-        tower: ``vision`` or ``language``.
-        layer: index of the layer the block belongs to, from 0.
-        width: number of neurons N.
-        down: module name of the linear map from the N neurons back to the hidden state.
-        up: module names of the linear maps that make the neurons: one, or gate and up, or one with 2 N
-            outputs that makes both.
-        expert: index of a stacked expert, whose ``down`` and ``up`` name parameters with an axis of experts
-            before the others; None for all other blocks.
-    """
-
-    name: str
-    tower: str
-    layer: int
-    width: int
-    down: str
-    up: tuple[str, ...]
-    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,15 +27,20 @@ class Anatomy:
 
     Attributes:
         groups: parameter names of ``vision``, ``projector`` and ``language``; disjoint, and together
-            every parameter of the model.
-        mlps: the MLP blocks of vision tower and decoder, in the order of the module tree.
+            every parameter of the model. Other modalities (audio) count as ``projector``.
+        mlps: the MLP blocks of vision tower and decoder, in the order of the module tree, without those in
+            ``unused``. Empty for a tower whose blocks have another structure.
         maskable: names of the weights and biases of linear and convolutional layers, stacked experts
-            included, without the output head: the parameters a saliency mask may select.
+            included, without the output head and what is ``unused``: the parameters a saliency mask may
+            select.
+        unused: names of the layers whose output nothing reads, such as the last layer of a vision tower that
+            is read at its last layer but one. Changing them changes no answer.
     """
 
     groups: dict[str, list[str]]
     mlps: list[MLP]
     maskable: list[str]
+    unused: tuple[str, ...] = ()
 
     def group_of(self, parameter: str) -> str:
         """Group a parameter belongs to.
@@ -74,27 +53,51 @@ class Anatomy:
                 return group
         raise ModelError(f"the model has no parameter {parameter!r}")
 
+    def require_mlps(self) -> list[MLP]:
+        """The MLP blocks, for work on neurons.
+
+        Raises:
+            ModelError: if the vision tower or the decoder has none.
+        """
+        for tower in ("vision", "language"):
+            if not any(mlp.tower == tower for mlp in self.mlps):
+                raise ModelError(
+                    f"the {tower} part of this model has no MLP block with one or two linear layers up and "
+                    "one down around an activation, so neurons cannot be measured or pruned; use a method "
+                    "that trains weights, such as npo"
+                )
+        return self.mlps
+
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Find the vision tower, projector, decoder and MLP blocks of a multimodal LLM.
 
     Raises:
-        ModelError: if the model has no decoder, no vision tower, more than one candidate for it, or
-            a tower without MLP blocks.
+        ModelError: if the model has no decoder, no vision tower, or more than one candidate for it.
     """
     roots = _group_roots(model)
+    tower = _vision_root(roots)
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    head = _output_head(model)
     for name, _ in model.named_parameters():
-        groups[_owner(name, roots)].append(name)
-    mlps = [mlp for mlp in _find_mlps(model, roots) if mlp.tower != "projector"]
-    for tower in ("vision", "language"):
-        if not any(mlp.tower == tower for mlp in mlps):
-            raise ModelError(
-                f"no MLP block found in the {tower} part of {type(model).__name__}: expected modules with "
-                "one or two linear layers up and one down around an activation; this architecture is not "
-                "supported"
-            )
-    return Anatomy(groups=groups, mlps=mlps, maskable=_maskable(model))
+        groups[_group_of(name, roots, head)].append(name)
+    unused = tuple(_unused_layers(model, tower))
+    mlps = [
+        mlp
+        for mlp in _find_mlps(model, roots, head)
+        if mlp.tower != "projector" and not _is_under(mlp.name, unused)
+    ]
+    maskable = [name for name in _maskable(model) if not _is_under(name, unused)]
+    return Anatomy(groups=groups, mlps=mlps, maskable=maskable, unused=unused)
+
+
+def vision_tower(model: nn.Module) -> nn.Module:
+    """The module that turns pixels into patch features.
+
+    Raises:
+        ModelError: if there is none, or more than one candidate.
+    """
+    return model.get_submodule(_vision_root(_group_roots(model)))
 
 
 def layer_index(name: str) -> int | None:
@@ -112,48 +115,105 @@ def has_class_token(tower: nn.Module) -> bool:
 def image_token_id(model: nn.Module) -> int | None:
     """Id of the token that stands for a picture or a part of one; None if the model has none."""
     config = getattr(model, "config", None)
-    names = ("image_token_id", "image_token_index")
-    return next((int(getattr(config, n)) for n in names if getattr(config, n, None) is not None), None)
+    for name in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
 
 
-def vision_tower(model: nn.Module) -> nn.Module:
-    """The module that turns pixels into patch features.
-
-    Raises:
-        ModelError: if there is none, or more than one candidate.
-    """
-    roots = _group_roots(model)
-    return model.get_submodule(next(name for name, group in roots.items() if group == "vision"))
-
-
-def _group_roots(model: nn.Module) -> dict[str, str]:
-    """Module name -> group: the vision tower, the decoder, and projectors inside the tower. The rest is
-    decided by ``_owner``."""
+def decoder_of(model: nn.Module) -> nn.Module | None:
+    """The text decoder inside a multimodal LLM; None if transformers names none."""
     get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
     can_generate: Callable[[], bool] = getattr(model, "can_generate", lambda: True)
     decoder = get_decoder() if get_decoder is not None and can_generate() else None
+    return None if decoder is model else decoder
+
+
+def _group_roots(model: nn.Module) -> dict[str, str]:
+    """Module name -> group: the decoder, the vision tower, and projectors inside and beside the tower.
+
+    Of names that lie within each other the longest decides; what is under none is left to ``_group_of``.
+    """
+    decoder = decoder_of(model)
     names = {id(module): name for name, module in model.named_modules()}
-    if decoder is None or id(decoder) not in names or decoder is model:
+    if decoder is None or id(decoder) not in names:
         raise ModelError(
             f"{type(model).__name__} has no text decoder beside a vision tower; expected a multimodal LLM "
             "such as LLaVA, not a language model or a pair of encoders such as CLIP"
         )
-    decoder_name = names[id(decoder)]
-    parent = model.get_submodule(decoder_name.rpartition(".")[0])
+    language = names[id(decoder)]
+    tower = _named_encoder(model, names, language) or _convolutional_sibling(model, language)
+    if _contains(language, tower):  # a language model with the tower in one of its children
+        child = tower.removeprefix(f"{language}.").partition(".")[0]
+        roots = {language: "language", f"{language}.{child}" if language else child: "projector"}
+    else:
+        parent = _common_parent(tower, language)
+        tower, language = (_child_towards(parent, name) for name in (tower, language))
+        roots = {parent: "projector"} if parent else {}
+        roots |= {language: "language"}
+    inside = dict.fromkeys(_projectors_inside(model, tower, _hidden_size(model)), "projector")
+    return roots | {tower: "vision"} | inside
+
+
+def _named_encoder(model: nn.Module, names: dict[int, str], language: str) -> str | None:
+    """Name of the module that transformers calls the encoder of images, if it is a part of the model."""
+    get_encoder: Callable[..., nn.Module] | None = getattr(model, "get_encoder", None)
+    if get_encoder is None:
+        return None
+    try:
+        encoder = get_encoder(modality="image")
+    except (TypeError, ValueError, AttributeError):  # code that comes with a model has older signatures
+        return None
+    name = names.get(id(encoder), "")
+    usable = bool(name) and encoder is not model and not _contains(name, language)
+    return name if usable and next(encoder.parameters(), None) is not None else None
+
+
+def _convolutional_sibling(model: nn.Module, language: str) -> str:
+    """Name of the one module beside the decoder that has a convolution."""
+    parent = language.rpartition(".")[0]
     towers = [
-        names[id(child)]
-        for child in parent.children()
-        if child is not decoder and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in child.modules())
+        f"{parent}.{name}" if parent else name
+        for name, child in model.get_submodule(parent).named_children()
+        if name != language.rpartition(".")[2]
+        and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in child.modules())
     ]
     if len(towers) != 1:
-        found = ", ".join(towers) if towers else "none"
         raise ModelError(
-            f"expected exactly one vision tower beside the decoder of {type(model).__name__}, found {found}; "
-            "text-only models and models with two towers are not supported: choose a model that reads "
-            "pictures with one tower"
+            f"expected exactly one vision tower beside the decoder of {type(model).__name__}, got "
+            f"{', '.join(towers) or 'none'}; choose a model that reads pictures with one tower"
         )
-    inside = dict.fromkeys(_projectors_inside(model, towers[0], _hidden_size(model)), "projector")
-    return {towers[0]: "vision", decoder_name: "language"} | inside
+    return towers[0]
+
+
+def _contains(root: str, name: str) -> bool:
+    """Whether a module lies in another one."""
+    return name == root or root == "" or name.startswith(f"{root}.")
+
+
+def _is_under(name: str, roots: tuple[str, ...]) -> bool:
+    return any(_contains(root, name) for root in roots)
+
+
+def _common_parent(one: str, two: str) -> str:
+    parts = []
+    for a, b in zip(one.split("."), two.split("."), strict=False):
+        if a != b:
+            break
+        parts.append(a)
+    return ".".join(parts)
+
+
+def _child_towards(parent: str, name: str) -> str:
+    """Name of the parent's child that is or contains a module."""
+    rest = name.removeprefix(f"{parent}.") if parent else name
+    child = rest.partition(".")[0]
+    return f"{parent}.{child}" if parent else child
+
+
+def _vision_root(roots: dict[str, str]) -> str:
+    return next(name for name, group in roots.items() if group == "vision")
 
 
 def _hidden_size(model: nn.Module) -> int:
@@ -164,7 +224,7 @@ def _hidden_size(model: nn.Module) -> int:
 
 
 def _projectors_inside(model: nn.Module, tower: str, hidden: int) -> Iterator[str]:
-    """Parts of the tower after its stack of layers that end in the decoder's width (Qwen's mergers)."""
+    """Parts of the tower behind its stack of layers that end in the decoder's width (Qwen's mergers)."""
     children = list(model.get_submodule(tower).named_children())
     stacks = [i for i, (_, child) in enumerate(children) if _is_stack(child)]
     for name, child in children[stacks[0] + 1 :] if stacks else []:
@@ -180,17 +240,23 @@ def _is_stack(module: nn.Module) -> bool:
     return any(mlp_shape(part) for layers in lists for part in layers.modules())
 
 
-def _owner(name: str, roots: dict[str, str]) -> str:
-    """Group of what lies under the longest matching root."""
-    under = [root for root in roots if name.startswith(root + ".")]
+def _output_head(model: nn.Module) -> str | None:
+    get_head: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
+    return next((name for name, module in model.named_modules() if module is head and name), None)
+
+
+def _group_of(name: str, roots: dict[str, str], head: str | None) -> str:
+    """Group of a module or parameter: that of the longest root it lies under."""
+    under = [root for root in roots if _contains(root, name)]
     if under:
         return roots[max(under, key=len)]
-    parent = next(iter(roots)).rpartition(".")[0]
-    # Beside the towers inside the multimodal model: projector. Outside it (the output head): language.
-    return "projector" if parent and name.startswith(parent + ".") else "language"
+    # Outside all roots: beside the multimodal model (the output head), or in a flat model beside its towers.
+    flat = all("." not in root for root, group in roots.items() if group != "projector")
+    return "projector" if flat and not (head and _contains(head, name)) else "language"
 
 
-def _find_mlps(model: nn.Module, roots: dict[str, str]) -> Iterator[MLP]:
+def _find_mlps(model: nn.Module, roots: dict[str, str], head: str | None) -> Iterator[MLP]:
     hidden = _hidden_size(model)
     for name, module in model.named_modules():
         shape = mlp_shape(module) or expert_shape(module, hidden)
@@ -199,7 +265,7 @@ def _find_mlps(model: nn.Module, roots: dict[str, str]) -> Iterator[MLP]:
         for expert in [None] if shape.experts is None else range(shape.experts):
             yield MLP(
                 name=name if expert is None else f"{name}.{expert}",
-                tower=_owner(name + ".", roots),
+                tower=_group_of(name, roots, head),
                 layer=layer_index(name) or 0,
                 width=shape.width,
                 down=f"{name}.{shape.down}",
@@ -209,15 +275,32 @@ def _find_mlps(model: nn.Module, roots: dict[str, str]) -> Iterator[MLP]:
 
 
 def _maskable(model: nn.Module) -> list[str]:
-    get_head: Callable[[], nn.Module] | None = getattr(model, "get_output_embeddings", None)
-    head = get_head() if get_head is not None else None
+    head = _output_head(model)
     hidden = _hidden_size(model)
     names = []
     for name, module in model.named_modules():
+        parameters = [part for part, _ in module.named_parameters(recurse=False)]
         linear = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
-        if module is not head and (linear or expert_shape(module, hidden) is not None):
-            names += [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
-        else:
-            own = (part for part, _ in module.named_parameters(recurse=False))
-            names += [f"{name}.{part}" for part in own if part in _BARE_LINEAR]
+        if name == head or not (linear or expert_shape(module, hidden) is not None):
+            parameters = [part for part in parameters if part in _BARE_LINEAR]
+        names += [f"{name}.{part}" for part in parameters]
     return names
+
+
+def _unused_layers(model: nn.Module, tower: str) -> Iterator[str]:
+    """Layers of the vision tower behind the last one that is read (LLaVA's ``vision_feature_layer``)."""
+    config: Any = getattr(model, "config", None)
+    read = getattr(config, "vision_feature_layer", None) or getattr(config, "vision_feature_layers", None)
+    stacks = [
+        (f"{tower}.{name}", module)
+        for name, module in model.get_submodule(tower).named_modules()
+        if isinstance(module, nn.ModuleList) and _is_stack(module)
+    ]
+    if read is None or not stacks:
+        return
+    name, layers = stacks[0]
+    indices = [read] if isinstance(read, int) else list(read)
+    # Entry 0 of the hidden states is the input of the first layer, entry i the output of layer i - 1.
+    used = max(index if index >= 0 else len(layers) + 1 + index for index in indices)
+    for index in range(used, len(layers)):
+        yield f"{name}.{index}"

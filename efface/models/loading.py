@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.util
 import logging
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import ModelError
-from efface.models.fitting import check_processor, prepare_processor
+from efface.models.processors import check_processor, load_processor
+from efface.models.source import Source, base_of, loading_error, resolve
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-POINTER = "model.json"
-"""File of a model folder that holds no weights but says where they are."""
+_AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForCausalLM",
+    "AutoModel",
+)
 
 
 @dataclass(frozen=True)
@@ -27,43 +33,12 @@ class LoadedModel:
     Attributes:
         model: the multimodal LLM.
         processor: tokenizer, image processor and chat template in one.
-        source: the folder or hub id it came from.
+        source: the folder or Hub id it came from.
     """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     source: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model is, and how to load it.
-
-    Attributes:
-        id: a Hub id, or a local folder: of a model, or of a LoRA adapter.
-        revision: branch, tag or commit on the Hub; None for the main branch.
-        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
-        attention: attention implementation (``sdpa``, ``eager``, ``flash_attention_2``); ``auto`` takes
-            flash attention where it is installed and can run; None leaves the choice to transformers (sdpa).
-        device_map: how to spread the weights over devices, as ``auto``; None puts them all on one.
-        quantization: ``4bit`` or ``8bit`` weights of linear layers, for training LoRA adapters on them; None
-            for none.
-        chat_template: file with a Jinja template, for a model that has none.
-        system: words of a system turn before every question; None for what the template does by itself.
-        pad_token: token of the tokenizer's that pads, for a tokenizer that has none.
-        trust_remote_code: whether code that comes with the model may run here.
-    """
-
-    id: str
-    revision: str | None = None
-    dtype: str = "auto"
-    attention: str | None = None
-    device_map: str | None = None
-    quantization: str | None = None
-    chat_template: str | None = None
-    system: str | None = None
-    pad_token: str | None = None
-    trust_remote_code: bool = False
 
 
 def load_model(
@@ -74,12 +49,12 @@ def load_model(
     attention: str | None = None,
     **options: Any,
 ) -> LoadedModel:
-    """Load a multimodal LLM and its processor from a folder or a hub id.
+    """Load a multimodal LLM and its processor from a folder or a Hub id.
 
     Args:
         source: a folder written by ``save_pretrained`` (in one file or in shards), the folder of a LoRA
-            adapter (merged into its base model), a hub id, or a ``Source``. A folder holding only
-            ``model.json`` points on to a hub id and revision.
+            adapter (merged into its base model), a Hub id, or a ``Source``. A folder holding only
+            ``model.json`` points on to a Hub id and revision.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
         device: where the weights go; None picks the GPU when there is one.
         attention: attention implementation, such as ``sdpa``; None leaves the choice to transformers.
@@ -93,58 +68,21 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    where = resolve(source)
-    given = {"dtype": None if dtype == "auto" else dtype, "attention": attention, **options}
-    where = replace(where, **{key: value for key, value in given.items() if value is not None})
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    overrides = {"dtype": None if dtype == "auto" else dtype, "attention": attention, **options}
+    where = replace(resolve(source), **{k: value for k, value in overrides.items() if value is not None})
     base = base_of(where)
-    model = _weights(base, device)
+    if base is not where and where.quantization is not None:
+        raise ModelError(
+            f"quantization is {where.quantization!r} and {where.id} is an adapter, which cannot be merged "
+            "into quantised weights; set quantization to null"
+        )
+    config = load_config(base)
+    processor = load_processor(where)
+    model = _load_weights(base, config, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if base is not where:
-        if where.quantization is not None:
-            raise ModelError(
-                f"an adapter cannot be merged into {where.quantization} weights; load it without"
-            )
-        model = merge_adapter(model, where.id)
-    has_own = (Path(where.id) / "processor_config.json").is_file()
-    processor = prepare_processor(where if has_own else base)
+        model = merge_adapter(model, where.id, tokens=len(processor.tokenizer))
     check_processor(model, processor)
     return LoadedModel(model=model.eval(), processor=processor, source=where.id)
-
-
-def resolve(source: str | Path | Source) -> Source:
-    """Where a model is: the source itself, or what the folder's ``model.json`` points to.
-
-    Raises:
-        ModelError: if a path holds no model.
-    """
-    if isinstance(source, Source):
-        return source
-    folder = Path(source)
-    if (folder / POINTER).is_file():
-        record = json.loads((folder / POINTER).read_text())
-        unknown = set(record) - {field.name for field in fields(Source)}
-        if unknown:
-            raise ModelError(f"{folder / POINTER} has an unknown key {min(unknown)!r}; make it again")
-        if record.get("chat_template"):
-            record["chat_template"] = str(folder / record["chat_template"])
-        return Source(**record)
-    whole = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
-    if isinstance(source, Path) and not whole:
-        raise ModelError(
-            f"{folder} is not a model folder: expected config.json, model weights and processor files; "
-            "make it with `dvc repro`, or restore it with `dvc checkout`"
-        )
-    return Source(str(source))
-
-
-def write_pointer(source: Source, folder: Path) -> None:
-    """Write a model folder that holds no weights but says where they are, and a copy of the chat template."""
-    if source.chat_template is not None:
-        template = Path(source.chat_template)
-        (folder / template.name).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
-        source = replace(source, chat_template=template.name)
-    record = {key: value for key, value in asdict(source).items() if value is not None}
-    (folder / POINTER).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
@@ -165,77 +103,198 @@ def weights_digest(model: PreTrainedModel) -> str:
     return total.hexdigest()
 
 
-def cannot_load(source: Source, error: Exception) -> ModelError:
-    """Why a model or processor does not load, and what to do."""
-    reason = (str(error).strip().splitlines() or ["no message"])[0]
-    advice = "if the pipeline made it, restore it with `dvc checkout` or rebuild it with `dvc repro`"
-    if "trust_remote_code" in str(error):
-        advice = "it brings its own code: read that code, then set `base.trust_remote_code: true`"
-    elif any(word in str(error) for word in ("torchvision", "Torchvision", "num2words")):
-        advice = "its processor needs more packages: pip install 'efface[families]' (see docs/models.md)"
-    elif not Path(source.id).exists():
-        advice = "check the id and revision on the Hub, the network, and your access (`hf auth login`)"
-    return ModelError(
-        f"{source.id} cannot be loaded as an image-text-to-text model with its processor "
-        f"({type(error).__name__}: {reason}); {advice}"
+def merge_adapter(model: PreTrainedModel, folder: str | Path, *, tokens: int = 0) -> PreTrainedModel:
+    """The model with a folder's LoRA adapter added to its weights; all of them train.
+
+    Args:
+        model: the adapter's base model; changed in place.
+        folder: the adapter.
+        tokens: number of tokens of its tokenizer; the model gets embeddings for those it lacks, which the
+            adapter must hold.
+
+    Raises:
+        ModelError: if the adapter is damaged, or its weights are not those that the model expects.
+    """
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    source = Source(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        saved = load_peft_weights(str(folder), device="cpu")
+        embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        if tokens > embeddings:
+            if not any("embed" in key and len(value) >= tokens for key, value in saved.items()):
+                raise ModelError(
+                    f"the tokenizer of {folder} has {tokens} tokens, its base model {embeddings} embeddings, "
+                    "and the adapter holds none for the rest; save it with PEFT's "
+                    "save_embedding_layers=True, or use the tokenizer of the base model"
+                )
+            # The adapter replaces the whole embedding, so what the new rows begin with does not matter.
+            model.resize_token_embeddings(tokens, mean_resizing=False)
+        wrapped = PeftModel(model, config)
+        mapping = getattr(model, "_checkpoint_conversion_mapping", {})
+        keys = wrapped.load_adapter(str(folder), "default", key_mapping=mapping)
+    except ModelError:
+        raise
+    except (ValueError, RuntimeError, OSError, TypeError, KeyError) as error:
+        raise loading_error(source, error) from error
+    _refuse(
+        f"the adapter {folder} does not fit its base model",
+        {
+            "lacks weights of": keys.missing_keys,
+            "has unknown weights:": keys.unexpected_keys,
+        },
+        "train it on this base model, or correct base_model_name_or_path in its adapter_config.json",
+    )
+    merged: PreTrainedModel = wrapped.merge_and_unload()
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config
+    for parameter in merged.parameters():  # PEFT freezes the base model
+        parameter.requires_grad_(parameter.is_floating_point())
+    _refuse_non_finite(source, merged)
+    return merged
+
+
+def best_attention(dtype: str, device: str | torch.device) -> str | None:
+    """``flash_attention_2`` where it is installed and can run (half precision on a GPU), else None (sdpa)."""
+    installed = importlib.util.find_spec("flash_attn") is not None
+    fits = dtype in ("bfloat16", "float16") and str(device).startswith("cuda")
+    return "flash_attention_2" if installed and fits else None
+
+
+def load_config(source: Source) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ModelError: if it cannot be read, its weights are quantised, or it is not that of a multimodal LLM.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            source.id, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except Exception as error:  # every family's configuration raises its own kinds
+        raise loading_error(source, error) from error
+    auto_class(source, config)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ModelError(
+            f"{source.id} has quantised weights (quantization_config in its config.json: {method}), which "
+            "cannot be trained, measured or merged with an adapter; choose the checkpoint with full weights, "
+            "which `quantization` can load in 4bit or 8bit for LoRA"
+        )
+    return config
+
+
+def auto_class(source: Source, config: PreTrainedConfig) -> Any:
+    """The auto class of transformers that loads a multimodal LLM of this configuration.
+
+    Raises:
+        ModelError: if the configuration is that of a text-only model, or of a model that does not generate.
+    """
+    import transformers
+
+    if hasattr(config, "thinker_config"):
+        raise ModelError(
+            f"{source.id} is a {config.model_type!r} model, several models in one; save the one that answers "
+            "as a checkpoint of its own (its `thinker`, with the processor) and name that"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    sees = _has_vision(config.to_dict())
+    for name in _AUTO_CLASSES:
+        registered = name != "AutoModel" and type(config) in getattr(transformers, name)._model_mapping
+        if name in remote or (registered and (sees or name == "AutoModelForImageTextToText")):
+            return getattr(transformers, name)
+    raise ModelError(
+        f"{source.id} is a {config.model_type!r} model, which does not answer questions about pictures; "
+        "choose a multimodal LLM (an image-text-to-text model such as llava-hf/llava-1.5-7b-hf)"
     )
 
 
-def _weights(source: Source, device: str | torch.device) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def _has_vision(config: dict[str, Any]) -> bool:
+    """Whether a configuration has one of a vision tower inside."""
+    parts = {key: value for key, value in config.items() if isinstance(value, dict)}
+    return any("vision" in key or "image" in key or _has_vision(value) for key, value in parts.items())
 
-    common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    options: dict[str, Any] = {"dtype": source.dtype, **common}
+
+def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.device) -> PreTrainedModel:
     attention = best_attention(source.dtype, device) if source.attention == "auto" else source.attention
+    options: dict[str, Any] = {
+        "dtype": source.dtype,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+    }
     if attention is not None:
         options["attn_implementation"] = attention
     if source.device_map is not None:
         options["device_map"] = source.device_map
     if source.quantization is not None:
         options |= _quantized(source, device)
+    reports = logging.getLogger("transformers.modeling_utils")
+    level = reports.level
+    reports.setLevel(logging.ERROR)  # a page about weights that do not fit, before the error that names them
     try:
-        config = AutoConfig.from_pretrained(source.id, **common)
-        must_see_pictures(source, config)
-        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source.id, **options)
-    except ModelError:
-        raise
+        model, keys = auto_class(source, config).from_pretrained(
+            source.id, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
-        raise cannot_load(source, error) from error
+        raise loading_error(source, error) from error
+    finally:
+        reports.setLevel(level)
+    mismatched = [f"{key} {tuple(saved)} for {tuple(shape)}" for key, saved, shape in keys["mismatched_keys"]]
+    _refuse(
+        f"{source.id} does not fit a {type(model).__name__}",
+        {
+            "lacks weights:": keys["missing_keys"],
+            "has unknown weights:": keys["unexpected_keys"],
+            "has weights of another shape:": mismatched,
+        },
+        "the checkpoint is damaged, incomplete, or its config.json belongs to another one: make or "
+        "download it again",
+    )
+    _refuse_non_finite(source, model)
     if "device_map" not in options:
-        model.to(device)  # type: ignore[arg-type]  # wrapped by transformers in a way its types do not follow
+        model.to(device)
     for module in model.modules():
-        # Some processors' 4-bit layers pack their weights anew, in place, when first asked in evaluation
-        # mode: training would find another layout afterwards, and narrow layers do not fit it at all.
+        # Some processors' 4-bit layers pack their weights anew, in place, in their first evaluation: training
+        # would find another layout afterwards, and narrow layers do not fit it at all.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module).update(support_avx512bf16_for_cpu=False)
     return model
 
 
-def must_see_pictures(source: Source, config: Any) -> None:
-    """Refuse the configuration of anything but a multimodal LLM."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+def _refuse(what: str, problems: dict[str, Iterable[str]], remedy: str) -> None:
+    """Raise an error that names the weights at fault, if there are any."""
+    clauses = []
+    for problem, names in problems.items():
+        if names := sorted(names):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            clauses.append(f"{problem} {', '.join(names[:5])}{more}")
+    if clauses:
+        raise ModelError(f"{what}: it {'; it '.join(clauses)}; {remedy}")
 
-    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
-        raise ModelError(
-            f"{source.id} is a {config.model_type!r} model, which does not answer questions about pictures; "
-            "choose a multimodal LLM (an image-text-to-text model such as llava-hf/llava-1.5-7b-hf)"
-        )
 
+def _refuse_non_finite(source: Source, model: PreTrainedModel) -> None:
+    """Refuse weights that are NaN or infinite."""
+    import torch
 
-def best_attention(dtype: str, device: str | torch.device) -> str | None:
-    """``flash_attention_2`` where it is installed and can run (half precision on a GPU), else None (sdpa)."""
-    import importlib.util
-
-    installed = importlib.util.find_spec("flash_attn") is not None
-    fits = dtype in ("bfloat16", "float16") and str(device).startswith("cuda")
-    return "flash_attention_2" if installed and fits else None
+    names = [
+        name
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and p.device.type != "meta" and not bool(torch.isfinite(p).all())
+    ]
+    _refuse(
+        f"{source.id} cannot be used",
+        {"has weights that are NaN or infinite:": names},
+        "the checkpoint is damaged, or its training failed: make or download it again",
+    )
 
 
 def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
     """Options that load weights in 4 or 8 bits; such weights cannot be trained, only adapters on them."""
-    import importlib.util
-
     kind = source.quantization
     if kind not in ("4bit", "8bit"):
         raise ModelError(f"quantization is {kind!r}: expected 4bit or 8bit")
@@ -247,7 +306,7 @@ def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It tells at every layer and step that 8-bit products round their inputs to half precision.
+    # It says at every layer and step that 8-bit products round their inputs to half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     four = {
         "load_in_4bit": True,
@@ -257,32 +316,3 @@ def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
     }
     config = BitsAndBytesConfig(**four) if kind == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
     return {"quantization_config": config, "device_map": source.device_map or {"": str(device)}}
-
-
-def base_of(source: Source) -> Source:
-    """The model that a folder's LoRA adapter belongs to; the source itself if it holds no adapter.
-
-    Raises:
-        ModelError: if the adapter names no base model.
-    """
-    path = Path(source.id) / "adapter_config.json"
-    if not path.is_file():
-        return source
-    record = json.loads(path.read_text())
-    if not record.get("base_model_name_or_path"):
-        raise ModelError(f"{path} names no base model; set base_model_name_or_path in it")
-    return replace(source, id=str(record["base_model_name_or_path"]), revision=record.get("revision"))
-
-
-def merge_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """The model with a folder's LoRA adapter added to its weights.
-
-    Raises:
-        ModelError: if the adapter is damaged or belongs to another model.
-    """
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise cannot_load(Source(str(folder)), error) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.anatomy import MLP, anatomy
-from efface.models.blocks import Index, neuron_entries
+from efface.models.mlps import Index, neuron_entries
 
 
 @dataclass(frozen=True)

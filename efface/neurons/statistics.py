@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from efface.encoding.batches import Inputs, one_picture_each, split, to_device
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
-from efface.models.blocks import watch_neurons
+from efface.models.mlps import watch_neurons
 from efface.processes import sum_over_processes
 
 

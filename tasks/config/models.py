@@ -21,6 +21,8 @@ class Base(Section):
     """Precision of the weights; `auto`: as saved."""
     chat_template: str | None
     """File with a Jinja template, for a model that has none; a changed template needs another name."""
+    template_arguments: dict[str, bool | int | float | str] | None = None
+    """Values for variables of the chat template, such as `enable_thinking: false`; null: its own defaults."""
     system: Annotated[str, Field(min_length=1)] | None
     """Words of a system turn before every question; null: what the template does by itself."""
     pad_token: str | None

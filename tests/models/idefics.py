@@ -84,7 +84,7 @@ def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def smolvlm() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SmolVLM: as Idefics3, with a video processor."""
-    from efface.models.torchvision_shim import ensure_torchvision
+    from efface.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from transformers import (

@@ -130,7 +130,7 @@ def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA-OneVision: SigLIP tower, tiles, Qwen2."""
-    from efface.models.torchvision_shim import ensure_torchvision
+    from efface.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from transformers import (

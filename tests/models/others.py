@@ -35,7 +35,7 @@ MLLAMA_TEMPLATE = (
 
 def internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """InternVL: tiles of 24 pixels, 16 patches each, shuffled into 4 tokens."""
-    from efface.models.torchvision_shim import ensure_torchvision
+    from efface.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from transformers import (

@@ -36,7 +36,7 @@ VISION = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, 
 
 def _processor(kind: str) -> ProcessorMixin:
     """Processor with patches of 4 pixels; pictures keep their shape between 64 and 1024 pixels."""
-    from efface.models.torchvision_shim import ensure_torchvision
+    from efface.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     import transformers

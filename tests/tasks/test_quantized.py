@@ -11,7 +11,7 @@ from efface.encoding import Encoder
 from efface.errors import ModelError
 from efface.models import anatomy, load_model, weights_digest
 from efface.models.lora import Lora, add_lora
-from efface.models.outline import memory
+from efface.models.memory import estimate_memory
 from efface.unlearning import METHODS, unlearn
 from efface.unlearning.training.loop import LoopConfig
 from tasks import unlearn as stage
@@ -40,8 +40,8 @@ def test_linear_layers_are_small_and_say_almost_the_same(made, kind):
     assert down.dtype in (torch.uint8, torch.int8)
     assert small.model.lm_head.weight.dtype == torch.float32
     lora = Lora(2, 4.0)
-    estimate = memory(whole.model, anatomy(whole.model), chosen=[], lora=lora, quantization=kind)
-    saved = memory(whole.model, anatomy(whole.model), chosen=[], lora=lora)
+    estimate = estimate_memory(whole.model, anatomy(whole.model), measured=[], lora=lora, quantization=kind)
+    saved = estimate_memory(whole.model, anatomy(whole.model), measured=[], lora=lora)
     footprint = [loaded.model.get_memory_footprint() for loaded in (whole, small)]
     spared = saved.unlearning - estimate.unlearning
     assert footprint[0] - footprint[1] == pytest.approx(spared, rel=0.05)

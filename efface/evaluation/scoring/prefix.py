@@ -79,7 +79,7 @@ def answer_tokens(
     start = tokenizer(prompt)["input_ids"]
     found = []
     for answer in answers:
-        whole = tokenizer(full_text(processor, prompt, answer))["input_ids"]
+        whole = tokenizer(full_text(processor, question, answer, image=image))["input_ids"]
         if whole[: len(start)] != start or len(whole) == len(start):
             return None
         found.append(whole[len(start) :])

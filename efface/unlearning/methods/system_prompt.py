@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from efface.encoding import prompt_of
 from efface.errors import ModelError
-from efface.models.system_turn import add_system_turn
+from efface.models.chat_template import add_system_turn
 from efface.unlearning.method import Method
 from efface.unlearning.settings import require
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from efface.encoding import Encoder
 from efface.errors import DataError, ModelError
-from efface.models.loading import Source, cannot_load
-from efface.models.torchvision_shim import ensure_torchvision
+from efface.models.source import Source, loading_error
+from efface.torchvision_shim import ensure_torchvision
 
 
 def strip(width, height):
@@ -29,9 +29,9 @@ def test_a_picture_that_the_processor_rejects_is_named(tiny, seen):
 
 def test_without_torchvision_the_error_says_what_to_install():
     error = ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found")
-    message = str(cannot_load(Source("Qwen/Qwen2-VL-2B-Instruct"), error))
+    message = str(loading_error(Source("Qwen/Qwen2-VL-2B-Instruct"), error))
     assert "pip install 'efface[families]'" in message
-    assert isinstance(cannot_load(Source("x"), error), ModelError)
+    assert isinstance(loading_error(Source("x"), error), ModelError)
 
 
 def test_torchvision_that_is_not_there_is_no_error(monkeypatch):

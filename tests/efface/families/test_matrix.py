@@ -13,8 +13,8 @@ from efface.encoding import Encoder, collate, encode, encode_prompts, split
 from efface.encoding.answers import answer_log_probs, nll
 from efface.errors import DataError
 from efface.models import anatomy, load_model, save_model, weights_digest
-from efface.models.blocks import watch_neurons
-from efface.models.system_turn import add_system_turn
+from efface.models.chat_template import add_system_turn
+from efface.models.mlps import watch_neurons
 from efface.neurons import activation_statistics, zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn

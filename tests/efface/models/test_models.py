@@ -46,11 +46,50 @@ def test_maskable_are_weights_and_biases_of_linear_and_convolution_without_the_h
     assert not any(word in name for name in names for word in ("norm", "embed_tokens", "position", "lm_head"))
 
 
-def test_a_tower_without_mlp_blocks_is_refused(model):
+def test_a_tower_without_mlp_blocks_is_refused_for_neurons_alone(model):
+    anatomy(model).require_mlps()
     for layer in model.model.vision_tower.encoder.layers:
         layer.mlp = nn.Identity()
-    with pytest.raises(ModelError, match=r"no MLP block found in the vision part .* is not supported"):
+    parts = anatomy(model)
+    assert parts.groups["vision"] and {mlp.tower for mlp in parts.mlps} == {"language"}
+    with pytest.raises(ModelError) as error:
+        parts.require_mlps()
+    assert "vision" in str(error.value)
+
+
+@pytest.mark.parametrize("read", [-1, -2, 1, [0, -2], [-3, -2]])
+def test_what_no_answer_depends_on_is_left_out(model, processor, pictured, read):
+    """Zeroing all that is named unused changes nothing; zeroing any other layer does."""
+    model.config.vision_feature_layer = read
+    if isinstance(read, list):  # features of several layers side by side
+        model.model.multi_modal_projector.linear_1 = nn.Linear(64, 32)
+    parts = anatomy(model)
+    layers = "model.vision_tower.encoder.layers"
+    last = read if isinstance(read, int) else max(read, key=lambda i: i % 3)
+    assert list(parts.unused) == [f"{layers}.{i}" for i in range(last % 3, 2)]
+    names = [*parts.maskable, *(mlp.name for mlp in parts.mlps)]
+    assert not any(name.startswith(f"{unused}.") for name in names for unused in parts.unused)
+    batch = Encoder(processor, pictured[:2]).batch([0, 1])
+    batch.pop("labels")
+    with torch.no_grad():
+        before = model(**batch).logits
+        for unused in parts.unused:
+            for parameter in model.get_submodule(unused).parameters():
+                parameter.zero_()
+        assert torch.equal(model(**batch).logits, before)
+        for mlp in parts.mlps:
+            if mlp.tower == "vision":
+                model.get_parameter(f"{mlp.down}.weight").add_(1)
+                assert not torch.equal(model(**batch).logits, before)
+
+
+def test_two_candidates_for_the_tower_are_named_where_transformers_names_none(model, monkeypatch):
+    monkeypatch.setattr(type(model), "get_encoder", lambda self, modality=None: self)
+    anatomy(model)
+    model.model.second_tower = nn.Sequential(nn.Conv2d(3, 8, 4), nn.Linear(8, 8))
+    with pytest.raises(ModelError) as error:
         anatomy(model)
+    assert "model.vision_tower" in str(error.value) and "model.second_tower" in str(error.value)
 
 
 def test_a_text_only_model_is_refused():
@@ -59,10 +98,9 @@ def test_a_text_only_model_is_refused():
     config = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=10
     )
-    with pytest.raises(
-        ModelError, match="expected exactly one vision tower|no text decoder beside a vision tower"
-    ):
+    with pytest.raises(ModelError) as error:
         anatomy(LlamaForCausalLM(config))
+    assert "LlamaForCausalLM" in str(error.value)
 
 
 def test_saved_model_gives_the_same_logits_through_the_auto_classes(model, processor, pictured, tmp_path):
@@ -109,16 +147,6 @@ def test_a_digest_sees_every_weight(model):
     with torch.no_grad():
         model.model.vision_tower.embeddings.position_embedding.weight[3, 2] += 1e-6
     assert weights_digest(model) != before
-
-
-def test_a_missing_folder_and_a_truncated_one_say_how_to_restore(model, processor, tmp_path):
-    with pytest.raises(ModelError, match=r"is not a model folder: expected config.json"):
-        load_model(tmp_path / "nothing")
-    save_model(model, processor, tmp_path / "m")
-    weights = tmp_path / "m" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"m cannot be loaded .*dvc checkout"):
-        load_model(tmp_path / "m")
 
 
 def test_tokenizer_does_not_depend_on_the_order_of_the_corpus_and_knows_its_words():

@@ -1,4 +1,4 @@
-"""A model's outline, its modules and shapes without weights, and the memory that work with it will take."""
+"""The memory that work with a model takes, estimated from its modules and shapes without weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from efface.errors import ModelError
 from efface.models.anatomy import Anatomy
+from efface.models.loading import auto_class, load_config
+from efface.models.source import Source, base_of, loading_error
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from efface.models.loading import Source
     from efface.models.lora import Lora
 
 _FLOAT32 = 4
@@ -21,7 +21,7 @@ _BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes that each kind of work holds at once, weights included, activations left out.
 
     Attributes:
@@ -37,49 +37,42 @@ class Memory:
     pruning: int
 
 
-def outline(source: Source) -> PreTrainedModel:
-    """The model with all its modules and no weights (on torch's meta device): seconds, even for 70B.
+def meta_model(source: Source) -> PreTrainedModel:
+    """The model with all its modules and no weights, on torch's meta device: seconds, even for 70B.
 
     Raises:
         ModelError: if the configuration cannot be read, or is not that of a multimodal LLM.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from efface.models.loading import base_of, cannot_load, must_see_pictures
 
     base = base_of(source)
-    common = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
+    config = load_config(base)
     try:
-        config = AutoConfig.from_pretrained(base.id, **common)
-        must_see_pictures(base, config)
         dtype = getattr(torch, base.dtype) if base.dtype != "auto" else config.dtype or torch.float32
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            model: PreTrainedModel = auto_class(base, config).from_config(
                 config, dtype=dtype, trust_remote_code=base.trust_remote_code
             )
-    except ModelError:
-        raise
-    except Exception as error:  # every family's configuration raises its own kinds
-        raise cannot_load(base, error) from error
+    except Exception as error:  # every family's model raises its own kinds
+        raise loading_error(base, error) from error
     model.tie_weights()
     return model.eval()
 
 
-def memory(
+def estimate_memory(
     model: nn.Module,
     parts: Anatomy,
     *,
-    chosen: Collection[str],
+    measured: Collection[str],
     lora: Lora | None = None,
     quantization: str | None = None,
-) -> Memory:
+) -> MemoryEstimate:
     """Estimate from shapes alone.
 
     Args:
-        model: the model or its outline.
+        model: the model or its meta model.
         parts: its anatomy.
-        chosen: names of the parameters that saliency measures; with ``lora`` it measures the factors.
+        measured: names of the parameters that saliency measures; with ``lora`` it measures the factors.
         lora: shape of the factors that train; None: every weight trains, in float32.
         quantization: ``4bit`` or ``8bit`` weights of linear layers beside the factors; None: as saved.
     """
@@ -88,20 +81,20 @@ def memory(
     neurons = sum(mlp.width for mlp in parts.mlps)
     if lora is None:
         weights, trained = _FLOAT32 * sum(sizes.values()), sum(sizes.values())
-        measured = sum(sizes[name] for name in chosen)
+        selectable = sum(sizes[name] for name in measured)
     else:
-        weights = saved - sum(_spared(model, name, quantization) for name in parts.maskable)
-        measured = trained = sum(factors_of(model, parts, lora).values())
+        weights = saved - sum(_saved_bytes(model, name, quantization) for name in parts.maskable)
+        selectable = trained = sum(lora_parameters(model, parts, lora).values())
         weights += _FLOAT32 * trained
-    return Memory(
+    return MemoryEstimate(
         evaluation=saved,
-        saliency=weights + measured * 3 * _FLOAT32,
-        unlearning=weights + trained * 4 * _FLOAT32 + measured // 8,
+        saliency=weights + selectable * 3 * _FLOAT32,
+        unlearning=weights + trained * 4 * _FLOAT32 + selectable // 8,
         pruning=saved + neurons * 3 * 8 * 4,
     )
 
 
-def factors_of(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, int]:
+def lora_parameters(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, int]:
     """Number of weights that LoRA's factors have in each group: rank times inputs plus outputs per layer."""
     from efface.models.lora import linear_layers
 
@@ -113,7 +106,7 @@ def factors_of(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, int]:
     return counts
 
 
-def _spared(model: nn.Module, name: str, quantization: str | None) -> int:
+def _saved_bytes(model: nn.Module, name: str, quantization: str | None) -> int:
     """Bytes that a linear layer's weight gives up in 4 or 8 bits."""
     from torch import nn
 

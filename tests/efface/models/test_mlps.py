@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from efface.models.anatomy import MLP
-from efface.models.blocks import Shape, expert_shape, mlp_shape, neuron_entries, watch_neurons
+from efface.models.mlps import MLP, MLPShape, expert_shape, mlp_shape, neuron_entries, watch_neurons
 
 H, N, E = 6, 10, 3
 UNITS = torch.tensor([1, 7])
@@ -79,7 +78,7 @@ def silence(model, mlp):
 def test_gate_and_up_in_one_map():
     torch.manual_seed(0)
     model = Around(Fused())
-    assert mlp_shape(model.block) == Shape(("gate_up_proj",), "down_proj", N)
+    assert mlp_shape(model.block) == MLPShape(("gate_up_proj",), "down_proj", N)
     mlp = MLP("block", "language", 0, N, "block.down_proj", ("block.gate_up_proj",))
     x = torch.randn(4, H)
     seen = []
@@ -99,7 +98,7 @@ def test_gate_and_up_in_one_map():
 def test_stacked_experts(transposed, concatenated, bias):
     torch.manual_seed(0)
     model = Around(Experts(transposed=transposed, concatenated=concatenated, bias=bias))
-    assert expert_shape(model.block, H) == Shape(("gate_up_proj",), "down_proj", N, E)
+    assert expert_shape(model.block, H) == MLPShape(("gate_up_proj",), "down_proj", N, E)
     mlp = MLP("block.1", "language", 0, N, "block.down_proj", ("block.gate_up_proj",), expert=1)
     hidden, weights = torch.randn(4, H), torch.rand(4, 2)
     routed = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])

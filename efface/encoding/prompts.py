@@ -1,0 +1,110 @@
+"""What the model's chat template writes: the prompt of a question, and the answer behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from efface.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) -> str:
+    """One user turn as the model's chat template writes it, ready for the answer.
+
+    Args:
+        processor: the model's processor.
+        question: words of the turn.
+        image: number of pictures before the question.
+
+    Raises:
+        DataError: if the processor has no chat template, or its template leaves pictures out.
+    """
+    if processor.chat_template is None:
+        raise DataError(
+            f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; use "
+            "an instruction-tuned checkpoint, or name a file with a Jinja template as `base.chat_template` "
+            "(load_model's `chat_template`)"
+        )
+    prompt = _render(processor, [_user_turn(question, int(image))], int(image))
+    if image > 1 and _render(processor, [_user_turn(question, int(image) - 1)], int(image)) == prompt:
+        raise DataError(
+            f"the chat template of {type(processor).__name__} writes fewer than {image} pictures before a "
+            "question; ask about one picture at a time, or name a template that writes them all as "
+            "`base.chat_template`"
+        )
+    return prompt
+
+
+def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: bool | int) -> str:
+    """Prompt, answer and end token as one text.
+
+    Separator and end token are those of the chat template: what it writes for a user turn and an assistant
+    turn, less the white space behind the end token. Where a template writes no end token, as LLaVA-1.5's,
+    it is the tokenizer's.
+
+    Args:
+        processor: the model's processor.
+        question: words of the user turn.
+        answer: words of the assistant turn.
+        image: number of pictures before the question.
+
+    Raises:
+        DataError: if the template does not write the answer behind the prompt.
+    """
+    prompt = prompt_of(processor, question, image=image)
+    parts = [{"type": "text", "text": answer}]
+    for content in (parts, answer):  # some templates write the assistant's turn from plain words only
+        turns = [_user_turn(question, int(image)), {"role": "assistant", "content": content}]
+        text = _render(processor, turns, int(image), generation_prompt=False).rstrip()
+        if text.startswith(prompt) and answer.strip() in text[len(prompt) :] and repr(parts) not in text:
+            ends = not text.endswith(answer.strip())
+            return text if ends else f"{text}{processor.tokenizer.eos_token}"
+    raise DataError(
+        f"the chat template of {type(processor).__name__} does not write an answer ({answer[:60]!r}) behind "
+        f"its own prompt, which ends in {prompt[-40:]!r}; if the prompt opens a block of thinking, switch it "
+        "off in `base.template_arguments` (`enable_thinking: false`), or name another template as "
+        "`base.chat_template`"
+    )
+
+
+def check_template(processor: ProcessorMixin) -> None:
+    """Refuse a chat template that writes no picture, or no answer behind its prompt.
+
+    Raises:
+        DataError: saying what it does not write.
+    """
+    prompt_of(processor, "?", image=True)
+    if not takes_suffix(processor):
+        full_text(processor, "?", "Yes", image=True)
+
+
+def takes_suffix(processor: ProcessorMixin) -> bool:
+    """Whether the processor takes the answer apart from the prompt (prefix language models: PaliGemma)."""
+    return "suffix" in inspect.signature(processor.__call__).parameters
+
+
+def _user_turn(question: str, pictures: int) -> dict[str, Any]:
+    content: list[dict[str, str]] = [{"type": "image"}] * pictures
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+
+
+def _render(
+    processor: ProcessorMixin,
+    turns: Sequence[dict[str, Any]],
+    pictures: int,
+    *,
+    generation_prompt: bool = True,
+) -> str:
+    try:
+        return str(processor.apply_chat_template([*turns], add_generation_prompt=generation_prompt))
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template of {type(processor).__name__} refuses a question with {pictures} pictures: "
+            f"{error}; name a template that writes it as `base.chat_template`"
+        ) from error

@@ -1,0 +1,121 @@
+"""What is written into a processor's chat template: a system turn, values of its variables, a fixed date.
+
+A saved folder then needs no code of this library: whoever applies its template gets the same prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from efface.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+_QUESTION = {"type": "text", "text": "?"}
+_USERS = [{"role": "user", "content": [*images, _QUESTION]} for images in ([], [{"type": "image"}])]
+_DATE = {
+    "%Y": "2025",
+    "%y": "25",
+    "%m": "01",
+    "%-m": "1",
+    "%B": "January",
+    "%b": "Jan",
+    "%d": "01",
+    "%-d": "1",
+    "%e": " 1",
+    "%A": "Wednesday",
+    "%a": "Wed",
+    "%j": "001",
+    "%H": "12",
+    "%I": "12",
+    "%p": "PM",
+    "%M": "00",
+    "%S": "00",
+    "%F": "2025-01-01",
+}
+_FROZEN_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace({key!r}, {value!r})" for key, value in _DATE.items())
+    + " }}{%- endmacro -%}"
+)
+
+
+def freeze_date(processor: ProcessorMixin) -> None:
+    """Let a template that writes today's date write 1 January 2025, noon, so that prompts never change.
+
+    Args:
+        processor: a processor with a chat template; changed in place.
+    """
+    template = processor.chat_template
+    if isinstance(template, str) and "strftime_now" in template and _FROZEN_DATE not in template:
+        processor.chat_template = _FROZEN_DATE + template
+
+
+def set_arguments(processor: ProcessorMixin, arguments: Mapping[str, Any]) -> None:
+    """Give variables of a processor's chat template fixed values.
+
+    Args:
+        processor: a processor with a chat template; changed in place.
+        arguments: name -> value, such as ``enable_thinking`` -> False.
+
+    Raises:
+        ModelError: if the template does not read a variable.
+    """
+    template = processor.chat_template
+    if not isinstance(template, str):
+        raise ModelError(
+            "template_arguments are set and the processor has several chat templates with names; name a file "
+            "with the one to use as `base.chat_template`"
+        )
+    for name, value in arguments.items():
+        if name not in template:
+            raise ModelError(
+                f"template_arguments has the key {name!r}, which the chat template does not read; remove it, "
+                "or correct its spelling"
+            )
+        template = f"{{%- set {name} = {value!r} -%}}{template}"
+    processor.chat_template = template
+
+
+def add_system_turn(processor: ProcessorMixin, words: str) -> bool:
+    """Begin every conversation with a system turn.
+
+    Args:
+        processor: a processor with a chat template; changed in place.
+        words: text of the system turn.
+
+    Returns:
+        False, and nothing is changed, if the template does not write system turns in a way of their own, or
+        not before questions with a picture.
+    """
+    template = processor.chat_template
+    if not isinstance(template, str):  # none, or several with names
+        return False
+    parts = [{"type": "text", "text": words}]
+    for content in (parts, words):
+        if all(_is_written_apart(processor, content, words, user) for user in _USERS):
+            turn = json.dumps({"role": "system", "content": content})
+            processor.chat_template = "{% set messages = [" + turn + "] + messages %}" + template
+            return True
+    return False
+
+
+def _is_written_apart(processor: ProcessorMixin, content: Any, words: str, user: dict[str, Any]) -> bool:
+    """Whether the template writes a system turn, and not as it would write a turn of the model."""
+    system, assistant = (
+        _render(processor, [{"role": role, "content": content}, user]) for role in ("system", "assistant")
+    )
+    return system is not None and words.strip() in system and system != assistant
+
+
+def _render(processor: ProcessorMixin, turns: list[dict[str, Any]]) -> str | None:
+    """The turns as the template writes them; None if it refuses a role, an order or a kind of content."""
+    try:
+        return str(processor.apply_chat_template(turns))
+    except (TemplateError, TypeError):
+        return None
