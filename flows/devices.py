@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efface.errors import EffaceError
-from tasks.runtime.sharing import COUNT, wanted
+from tasks.runtime.sharing import COUNT, process_count
 
 _POLL_SECONDS = 0.5
 
@@ -47,8 +47,8 @@ def gpus() -> list[str]:
 def default_workers() -> int:
     """Stages side by side: as many as there are GPUs for and one that needs none; on the processor two."""
     if names := gpus():
-        return max(1, len(names) // wanted()) + 1
-    return max(1, min(2, (os.cpu_count() or 1) // wanted()))
+        return max(1, len(names) // process_count()) + 1
+    return max(1, min(2, (os.cpu_count() or 1) // process_count()))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
     except EffaceError as error:
         return Failed(message=str(error))
     with stages as run:
-        people = run("benchmark")
+        people = run("benchmark", run("params"))
         table = run("prepare", people)
         base = run("base", people, table)
         vanilla = run("vanilla", table, base)
@@ -64,11 +64,11 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
                 f"unlearn@{name}", table, models[method.start], masks.get(method.mask)
             )
         scores = [
-            run(f"evaluate@{name}", table, models[folder]) for name, folder in params.evaluate.models.items()
+            run(params.evaluation_of(name), table, models[folder]) for name, folder in params.models.items()
         ]
         attacks = [
-            run(f"attack@{name}", table, vanilla, models[folder])
-            for name, folder in params.attack.models.items()
+            run(f"attack@{name}", table, vanilla, models[params.models[name]])
+            for name in params.attack.models
         ]
         run("report", table, *masks.values(), neurons, *models.values(), *scores, *attacks)
     return run.verdict

@@ -34,8 +34,8 @@ with uncollected():
     from flows.summary import Row, publish
     from flows.watcher import watch_over_this_process
     from flows.workspaces import Cell, cells_of, first_round, prepare
-    from tasks.config import YARDSTICKS, Params, load_params
-    from tasks.runtime.sharing import wanted
+    from tasks.config import REFERENCE_MODELS, Params, load_params
+    from tasks.runtime.sharing import process_count
     from tasks.studies import comparison as results
 
 _UNFINISHED = ("failed", "not run")
@@ -49,7 +49,7 @@ def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any
     """Bring a cell's stages up to date; `world` is what the yardsticks' task returned."""
     log, started = get_run_logger(), time.monotonic()
     try:
-        with device(gpu=True, workers=workers, processes=wanted()) as granted:
+        with device(gpu=True, workers=workers, processes=process_count()) as granted:
             outcome = reproduce(
                 stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id())
             )
@@ -140,12 +140,12 @@ def _finished(cells: Sequence[Cell], rows: Mapping[str, Row]) -> dict[str, Mappi
 
 def _stages(params: Params, ledger: Ledger) -> _Stages:
     """What each cell brings up to date. What several methods read, such as the mask, is made in its world."""
-    extra = params.study.extra
-    methods = [name for name in params.study.methods or params.study_methods if name not in extra]
+    extra = params.study.methods
+    methods = [*params.unlearn.methods, *params.prune.methods]
     own = {f"{kind}@{name}" for name in methods for kind in ("unlearn", "prune", "evaluate")}
     needed = set[str]().union(*(ledger.upstream(f"evaluate@{name}") for name in methods))
     needed |= {_MASKS[method.mask] for method in extra.values() if method.mask in _MASKS}
-    shared = sorted({f"evaluate@{name}" for name in YARDSTICKS} | (needed - own))
+    shared = sorted({params.evaluation_of(name) for name in REFERENCE_MODELS} | (needed - own))
     return lambda method: shared if method is None else [f"evaluate@{method}"]
 
 

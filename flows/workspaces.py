@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
-from tasks.config import SECTIONS, Params, checked
-from tasks.config.file import read
+from tasks.config import Params, checked
+from tasks.config.file import read_yaml
 from tasks.runtime.artifacts import writing
 
 FOLDER = Path(".study")
@@ -81,7 +81,7 @@ def cells_of(params: Params) -> list[Cell]:
     In that order two worlds are made side by side; a method waiting for its world would hold up the next one.
     """
     study = params.study
-    methods = study.methods or params.study_methods
+    methods = [*params.unlearn.methods, *study.methods, *params.prune.methods]
     fractions = study.fractions or [params.prepare.forget_fraction]
     worlds = [Cell(seed, fraction) for seed, fraction in itertools.product(study.seeds, fractions)]
     return worlds + [
@@ -116,18 +116,14 @@ def prepare(cell: Cell, params: Params, project: Path = Path()) -> Path:
     """
     document = values_of(project)
     edits: dict[str, Any] = {"avatars.seed": cell.seed, "prepare.forget_fraction": cell.fraction}
-    if cell.method in params.study.extra:
-        definition = params.study.extra[cell.method].model_dump(mode="json", exclude_unset=True)
-        document["unlearn"]["methods"][cell.method] = definition
-        document["evaluate"]["models"][cell.method] = f"unlearned/{cell.method}"
-        del document["study"]["extra"][cell.method]
-    folders = document["evaluate"]["models"]
-    document["attack"]["models"] = {name: folders[name] for name in cell.attacked if params.study.attacks}
+    if cell.method in params.study.methods:
+        document["unlearn"]["methods"][cell.method] = document["study"]["methods"].pop(cell.method)
+    document["attack"]["models"] = [*cell.attacked] if params.study.attacks else []
     if cell.method is not None:
         kind = "prune" if cell.method in params.prune.methods else "unlearn"
         edits |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
     document["seed"] = cell.seed
-    replace(document, edits, params.avatars.profile)
+    replace(document, edits)
     return make_project(cell.folder, document, project)
 
 
@@ -170,18 +166,14 @@ def values_of(project: Path) -> dict[str, Any]:
     return dict(json.loads(_values(source, source.stat().st_mtime_ns)))
 
 
-def replace(document: dict[str, Any], edits: Mapping[str, Any], profile: str) -> None:
-    """Put values into a parameter file's document, by dotted key: in the section, and in the profile that
-    would replace it there.
+def replace(document: dict[str, Any], edits: Mapping[str, Any]) -> None:
+    """Put values into a parameter file's document, by dotted key.
 
     Raises:
         StudyError: if a key is not there.
     """
-    overrides = _profile(document["profiles"], profile)
     for dotted, value in edits.items():
         _replace(document, dotted, value)
-        if _holds(overrides, dotted):  # the profile's word counts
-            _replace(overrides, dotted, value)
 
 
 def _write_params(document: Any, target: Path) -> None:
@@ -210,14 +202,7 @@ def _leave_out(path: Path, stages: Collection[str]) -> None:
 @lru_cache(maxsize=1)
 def _values(source: Path, changed: int) -> str:
     """What a parameter file holds, as JSON, so that nothing is shared inside; reading takes longest."""
-    return json.dumps(read(source, SECTIONS))
-
-
-def _profile(profiles: dict[str, Any], name: str) -> dict[str, Any]:
-    """The overrides of a profile; a dot in its name is a level in the file, as DVC has it."""
-    for part in name.split("."):
-        profiles = profiles[part]
-    return profiles
+    return json.dumps(read_yaml(source))
 
 
 def _holds(tree: Any, dotted: str) -> bool:

@@ -107,7 +107,7 @@ def parameters(settings: Sequence[str]) -> dict[str, Any]:
         key, _, value = each.partition("=")
         edits[key] = yaml.safe_load(value)
     document = values_of(Path())
-    replace(document, edits, load_params().avatars.profile)
+    replace(document, edits)
     return document
 
 
@@ -217,7 +217,7 @@ def circumstances(rounds: int, people: int, settings: Sequence[str], folder: Pat
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return (
         f"`python -m scripts.requests --rounds {rounds} --people {people}{extra}`: "
-        f"{params.requests.method}, profile {params.avatars.profile}, seed {params.seed}, commit {commit}; "
+        f"{params.requests.method}, seed {params.seed}, commit {commit}; "
         f"{machine}, {versions}."
     )
 

@@ -40,38 +40,35 @@ class Variant:
     budget: int | None = None
 
 
-def run(params: Params, name: str, root: Path = Path("data"), only: Sequence[str] = ()) -> None:
+def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Attack the model of that name and write `attacks/<name>.parquet` and `.json`.
 
     Args:
         params: the whole file.
-        name: a key of `evaluate.models`.
+        name: of a model that is evaluated.
         root: the data folder.
-        only: attacks to run in place of `attack.run`; the files are then named after them as well, since the
-            stage's own hold all.
     """
     import pandas as pd
     from tqdm import tqdm
 
     from efface.evaluation.metrics import summarise, with_metrics
 
-    attacks = list(dict.fromkeys(only)) or list(params.attack.run)
-    label = "-".join([name, *dict.fromkeys(only)])
-    path = root / "attacks" / f"{label}.parquet"
+    attacks = params.attack.run
+    path = root / "attacks" / f"{name}.parquet"
     table, models = root / "prepared" / "samples.parquet", root / "models"
-    inputs = {"prepared": table, "model": models / params.evaluate.models[name]}
+    inputs = {"prepared": table, "model": models / params.models[name]}
     inputs |= {"vanilla": models / "vanilla"} if "module_reload" in attacks else {}
     settings = params.attack.model_dump(mode="json", include=set(attacks))
     settings |= params.evaluate.model_dump(mode="json", include=set(ASKED))
     with recording(
-        "attack", settings, root=root, name=label, seed=params.seed, inputs=inputs, outputs={"scores": path}
+        "attack", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"scores": path}
     ) as record:
         samples = drawn(
             read_samples(table, set=FORGOTTEN, part="test"), params.evaluate.max_people, params.seed
         )
         unavailable = _unavailable(params, attacks, samples)
         possible = [attack for attack in attacks if attack not in unavailable]
-        scorer = _Scorer(params, root, label, settings, inputs)
+        scorer = _Scorer(params, root, name, settings, inputs)
         tables, results = [], []
         variants = _variants(params, possible, inputs, samples, root)
         bar = tqdm(variants, total=_count(params, possible), desc=f"attacking {name}", unit="variant")
@@ -195,7 +192,7 @@ class _Scorer:
     """Asks in the words of the stage `evaluate`; finished batches are kept until all variants are done."""
 
     def __init__(
-        self, params: Params, root: Path, label: str, settings: dict[str, Any], inputs: dict[str, Path]
+        self, params: Params, root: Path, name: str, settings: dict[str, Any], inputs: dict[str, Path]
     ):
         from efface.data.samples import SETS
         from efface.evaluation.scoring.asking import Asking
@@ -211,7 +208,7 @@ class _Scorer:
         basis = {"settings": settings, "seed": params.seed}
         basis["inputs"] = {key: digest(path) for key, path in inputs.items()}
         self.key = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
-        self.folder = root / "checkpoints" / f"attack@{label}"
+        self.folder = root / "checkpoints" / f"attack@{name}"
         for other in self.folder.iterdir() if self.folder.is_dir() else ():
             if other.name != self.key[:16]:  # of other settings or inputs
                 shutil.rmtree(other)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
-    """Score the model of that name and write `scores/<name>.parquet`, its `.json` and `metrics/<name>.json`."""
+    """Score the model of that name and write `scores/<name>.parquet`, its `.json`, `metrics`."""
     from efface.evaluation.scoring import score
     from efface.evaluation.scoring.asking import Asking
     from efface.evaluation.scoring.prompts import draw_shots

@@ -67,7 +67,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         write_json(folder / "scores.json", plain_scorecard(page.scorecard))
         write_scored_cards(
             folder / "cards",
-            params.evaluate.models,
+            params.models,
             read_records(root),
             read_splits(root),
             page.scorecard,
@@ -130,7 +130,7 @@ def _read_tables(
     from efface.report.measures import estimate
     from efface.report.scores import check_same_samples, check_summary, check_table, check_yardsticks
 
-    models = list(params.evaluate.models)
+    models = list(params.models)
     check_yardsticks(models)
     tables, summaries = {}, {}
     for model in models:
@@ -155,7 +155,7 @@ def _attacks(params: Params, root: Path) -> tuple[Robustness | None, list[Plot]]
     from efface.report.robustness import robustness
 
     tables, unavailable = {}, {}
-    for model in params.evaluate.models:
+    for model in params.models:
         found = read_attacks(root, model)
         if found is None:
             continue
@@ -168,9 +168,7 @@ def _attacks(params: Params, root: Path) -> tuple[Robustness | None, list[Plot]]
     attacks = robustness(tables, unavailable=unavailable)
     if attacks is None or not attacks.curves:
         return attacks, []
-    return attacks, [
-        relearning_plot(attacks.curves, models=list(params.evaluate.models), metric=attacks.metric)
-    ]
+    return attacks, [relearning_plot(attacks.curves, models=list(params.models), metric=attacks.metric)]
 
 
 def _study(params: Params, splits: Mapping[str, Any], table: pd.DataFrame) -> Study:
@@ -181,7 +179,7 @@ def _study(params: Params, splits: Mapping[str, Any], table: pd.DataFrame) -> St
     scored = set(table.loc[table["part"] == "test", "entity_id"])
     return Study(
         benchmark=str(splits["benchmark"]),
-        profile=params.avatars.profile if splits["benchmark"] == "avatars" else None,
+        profile=None,
         seed=params.seed,
         forget_people=len(forget),
         people=len(forget) + len(entities["retain"]),
@@ -197,7 +195,7 @@ def _layer_plots(params: Params, root: Path) -> list[Plot]:
     if mask is not None:
         plots.append(saliency_plot(mask["density"], variant=mask["variant"], threshold=mask.get("threshold")))
     pruned = {}
-    for model, folder in params.evaluate.models.items():
+    for model, folder in params.models.items():
         path = root / "models" / folder / "pruning.json"
         if path.is_file():
             pruned[model] = read_json(path)["pruned"]
@@ -225,7 +223,7 @@ def _curves(params: Params, records: Iterable[Record]) -> dict[str, list[dict[st
     made = {f"unlearned/{record.name}": record for record in records if record.stage == "unlearn"}
     return {
         model: made[folder].content["summary"]["curve"]
-        for model, folder in params.evaluate.models.items()
+        for model, folder in params.models.items()
         if folder in made and made[folder].content.get("summary", {}).get("curve")
     }
 

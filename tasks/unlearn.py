@@ -11,7 +11,7 @@ import typer
 from efface.data.samples import read_samples
 from efface.errors import DataError
 from tasks.config import Params
-from tasks.config.unlearning import Unlearn, UnlearningMethod, method_settings
+from tasks.config.unlearning import Unlearn, UnlearningMethod
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
 from tasks.runtime.loading import load_for_training
@@ -83,7 +83,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
 def _settings(section: UnlearningMethod, shared: Unlearn) -> dict[str, Any]:
     """Everything the run depends on, flat enough to read."""
-    settings = section.model_dump(mode="json", exclude_unset=True)
+    settings = section.model_dump(mode="json")
     settings |= shared.model_dump(mode="json", exclude={"methods", "stop", "checkpoint_every"})
     return settings | {f"stop.{key}": value for key, value in shared.stop.model_dump().items()}
 
@@ -93,26 +93,26 @@ def _train(
 ) -> tuple[LoadedModel, Adapter | None, UnlearningResult, list[dict[str, float]]]:
     """Load the model the method starts from and unlearn with it; last the points of its curve, if any."""
     from efface.masks import load_mask
-    from efface.unlearning import unlearn
+    from efface.unlearning import METHODS, unlearn
 
-    section = params.unlearn.methods[name]
-    lora = None if section.epochs is None else params.unlearn.lora
+    section, trains = params.unlearn.methods[name], METHODS[name].trains
+    lora = params.unlearn.lora if trains else None
     loaded, _, adapter = load_for_training(inputs["start"], lora, seed=params.seed)
     mask = None
     if "mask" in inputs:
         # The mask is made from the vanilla model; where another one trains, names and shapes must do.
         mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
-    watch = None if section.epochs is None else _watch(params, loaded, inputs["prepared"])
+    watch = _watch(params, loaded, inputs["prepared"]) if trains else None
     start = [] if watch is None else [{"step": 0.0, **watch.measure(loaded.model)}]
     result = unlearn(
         loaded.model,
         loaded.processor,
         method=name,
-        forget=read_samples(inputs["prepared"], split="forget", part="train", modality="multimodal"),
+        forget=read_samples(inputs["prepared"], split="forget", part="train", modality=params.unlearn.forget),
         retain=read_samples(inputs["prepared"], split="retain", part="train"),
-        config=_loop_config(section, params.unlearn, params.seed),
+        config=_loop_config(section.settings, params.unlearn, params.seed),
         mask=mask,
-        settings=method_settings(name, section),
+        settings=section.settings,
         adapter=adapter,
         checkpoints=checkpoints,
         watch=watch,
@@ -167,10 +167,11 @@ def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start:
     save_model(model, loaded.processor, folder)
 
 
-def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopConfig:
+def _loop_config(section: Any, shared: Unlearn, seed: int) -> LoopConfig:
+    from efface.unlearning import TrainingSettings
     from efface.unlearning.training.config import LoopConfig
 
-    if section.learning_rate is None:  # nothing trains
+    if not isinstance(section, TrainingSettings):
         return LoopConfig(learning_rate=0.0, steps=0, seed=seed)
     return LoopConfig(
         learning_rate=section.learning_rate,
@@ -185,9 +186,6 @@ def _loop_config(section: UnlearningMethod, shared: Unlearn, seed: int) -> LoopC
         max_grad_norm=section.max_grad_norm,
         warmup_fraction=section.warmup_fraction,
         weight_decay=section.weight_decay,
-        optimizer_state=shared.optimizer_state,
-        masked_step=shared.masked_step,
-        prefetch=shared.prefetch,
         seed=seed,
         checkpoint_every=shared.checkpoint_every,
         stop_forget_loss=shared.stop.forget_loss,

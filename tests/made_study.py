@@ -40,8 +40,13 @@ FEW = ("base", "vanilla", "retrained", "mmunlearner", "manu")
 def params_for(models=FEW):
     """The project's parameters, for these models only."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
-    chosen = {model: FOLDERS[model] for model in models}
-    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"models": chosen})})
+    sections = {
+        key: section.model_copy(
+            update={"methods": {name: m for name, m in section.methods.items() if name in models}}
+        )
+        for key, section in (("unlearn", params.unlearn), ("prune", params.prune))
+    }
+    return params.model_copy(update=sections)
 
 
 def small_study(root: Path, models=FEW, **options) -> Path:
@@ -308,14 +313,6 @@ def _record(root, stage, name, rng, *, params, history=(), summary=None) -> None
         "peak_memory_mib": int(rng.integers(500, 1500)),
         "device": "cpu",
         "threads": 2,
-        "usage": [
-            {
-                "at": float(at),
-                "cpu_utilization_percentage": 90.0,
-                "process_memory_usage_megabytes": 400.0 + at,
-            }
-            for at in (1, 2)
-        ],
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "history": list(history),

@@ -32,7 +32,7 @@ with uncollected():
     from tasks.requests.registry import Registry
     from tasks.requests.state import holding
     from tasks.runtime.salt import SALT_VARIABLE, create_salt, read_salt
-    from tasks.runtime.sharing import wanted
+    from tasks.runtime.sharing import process_count
 
 ROOT = Path("data")
 _WAITS = [3.0, 15.0]
@@ -66,7 +66,7 @@ def prepare(made: Plan, params: Params) -> str:
     """Make the run's folder: a DVC project that starts from the model in production."""
     place = RUNS / made.run
     document = values_of(Path())
-    replace(document, planning.edits(made, params), params.avatars.profile)
+    replace(document, planning.edits(made, params))
     make_project(place, document, without=planning.left_out(params))
     planning.give_models(made, params, ROOT)
     return place.as_posix()
@@ -76,7 +76,7 @@ def prepare(made: Plan, params: Params) -> str:
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
     """Run stages of the run's project; those that were finished before are not run again."""
     salt = create_salt(Path())  # the model's card hashes ids as the certificate does
-    with device(gpu=True, workers=1, processes=wanted()) as granted:
+    with device(gpu=True, workers=1, processes=process_count()) as granted:
         return reproduce(
             stages,
             granted,

@@ -1,4 +1,4 @@
-"""The sections about which weights and neurons hold what must be forgotten."""
+"""Sections about which weights and neurons hold the facts to forget."""
 
 from __future__ import annotations
 
@@ -6,49 +6,52 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Section, Weight
+from tasks.config.section import Count, Section, Weight, require_unique
 
 
 class Saliency(Section):
-    """Which weights matter more for the forget set than for what must stay."""
+    """The saliency mask: weights that matter more for the forget set than for what must be preserved."""
 
-    variant: Literal["paper", "official_code"]
-    """MMUnlearner's mask as the paper defines it, or as the code released with it computes it."""
-    groups: Annotated[list[Literal["vision", "projector", "language"]], Field(min_length=1)]
+    variant: Literal["paper", "official_code"] = "paper"
+    """MMUnlearner's mask as the paper defines it, or as the released code computes it."""
+    groups: Annotated[list[Literal["vision", "projector", "language"]], Field(min_length=1)] = [
+        "vision",
+        "projector",
+        "language",
+    ]
     """Parts of the model that may change at all (official_code: parts where the mask acts)."""
-    threshold: Annotated[float, Field(gt=0)]
+    threshold: Annotated[float, Field(gt=0)] = 1.0
     """A weight may change when forget saliency / preserve saliency is at least this, > 0."""
-    fisher_samples: Count | None
+    fisher_samples: Count | None = 256
     """Samples drawn from each set; null: all."""
-    batch_size: Count
-    """Samples per forward pass; no influence on the result (official_code: always 4, where it has)."""
-    sums: Literal["auto", "device", "cpu", "disk"]
-    """Where sums of squares are kept: beside the weights, in main memory, in a file, or the first of these
-    with room; no influence on the result."""
-    both_in_one: bool
-    """Keep forget Fisher - threshold x preserve Fisher instead of both: half the memory; weights within
+    batch_size: Count = 8
+    """Samples per forward pass; does not change the result (official_code: always 4, where it would)."""
+    sums: Literal["auto", "device", "cpu", "disk"] = "auto"
+    """Where the sums of squares are stored: beside the weights, in main memory, in a file, or the first of
+    these with room; does not change the result."""
+    both_in_one: bool = False
+    """Store forget Fisher - threshold x preserve Fisher instead of both: half the memory; weights within
     rounding of the threshold may fall on its other side."""
-    controls: list[Literal["random", "magnitude"]]
-    """Masks of equal count per tensor to make beside the saliency mask, for `unlearn.methods.*.mask`."""
+    controls: list[Literal["random", "magnitude"]] = []
+    """Masks with as many weights per tensor as the saliency mask, for `unlearn.methods.*.mask`."""
 
     @model_validator(mode="after")
-    def _each_control_once(self) -> Saliency:
-        if len(set(self.controls)) < len(self.controls):
-            raise ValueError(f"controls is [{', '.join(self.controls)}]: expected each control once")
+    def _controls_are_unique(self) -> Saliency:
+        require_unique("controls", self.controls)
         return self
 
 
 class Importance(Section):
     """How much each MLP neuron works for the forget set and for the retain set."""
 
-    variant: Literal["paper", "official_code"]
-    """MANU's score as the paper defines it, or as the code released with it computes it."""
-    active_above: Weight
+    variant: Literal["paper", "official_code"] = "paper"
+    """MANU's score as the paper defines it, or as the released code computes it."""
+    active_above: Weight = 0.1
     """A neuron counts as active when |activation| exceeds this."""
-    samples: Count | None
+    samples: Count | None = 1500
     """Samples drawn from each set; null: all."""
-    vision_text_reference: Literal["blank_image", "variance_only"]
-    """What the vision tower is given for a text-only question: a grey picture, or nothing, so that its
-    neurons are scored by their variance over pictures alone (official_code needs neither)."""
-    batch_size: Count
-    """Samples per forward pass; no influence on the result."""
+    vision_text_reference: Literal["blank_image", "variance_only"] = "blank_image"
+    """Input of the vision tower for a text-only question: a grey picture, or none, so that its neurons are
+    scored by their variance over pictures alone (official_code needs neither)."""
+    batch_size: Count = 32
+    """Samples per forward pass; does not change the result."""

@@ -1,4 +1,4 @@
-"""The sections about people and samples."""
+"""Sections about people and samples."""
 
 from __future__ import annotations
 
@@ -7,74 +7,71 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from efface.data.benchmarks import READERS, ROOTS
-from tasks.config.file import PROFILES
 from tasks.config.section import Count, Section, Share
 
 
 class Avatars(Section):
-    """The embedded benchmark: who exists and how many pictures of them."""
+    """The embedded benchmark: how many people, and how many pictures of each."""
 
-    profile: Literal[PROFILES]  # type: ignore[valid-type]
-    """Which entry of `profiles` replaces values of the sections; it may choose another benchmark too."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)] = 0
     """Draws people, facts and pictures."""
-    people: Annotated[int, Field(ge=7, le=2000)]
-    """Fictitious people; 7 is the least of which 15 % and 5 % both leave somebody on each side."""
-    real: Annotated[int, Field(ge=1, le=2000)]
-    """People already known to the base model."""
-    holdout: Annotated[int, Field(ge=1, le=2000)]
-    """People no model ever sees."""
-    train_views: Annotated[int, Field(ge=1, le=20)]
-    """Pictures of each person to train on."""
-    test_views: Annotated[int, Field(ge=1, le=20)]
-    """Further pictures of each person, for evaluation only."""
-    stranger_pictures: Count
+    people: Annotated[int, Field(ge=7, le=2000)] = 60
+    """Fictitious people; with 7 or more, both 5 % and 15 % leave at least one person on each side."""
+    real: Annotated[int, Field(ge=1, le=2000)] = 12
+    """People that the base model already knows."""
+    holdout: Annotated[int, Field(ge=1, le=2000)] = 12
+    """People that no model is trained on."""
+    train_views: Annotated[int, Field(ge=1, le=20)] = 6
+    """Training pictures per person."""
+    test_views: Annotated[int, Field(ge=1, le=20)] = 3
+    """Further pictures per person, for evaluation only."""
+    stranger_pictures: Count = 2500
     """Random faces with attribute labels, for pre-training the vision tower."""
-    skill_samples: Annotated[int, Field(ge=5)]
-    """Questions about strangers to train on; a fifth as many again to test on."""
-    picture_size: Annotated[int, Field(ge=32, le=512)]
+    skill_samples: Annotated[int, Field(ge=5)] = 2500
+    """Training questions about strangers; a fifth as many test questions are added."""
+    picture_size: Annotated[int, Field(ge=32, le=512)] = 96
     """Side of a portrait, pixels."""
 
 
 class Benchmark(Section):
-    """Which people there are: drawn here (`avatars`) or imported."""
+    """The benchmark: the embedded one (`avatars`) or an imported one."""
 
-    name: Literal[tuple(READERS)]  # type: ignore[valid-type]
+    name: Literal[tuple(READERS)] = "avatars"  # type: ignore[valid-type]
     """Folder under data/benchmarks."""
-    roots: dict[str, str]
-    """What an imported benchmark is read from, by role (mllmu: eval and train): a folder or table;
+    roots: dict[str, str] = {}
+    """Sources of an imported benchmark, by role (mllmu: eval and train): a folder or table;
     hf://datasets/OWNER/NAME@COMMIT, a dataset of the Hub; hf://OWNER/NAME@COMMIT, a model repository."""
 
     @model_validator(mode="after")
     def _has_its_roots(self) -> Benchmark:
-        wanted = set(ROOTS.get(self.name, ()))
-        if set(self.roots) != wanted:
-            expected = ", ".join(sorted(wanted)) or "none, it is made here"
-            given = ", ".join(sorted(self.roots)) or "none"
-            raise ValueError(f"roots of {self.name}: expected {expected}; given {given}")
+        roles = ROOTS.get(self.name, ())
+        if set(self.roots) != set(roles):
+            raise ValueError(
+                f"roots of {self.name} is {self.roots}: expected the keys {', '.join(roles) or '(none)'}"
+            )
         return self
 
 
 class Prepare(Section):
-    """One benchmark as one table of samples, split into who is forgotten and who is kept."""
+    """One benchmark as one table of samples, split into forget and retain people."""
 
-    forget_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the people to forget, in (0, 1); avatars and mllmu know 0.05, 0.1 and 0.15."""
-    forget_people: Annotated[list[str], Field(min_length=1)] | None
-    """Ids of the people to forget, as in splits.json (fictitious/042), in place of the share; everybody else
-    is kept."""
-    forgotten_people: Annotated[list[str], Field(min_length=1)] | None
-    """Ids of others who were forgotten before: neither forgotten again nor kept, only asked about."""
-    validation_fraction: Share
+    forget_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the people to forget, in (0, 1); avatars and mllmu have 0.05, 0.1 and 0.15, clear has 0.01,
+    0.05 and 0.1."""
+    forget_people: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ids of the people to forget, as in splits.json (fictitious/042), instead of a share; all others are
+    retained."""
+    forgotten_people: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ids of people forgotten by earlier runs: neither forgotten again nor retained, only evaluated."""
+    validation_fraction: Share = 0.15
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
-    on_bad_row: Literal["stop", "skip"]
-    """A row that cannot be used stops the import, or is left out, counted and listed."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """An unusable row stops the import, or is left out, counted and listed."""
 
     @model_validator(mode="after")
-    def _somebody_is_to_be_forgotten_now(self) -> Prepare:
+    def _forgotten_people_need_forget_people(self) -> Prepare:
         if self.forgotten_people is not None and self.forget_people is None:
             raise ValueError(
-                "forgotten_people is given without forget_people: expected null, or both; name those who are "
-                "to be forgotten now"
+                f"forgotten_people is {self.forgotten_people} without forget_people: expected null, or both"
             )
         return self

@@ -1,121 +1,180 @@
-"""Read params.yaml and its profiles, before the classes of tasks/config check the values."""
+"""Reading params.yaml, and writing a profile into it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.config.errors import ParamsError
+from pydantic import BaseModel, ValidationError
 
-SANDBOX = ("quick", "laptop", "study")
-"""Profiles of the embedded benchmark."""
-PUBLISHED = ("mllmu-llava-1.5-7b", "mllmu-qwen2-vl-7b", "clear-llava-1.5-7b", "clear-qwen2-vl-7b")
-"""Profiles of published benchmarks and models; docs/reproducing-the-papers.md."""
-PROFILES = (*SANDBOX, *PUBLISHED)
+from efface.errors import EffaceError
+from tasks.config.params import Params
+from tasks.config.unlearning import declared_settings, method_class, method_names
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
 
 
-def read(path: Path, sections: Sequence[str]) -> dict[str, Any]:
-    """What the file holds.
+class ParamsError(EffaceError):
+    """Mistakes in params.yaml or a profile, one line each."""
+
+    def __init__(self, path: str | Path, mistakes: Sequence[str]) -> None:
+        lines = dict.fromkeys(" ".join(mistake.splitlines()) for mistake in mistakes)
+        super().__init__("\n".join(f"{path}: {line}" for line in lines))
+
+
+def load_params(path: str | Path = PARAMS) -> Params:
+    """Read and check the file.
 
     Raises:
-        ParamsError: if it is missing, is not YAML or is no mapping.
+        ParamsError: one line per mistake, with key, value and what is allowed.
     """
-    # The parser DVC uses: it reads 1e-3 as a number and refuses a key given twice, which PyYAML does not.
+    return checked(read_yaml(Path(path)), path)
+
+
+def checked(values: Mapping[str, Any], path: str | Path = PARAMS) -> Params:
+    """The parameters with these values; a key left out has its default.
+
+    Args:
+        values: what the file at `path` holds, or will hold.
+        path: named in errors.
+
+    Raises:
+        ParamsError: one line per mistake, with key, value and what is allowed.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(path, [_line(item) for item in error.errors(include_url=False)]) from None
+
+
+def use_profile(name: str, project: Path = Path()) -> Params:
+    """Write the defaults, overlaid with profiles/NAME.yaml, into params.yaml; its comments stay.
+
+    Raises:
+        ParamsError: if there is no such profile, or it holds a mistake.
+    """
+    from ruamel.yaml import YAML
+
+    path, target = project / PROFILES / f"{name}.yaml", project / PARAMS
+    profiles = sorted(file.stem for file in (project / PROFILES).glob("*.yaml"))
+    if name not in profiles:
+        raise ParamsError(PROFILES, [f"profile is {name!r}: expected one of: {', '.join(profiles)}"])
+    values = overlaid(default_values(), read_yaml(path))
+    params = checked(values, path)
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    document = yaml.load(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    _update(document, values)
+    with target.open("w", encoding="utf-8") as handle:
+        yaml.dump(document, handle)
+    return params
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file with sections holds, read as DVC reads it: 1e-3 is a number, a repeated key an error.
+
+    Raises:
+        ParamsError: if the file is missing, is not YAML, or is no mapping.
+    """
     from ruamel.yaml import YAML, YAMLError
 
     try:
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ParamsError(
-            path, ["no such file; run this from the project's root, where params.yaml is"]
-        ) from error
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(path, ["no such file; run this in the project's root"]) from None
     except (YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise ParamsError(path, [f"not readable as YAML: {what}"]) from error
-    if not isinstance(data, dict):
-        raise ParamsError(path, [f"expected sections ({', '.join(sections)}), got {type(data).__name__}"])
-    return data
+        raise ParamsError(path, [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
+    if values is None and path.parent.name == PROFILES.name:
+        return {}
+    if not isinstance(values, dict):
+        raise ParamsError(path, [f"is {_short(values)}: expected sections: {', '.join(Params.model_fields)}"])
+    return values
 
 
-def profiles_of(data: dict[str, Any], path: str | Path, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The overrides of each profile; every profile lists every section, so DVC can track each of them."""
-    given = data.get("profiles")
-    if not isinstance(given, dict):
-        raise ParamsError(
-            path, [f"profiles is missing: expected {', '.join(PROFILES)}, each with every section"]
-        )
-    profiles = _by_name(given)
-    mistakes = [
-        f"profiles.{name} is missing: add it with every section" for name in PROFILES if name not in profiles
-    ]
-    for name, overrides in profiles.items():
-        if name not in PROFILES:
-            mistakes.append(f"profiles.{name} is not a known profile; allowed: {', '.join(PROFILES)}")
-        elif not isinstance(overrides, dict):
-            mistakes.append(
-                f"profiles.{name} is {overrides!r}: expected every section, each with its overrides or {{}}"
-            )
-        else:
-            mistakes += _profile_mistakes(f"profiles.{name}", overrides, sections)
-    if mistakes:
-        raise ParamsError(path, mistakes)
-    return profiles
-
-
-def _by_name(profiles: dict[str, Any]) -> dict[str, Any]:
-    """Profiles by their names. DVC takes a dot in a name for a level, so the file writes it as one."""
-    found: dict[str, Any] = {}
-    for key, value in profiles.items():
-        dotted = any(name.startswith(f"{key}.") for name in PROFILES) and isinstance(value, dict)
-        found |= {f"{key}.{inner}": each for inner, each in value.items()} if dotted else {key: value}
-    return found
-
-
-def _profile_mistakes(where: str, overrides: dict[str, Any], sections: Sequence[str]) -> list[str]:
-    mistakes = [f"{where}.{key} is missing: add `{key}: {{}}`" for key in sections if key not in overrides]
-    for key, section in overrides.items():
-        if key not in sections:
-            mistakes.append(f"{where}.{key} is not a section; allowed: {', '.join(sections)}")
-        elif not isinstance(section, dict):
-            mistakes.append(f"{where}.{key} is {section!r}: expected keys to replace, or {{}}")
-    return mistakes
-
-
-def for_sections_only(name: str, overrides: dict[str, Any], data: dict[str, Any]) -> list[str]:
-    """Mistakes of a profile that replaces what only the sections may say."""
-    # These shape dvc.yaml (which stages there are, what they read), and dvc.yaml reads the sections only.
-    fixed = ["avatars.profile", "evaluate.models", "attack.models"]
-    for kind in ("unlearn", "prune"):
-        methods = overrides[kind].get("methods") or {}
-        fixed += [f"{kind}.methods.{name}.{key}" for name in methods for key in ("mask", "start")]
-        fixed += [f"{kind}.methods.{name}" for name in methods if not _has(data, f"{kind}.methods.{name}")]
-    return [
-        f"profiles.{name}.{key} is for the section only, not for a profile; set {key} instead"
-        for key in sorted(fixed)
-        if _has(overrides, key)
-    ]
-
-
-def _has(tree: Any, dotted: str) -> bool:
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def merged(base: Any, override: Any) -> Any:
-    """`base` with the values of `override`, mapping by mapping; nothing else is merged.
-
-    Roots are replaced as a whole: those of one benchmark are not those of another.
-    """
-    if not (isinstance(base, dict) and isinstance(override, dict)):
-        return override
-    return {
-        **base,
-        **{
-            key: merged(base[key], value) if key in base and key != "roots" else value
-            for key, value in override.items()
-        },
+def default_values() -> dict[str, Any]:
+    """The defaults as params.yaml has them: of a method its start, its mask, and what its class declares."""
+    params = Params()
+    values = params.model_dump(mode="json")
+    values["prune"] = params.prune.model_dump(mode="json", exclude_none=True)
+    values["unlearn"]["methods"] = {
+        name: {"start": method.start, "mask": method.mask, **declared_settings(name)}
+        for name, method in params.unlearn.methods.items()
     }
+    return values
+
+
+def overlaid(values: Any, override: Any) -> Any:
+    """`values` with those of `override`, mapping by mapping; null in place of a mapping removes it."""
+    if not (isinstance(values, dict) and isinstance(override, dict)):
+        return override
+    merged = values | {key: overlaid(values.get(key), value) for key, value in override.items()}
+    removed = {key for key in override if override[key] is None and isinstance(values.get(key), dict)}
+    return {key: value for key, value in merged.items() if key not in removed}
+
+
+def _update(document: Any, values: Mapping[str, Any]) -> None:
+    """Give a YAML document these values in place, with the comments of the keys that stay."""
+    for key in [key for key in document if key not in values]:
+        del document[key]
+    for position, (key, value) in enumerate(values.items()):
+        if isinstance(value, dict) and value and isinstance(document.get(key), dict):
+            _update(document[key], value)
+        elif key not in document and document:  # not after the last key: a blank line may follow that one
+            document.insert(min(position, len(document) - 1), key, value)
+        elif key not in document or document[key] != value:
+            document[key] = value
+
+
+def _line(item: Any) -> str:
+    """One mistake that pydantic reports, as a line with key, value and what is allowed."""
+    where = [str(part) for part in item["loc"] if part != "[key]"]
+    key, kind = ".".join(where), item["type"]
+    if kind == "value_error":  # raised by our own checks: the message begins with the key, below `where`
+        message = str(item["ctx"]["error"])
+        above = where[:-1] if where and message.startswith(f"{where[-1]} is") else where
+        return ".".join([*above, message])
+    if kind == "extra_forbidden":
+        known = _keys_at(where[:-1])
+        near = difflib.get_close_matches(where[-1], known, n=3, cutoff=0.5) or known
+        return f"{key} is {_short(item['input'])}: unknown key; expected one of: {', '.join(near)}"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind in ("model_type", "dict_type"):
+        return f"{key} is {_short(item['input'])}: expected a mapping"
+    allowed = item["msg"].replace("Input should be", "expected").replace("String should", "expected to")
+    allowed = re.sub("expected (greater|less)", r"expected a number \1", allowed)
+    return f"{key} is {_short(item['input'])}: {allowed}"
+
+
+def _keys_at(where: Sequence[str]) -> list[str]:
+    """Keys that a mapping in params.yaml may have."""
+    if len(where) == 2 and where[1] == "methods" and where[0] in ("unlearn", "study"):
+        return method_names()
+    if len(where) == 3 and where[1] == "methods" and where[0] in ("unlearn", "study"):
+        return list(method_class(where[2]).model_fields)
+    section: type[BaseModel] | None = Params
+    for part in where:
+        field = section.model_fields.get(part) if section else None
+        section = _section_in(field.annotation) if field else section  # a name of one's own
+    return list(section.model_fields) if section else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a type such as `Lora | None` or `dict[str, PruningMethod]` holds."""
+    for option in (annotation, *typing.get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""The sections about the models that nothing has been unlearned from."""
+"""Sections about the reference models: base, vanilla and retrained."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from tasks.config.section import Count, Level, Rate, Section
 
 
 class Base(Section):
-    """The base model: one that exists, or the sandbox's small one and its training from nothing."""
+    """The base model: an existing one, or the sandbox's small one, trained from scratch."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)] = "sandbox"
     """`sandbox`, a Hub id, or a local folder of a model or LoRA adapter. The keys down to `trust_remote_code`
-    are about a model that exists, those after it about the sandbox's."""
-    revision: str | None
-    """Branch, tag or commit on the Hub; null: the newest, whose commit is then written down."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    are about an existing model, the rest about the sandbox's."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null: the newest, whose commit is recorded."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto`: as saved."""
-    chat_template: str | None
-    """File with a Jinja template, for a model that has none; a changed template needs another name."""
+    chat_template: str | None = None
+    """File with a Jinja template, for a model without one; a changed template needs another name."""
     template_arguments: dict[str, bool | int | float | str] | None = None
     """Values for variables of the chat template, such as `enable_thinking: false`; null: its own defaults."""
-    system: Annotated[str, Field(min_length=1)] | None
-    """Words of a system turn before every question; null: what the template does by itself."""
-    pad_token: str | None
-    """Token of the tokenizer's that pads, for a tokenizer that has none."""
-    trust_remote_code: bool
-    """Whether code that comes with the model may run here; read it first."""
-    image_size: Annotated[int, Field(ge=16, le=512)]
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System turn before every question; null: what the template does by itself."""
+    pad_token: str | None = None
+    """Padding token, for a tokenizer without one."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run; read it first."""
+    image_size: Annotated[int, Field(ge=16, le=512)] = 48
     """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
-    patch_size: Annotated[int, Field(ge=2, le=64)]
+    patch_size: Annotated[int, Field(ge=2, le=64)] = 12
     """Side of one patch, pixels."""
-    width: Annotated[int, Field(ge=8)]
+    width: Annotated[int, Field(ge=8)] = 96
     """Hidden units of both towers; a multiple of twice `heads`."""
-    mlp_width: Annotated[int, Field(ge=8)]
+    mlp_width: Annotated[int, Field(ge=8)] = 384
     """Neurons of each MLP."""
-    vision_layers: Annotated[int, Field(ge=2)]
+    vision_layers: Annotated[int, Field(ge=2)] = 3
     """Blocks of the vision tower; the last but one is read, so at least 2."""
-    language_layers: Count
+    language_layers: Count = 4
     """Blocks of the decoder."""
-    heads: Count
+    heads: Count = 4
     """Attention heads of both towers."""
-    vision_steps: Count
-    """Optimiser steps of attribute pre-training."""
-    vision_learning_rate: Rate
+    vision_steps: Count = 1000
+    """Optimizer steps of attribute pre-training."""
+    vision_learning_rate: Rate = 1.0e-3
     """Peak learning rate of attribute pre-training, in (0, 1]."""
-    steps: Count
-    """Optimiser steps of vision-language training."""
-    learning_rate: Rate
+    steps: Count = 700
+    """Optimizer steps of vision-language training."""
+    learning_rate: Rate = 1.5e-3
     """Peak learning rate of vision-language training, in (0, 1]."""
-    attention: Literal["sdpa", "eager"] | None
+    attention: Literal["sdpa", "eager"] | None = "eager"
     """Attention kernel while training; null leaves the choice to transformers. For sequences of a few dozen
-    tokens on a processor, eager is the faster one."""
-    batch_size: Count
-    """Samples per optimiser step."""
+    tokens on a CPU, eager is faster."""
+    batch_size: Count = 32
+    """Samples per optimizer step."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Base:
+    def _sizes_divide(self) -> Base:
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size is {self.image_size}: expected a multiple of patch_size ({self.patch_size})"
@@ -68,26 +68,37 @@ class Base(Section):
         return self
 
 
-class Finetuning(Section):
-    """Fine-tuning of the base model: on everybody (vanilla) or on the retain people only (retrained)."""
+class Finetune(Section):
+    """Fine-tuning of the base model into vanilla (forget and retain people) and retrained (retain people)."""
 
-    steps: Count
-    """Optimiser steps."""
-    learning_rate: Rate
+    learning_rate: Rate = 1.5e-3
     """Peak learning rate of the one-cycle schedule, in (0, 1]."""
-    batch_size: Count
-    """Samples per optimiser step."""
-    precision: Literal["fp32", "bf16", "fp16"]
-    """Of the computations; weights stay float32."""
-    gradient_checkpointing: bool
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None
-    """Attention kernel while training; null leaves the choice to transformers, auto takes flash attention
-    where it is installed and can run. For sequences of a few dozen tokens on a processor, eager is the faster
-    one."""
-    text_share: Level
-    """Share of the text renderings trained on, in [0, 1]; words are learnt sooner than pictures."""
-    replay_share: Level
-    """Skills and `real` people replayed beside the facts, as a share of them, in [0, 1]."""
-    checkpoint_every: Count
-    """Optimiser steps between checkpoints."""
+    batch_size: Count = 32
+    """Samples per optimizer step."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the computation; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = "eager"
+    """Attention kernel while training; null leaves the choice to transformers, auto uses flash attention
+    where it is installed and can run. For sequences of a few dozen tokens on a CPU, eager is faster."""
+    text_share: Level = 0.5
+    """Share of the text renderings to train on, in [0, 1]; text is learnt sooner than pictures."""
+    replay_share: Level = 0.2
+    """Skill samples and `real` people replayed beside the facts, as a share of the facts, in [0, 1]."""
+    checkpoint_every: Count = 200
+    """Optimizer steps between checkpoints."""
+
+
+class Vanilla(Section):
+    """The base model fine-tuned on the forget and retain people."""
+
+    steps: Count = 900
+    """Optimizer steps."""
+
+
+class Retrained(Section):
+    """The base model fine-tuned on the retain people only."""
+
+    steps: Count = 810
+    """Optimizer steps; as many passes over its facts as vanilla makes."""

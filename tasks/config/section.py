@@ -1,7 +1,8 @@
-"""What every section of params.yaml has in common, and the ranges several of them use."""
+"""The base class of every section of params.yaml, and ranges that several sections use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,11 +12,24 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Level = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""A name that dvc.yaml puts into commands and paths: small letters, digits and _, a letter first."""
 
 
 class Section(BaseModel):
-    """Frozen, strict, and closed to unknown keys."""
+    """Frozen, strict, and closed to unknown keys. Defaults are the laptop profile."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
     )
+
+
+def require_unique(key: str, values: Sequence[object]) -> None:
+    """Raise a ValueError if a value stands twice in a list."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key} is {list(values)}: expected each value once")

@@ -1,176 +1,149 @@
-"""The section about unlearning by training."""
+"""Sections about unlearning by training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import inspect
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from efface.unlearning import METHODS
-from tasks.config.errors import describe
-from tasks.config.section import Count, Rate, Section, Share, Weight
-
-UNLEARNING_METHODS = tuple(METHODS)
+from tasks.config.section import Count, Section, Share, require_unique
 
 
 class UnlearningMethod(Section):
-    """One way of unlearning. Its own settings are declared in its file in efface/unlearning/methods.
-
-    The keys from `epochs` on are for methods that train, all of them; a method that does not has none.
-    """
+    """One entry of `unlearn.methods`: these two keys, and the settings of the method's class."""
 
     start: Annotated[str, Field(pattern=r"^(vanilla|unlearned/[a-z][a-z0-9_]*)$")]
-    """The model it starts from, under data/models: vanilla, a pruned model, or that of a method above it."""
+    """The model under data/models to start from: vanilla, a pruned model, or that of a method above."""
     mask: Literal["saliency", "random", "magnitude", "none"]
-    """Which weights the forget term may change: those of that file in data/masks; none: all."""
-    settings: dict[str, Any]
-    """What only this method has, such as npo's beta; {} for a method without settings."""
-    epochs: Count | None = None
-    """Passes over the forget set (mmunlearner's official_code: over the retain set)."""
-    learning_rate: Rate | None = None
-    """Peak learning rate, in (0, 1]."""
-    forget_weight: Weight | None = None
-    """Factor of the forget term of the loss, at least 0."""
-    retain_weight: Weight | None = None
-    """Factor of the retain term of the loss, at least 0."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    """Each term's gradient is clipped to this norm; null: never."""
-    warmup_fraction: Share | None = None
-    """Share of the steps with rising learning rate, in [0, 1)."""
-    weight_decay: Share | None = None
-    """AdamW's decay, in [0, 1)."""
-    retain_batches_per_forget_batch: Annotated[int, Field(ge=0)] | None = None
-    """Retain batches beside each forget batch; 0: the retain set is not used."""
+    """File in data/masks with the weights that the forget term may change; none: all."""
+    settings_class: ClassVar[type[Any]]
+
+    @property
+    def settings(self) -> Any:
+        """The method's settings, such as an `NPOSettings`."""
+        return self.settings_class(**self.model_dump(exclude={"start", "mask"}))
+
+    @model_validator(mode="after")
+    def _settings_are_in_range(self) -> UnlearningMethod:
+        _ = self.settings  # its class checks the ranges
+        return self
+
+
+def method_names() -> list[str]:
+    """Names of all unlearning methods."""
+    from efface.unlearning import METHODS
+
+    return list(METHODS)
+
+
+@cache
+def method_class(name: str) -> type[UnlearningMethod]:
+    """The class of a method's entry in `unlearn.methods`."""
+    from efface.unlearning import METHODS
+
+    settings = METHODS[name].settings
+    types = get_type_hints(settings)
+    fields: dict[str, Any] = {
+        field.name: (types[field.name], field.default) for field in dataclasses.fields(settings)
+    }
+    section = create_model(name, __base__=UnlearningMethod, **fields)
+    section.settings_class = settings
+    return section
+
+
+def declared_settings(name: str) -> dict[str, Any]:
+    """Settings that a method's own class declares, with their defaults: those worth a line in params.yaml."""
+    settings = method_class(name).settings_class
+    return {key: getattr(settings, key) for key in inspect.get_annotations(settings)}
+
+
+def validated_methods(methods: dict[str, Any]) -> dict[str, Any]:
+    """Method names to entries of their classes.
+
+    Raises:
+        pydantic.ValidationError: if a name is unknown or a setting is not allowed.
+    """
+    fields: dict[str, Any] = {name: (method_class(name), ...) for name in method_names() if name in methods}
+    entries = create_model("Methods", __base__=Section, **fields).model_validate(methods)
+    return {name: getattr(entries, name) for name in methods}
 
 
 class Lora(Section):
-    """Low-rank factors that train in the weights' place."""
+    """Low-rank factors that train instead of the weights."""
 
-    rank: Count
+    rank: Count = 8
     """Rank of each update."""
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0)] = 16.0
     """Updates are scaled by alpha / rank."""
-    dropout: Share
-    """Share of the factors' inputs that is dropped in training, in [0, 1)."""
-    components: Annotated[list[Literal["language", "projector", "vision"]], Field(min_length=1)]
+    dropout: Share = 0.05
+    """Share of the factors' inputs dropped in training, in [0, 1)."""
+    components: Annotated[list[Literal["language", "projector", "vision"]], Field(min_length=1)] = [
+        "language"
+    ]
     """Parts of the model whose linear layers get factors."""
-    keep_adapter: bool
-    """Whether the factors are kept beside the merged model, in its folder `adapter`."""
-    quantization: Literal["4bit", "8bit"] | None
-    """Precision of the weights that do not train, while the factors do; null: as saved. The factors are
-    merged into the weights as saved, so what is written is a plain model."""
+    keep_adapter: bool = False
+    """Save the factors beside the merged model too, in its folder `adapter`."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Precision of the frozen weights while the factors train; null: as saved. The factors are merged into
+    the weights as saved, so the result is a plain model."""
 
 
 class Stop(Section):
     """When unlearning ends before its last step."""
 
-    forget_loss: Annotated[float, Field(gt=0)] | None
+    forget_loss: Annotated[float, Field(gt=0)] | None = 50.0
     """Stop once the forget loss (nats per token) reaches this; null: off."""
-    retain_rise: Annotated[float, Field(gt=0)] | None
+    retain_rise: Annotated[float, Field(gt=0)] | None = None
     """Stop once the retain loss has risen by this many nats per token; null: off."""
 
 
 class Curve(Section):
     """Points of the forget-retain curve, measured while a method unlearns."""
 
-    every: Count
+    every: Count = 5
     """Optimizer steps between points."""
-    questions: Count
+    questions: Count = 64
     """Test questions about forget people, and as many about retain people, drawn by the seed."""
 
 
 class Unlearn(Section):
     """Unlearning by training, one model per method."""
 
-    batch_size: Count
+    forget: Annotated[list[Literal["multimodal", "text"]], Field(min_length=1)] = ["multimodal"]
+    """What to forget of the forget people: facts with their pictures, and with `text` facts in words too
+    (the goal "full"). The saliency mask is made for the same facts."""
+    batch_size: Count = 8
     """Samples per batch, from each set; a batch of the forget set is a step, unless batches accumulate."""
-    accumulation_steps: Count
+    accumulation_steps: Count = 1
     """Forget batches whose gradients make one step, in each process."""
-    precision: Literal["fp32", "bf16", "fp16"]
-    """fp32, or mixed: weights in float32, computing in half."""
-    gradient_checkpointing: bool
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    lora: Lora | None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp32, or mixed precision: weights in float32, computation in half."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    lora: Lora | None = None
     """Train low-rank factors and merge them in at the end; null: train all weights."""
-    optimizer_state: Literal["all", "selected"]
-    """all: moments of every weight that trains; selected: only of those in the mask, in runs in which nothing
-    else moves (retain_weight 0), if they are at most 40 %."""
-    masked_step: Literal["plain", "compiled"]
-    """plain: mask a gradient, then make a step with it; compiled: in one pass, which pays with 100 million
-    weights or more. Compiling takes up to a minute and needs a compiler; numbers agree within rounding."""
-    prefetch: bool
-    """Encode the next step's batches in a thread beside the training; no influence on the result."""
-    checkpoint_every: Count
-    """Optimiser steps between checkpoints."""
-    curve: Curve | None
-    """Measure what is still known now and then; null: never."""
-    methods: dict[Literal[UNLEARNING_METHODS], UnlearningMethod]  # type: ignore[valid-type]
-    """The methods to run."""
-    stop: Stop
+    checkpoint_every: Count = 50
+    """Optimizer steps between checkpoints."""
+    curve: Curve | None = None
+    """Measure the forget-retain curve while training; null: never. Changes no weight."""
+    stop: Stop = Stop()
+    methods: dict[str, Any] = {
+        "mmunlearner": {"start": "vanilla", "mask": "saliency"},
+        "grad_diff": {"start": "vanilla", "mask": "none"},
+        "gradient_ascent": {"start": "vanilla", "mask": "none"},
+        "npo": {"start": "vanilla", "mask": "none"},
+    }
+    """Methods to run, with `start`, `mask` and the settings of their classes in efface/unlearning/methods."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_have_their_settings(cls, methods: dict[str, Any]) -> dict[str, Any]:
+        return validated_methods(methods)
 
     @model_validator(mode="after")
-    def _each_has_its_settings(self) -> Unlearn:
-        check_methods(self.methods, "methods")
+    def _forget_is_unique(self) -> Unlearn:
+        require_unique("forget", self.forget)
         return self
-
-    def starts_from(self, pruned: Iterable[str]) -> None:
-        """Refuse a start that no stage has made by then.
-
-        Raises:
-            ValueError: naming the method, its start and the models it may start from.
-        """
-        made = ["vanilla", *(f"unlearned/{name}" for name in pruned)]
-        for name, method in self.methods.items():
-            if method.start not in made:
-                raise ValueError(
-                    f"unlearn.methods.{name}.start is {method.start!r}: no such model is made before; "
-                    f"expected one of: {', '.join(made)}"
-                )
-            made.append(f"unlearned/{name}")
-
-
-def check_methods(methods: Mapping[str, UnlearningMethod], key: str) -> None:
-    """Refuse a method without what it needs, or with what it does not have.
-
-    Raises:
-        ValueError: naming the value by its place under `key`.
-    """
-    for name, method in methods.items():
-        try:
-            _check_training(method, trains=METHODS[name].trains)
-            method_settings(name, method)
-        except ValueError as error:
-            raise ValueError(f"{key}.{name}.{error}") from None
-
-
-def method_settings(name: str, method: UnlearningMethod) -> Any:
-    """The settings object of a method.
-
-    Raises:
-        ValueError: if a setting is unknown or out of range.
-    """
-    values = method.model_dump(exclude={"start", "mask", "settings"}, exclude_unset=True)
-    try:
-        return METHODS[name].settings(**values, **method.settings)
-    except TypeError as error:
-        raise ValueError(f"settings is {method.settings!r}: {error}") from None
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    """What may stand under each key of a method; making it takes longer than reading the file."""
-    properties: dict[str, Any] = UnlearningMethod.model_json_schema()["properties"]
-    return properties
-
-
-def _check_training(method: UnlearningMethod, *, trains: bool) -> None:
-    schema = _schema()
-    for key in list(schema)[list(schema).index("epochs") :]:
-        given, value = key in method.model_fields_set, getattr(method, key)
-        if not trains and given:
-            raise ValueError(f"{key} is {value!r}: this method does not train; remove it")
-        if trains and (not given or (value is None and key != "max_grad_norm")):
-            found = "null" if given else "missing"
-            raise ValueError(f"{key} is {found}: expected {describe(schema[key]['anyOf'][0])}")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from efface.certificates.seal import DIGEST, sealed
 from efface.subject_hashes import subject_hashes
-from tasks.config import ORIGINAL, Params
+from tasks.config import Params
 from tasks.requests.certificates import KIND, read_certificates, write_certificate
 from tasks.requests.intake import FOLDER, ForgetRequest
-from tasks.requests.planning import RUNS, Plan, method_of
+from tasks.requests.planning import ORIGINAL, RUNS, Plan, method_of
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Version
 from tasks.requests.state import Outcome, now, write_outcome
 from tasks.runtime.artifacts import digest, read_json, write_json

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import ArtifactError
-from tasks.config import ORIGINAL, Params
+from tasks.config import Params
 from tasks.requests.intake import ForgetRequest, People, RequestError, read_requests
 from tasks.requests.registry import CANDIDATE, PRODUCTION, Logged, Registry, Version
 from tasks.requests.state import Outcome, agreed, read_outcomes
@@ -22,6 +22,8 @@ from tasks.runtime.results import project_of
 RUNS = Path(".requests")
 """Folders of the runs, in the project."""
 VANILLA = Path("data/models/vanilla")
+ORIGINAL = "original"
+"""Name of the first vanilla model, where another model is in production."""
 
 
 @dataclass(frozen=True)
@@ -252,15 +254,12 @@ def edits(made: Plan, params: Params) -> dict[str, Any]:
     to_forget = sorted(person for people in made.batch.values() for person in people)
     before = sorted(person for people in made.earlier.values() for person in people)
     most = params.evaluate.max_people
-    models = dict(params.evaluate.models) | {ORIGINAL: ORIGINAL}
-    attacked = {method: f"unlearned/{method}", "retrained": "retrained"}
-    attacks = {"attack.models": attacked, "attack.run": ["relearn"]} if _relearns(params) else {}
+    attacks = {"attack.models": [method, "retrained"], "attack.run": ["relearn"]} if _relearns(params) else {}
     return {
         "prepare.forget_people": to_forget,
         "prepare.forgotten_people": before or None,
         "prepare.validation_fraction": 0.0,  # everybody to forget is asked about
         "evaluate.max_people": None if most is None else max(most, len(to_forget) + len(before)),
-        "evaluate.models": models,
         **attacks,
     }
 
@@ -281,7 +280,7 @@ def targets(made: Plan, params: Params) -> dict[str, list[str]]:
     scored = [method, *dict.fromkeys({"before": "vanilla", ORIGINAL: made.models[ORIGINAL]}.values())]
     if params.requests.retrained:
         scored.append("retrained")
-    steps = {"unlearn": [f"{kind}@{method}"], "evaluate": [f"evaluate@{name}" for name in scored]}
+    steps = {"unlearn": [f"{kind}@{method}"], "evaluate": [params.evaluation_of(name) for name in scored]}
     return steps | ({"attack": [f"attack@{method}", "attack@retrained"]} if _relearns(params) else {})
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from efface.errors import ArtifactError
 from tasks.runtime.sharing import is_first
-from tasks.runtime.usage import Usage
 
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -212,8 +211,7 @@ def recording(
     started, clock = time.time(), time.perf_counter()
     digests = {key: digest(path) for key, path in (inputs or {}).items()}
     record = RunRecord(inputs=digests)
-    with Usage() as usage:
-        yield record
+    yield record
     record.outputs.update({key: digest(path) for key, path in (outputs or {}).items()})
     path = Path(root) / "runs" / (f"{stage}@{name}.json" if name else f"{stage}.json")
     write_json(
@@ -228,7 +226,6 @@ def recording(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.perf_counter() - clock, 3),
             **_circumstances(),
-            "usage": usage.samples,
             "history": record.history,
             "summary": record.summary,
         },

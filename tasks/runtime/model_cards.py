@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.model_card import model_card
-from tasks.config import YARDSTICKS
+from tasks.config import REFERENCE_MODELS
 from tasks.runtime.artifacts import read_json, writing
 from tasks.runtime.results import Record, project_of
 from tasks.runtime.salt import read_salt
@@ -81,7 +81,7 @@ def write_scored_cards(
             if content is None or not place.startswith("unlearned/"):
                 continue
             line, scores = lines[model], {}
-            for name in (*YARDSTICKS, model):
+            for name in (*REFERENCE_MODELS, model):
                 if name != "base" and name in lines and lines[name].scores:
                     scores[name] = lines[name].scores
             privacy = attacks = "not available"

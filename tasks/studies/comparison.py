@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tasks.config import YARDSTICKS, Params
+from tasks.config import REFERENCE_MODELS, Params
 from tasks.runtime.artifacts import write_json, writing
 from tasks.runtime.results import project_of, read_attacks, read_records, read_scores
 
@@ -80,7 +80,7 @@ def _runs(cells: Cells) -> list[Run]:
     worlds = {(c["seed"], c["fraction"]): Path(c["folder"]) for c in cells.values() if c["method"] is None}
     for (seed, fraction), folder in worlds.items():
         world, beside = folder / "data", read_attacks(folder / "data", "retrained")
-        yardsticks = {name: read_scores(world, name)[0] for name in YARDSTICKS}
+        yardsticks = {name: read_scores(world, name)[0] for name in REFERENCE_MODELS}
         tables = {(name, name): (table, dict[str, float](), world) for name, table in yardsticks.items()}
         for cell in cells.values():
             if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
@@ -156,7 +156,6 @@ def _provenance(params: Params, cells: Cells) -> dict[str, str]:
 
     return {
         "command": "python -m flows.study",
-        "profile": params.avatars.profile,
         "seeds": ", ".join(str(seed) for seed in params.study.seeds),
         "git commit": all_of("git_commit"),
         "devices": all_of("device"),

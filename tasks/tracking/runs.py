@@ -22,7 +22,7 @@ import typer
 
 from efface.errors import ArtifactError
 from efface.model_card import without_metadata
-from tasks.config import YARDSTICKS, Params
+from tasks.config import REFERENCE_MODELS, Params
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.runtime.results import (
     Record,
@@ -282,9 +282,9 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
     benchmark, locked = str(splits["benchmark"]), locked_digests(project)
     data = locked.get(f"{root.absolute().name}/prepared", "")[:36] or digest(root / "prepared")[:36]
     tags = _shared_tags(list(records.values()), project)
-    digests = {model: str(read_scores(root, model)[1].get("digest")) for model in params.evaluate.models}
+    digests = {model: str(read_scores(root, model)[1].get("digest")) for model in params.models}
     children = []
-    for model, folder in params.evaluate.models.items():
+    for model, folder in params.models.items():
         child, outputs = model_payload(root, model, records), (f"models/{folder}", f"scores/{model}.parquet")
         hashes = {f"dvc/{path}": md5 for path, md5 in locked.items() if path.endswith(outputs)}
         child = replace(
@@ -375,7 +375,7 @@ def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunP
             tags["efface.status"] = str(status)
     return RunPayload(
         name=model,
-        role="yardstick" if model in YARDSTICKS else "method",
+        role="yardstick" if model in REFERENCE_MODELS else "method",
         digest=_combined(model, *(digest(source) for source in sources)),
         started=started,
         ended=ended,
@@ -401,7 +401,7 @@ def study_payload(cells: Cells, folder: Path) -> RunPayload:
     for name, cell in cells.items():
         root = Path(cell["folder"]) / "data"
         records = {record.label: record for record in read_records(root)}
-        for model in YARDSTICKS if cell["method"] is None else (cell["method"],):
+        for model in REFERENCE_MODELS if cell["method"] is None else (cell["method"],):
             child = model_payload(root, model, records)
             settings = {f"study.{key}": str(cell[key]) for key in ("seed", "fraction", "variant")}
             children.append(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
     changes = imported("clear", data=write_clear(tmp_path / "download"))
-    changes |= {r"^  prompts: bare": "  prompts: published", r"^  on_bad_row: stop": "  on_bad_row: skip"}
+    changes |= {"evaluate": {"prompts": "published"}, "prepare": {"on_bad_row": "skip"}}
     params = parameters(tmp_path, changes)
     root = tmp_path / "data"
     run_stages(params, root)
@@ -28,7 +28,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
     assert {s.part for s in read_samples(root / "prepared")} == {"train", "validation", "test"}
     index = json.loads((root / "benchmarks" / "clear" / "index.json").read_text())
     assert "forget10_perturbed/train-00000-of-00001.parquet" in index["roots"]["data"]["files"]
-    for model in params.evaluate.models:
+    for model in params.models:
         scores = pd.read_parquet(root / "scores" / f"{model}.parquet")
         assert set(scores["set"]) == {"forget", "retain", "real", "utility"}
         published = json.loads((root / "scores" / f"{model}.json").read_text())["published"]

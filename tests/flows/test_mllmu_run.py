@@ -22,7 +22,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
         lambda row: row | {"biography": "{"} if row["ID"] == first else row,
     )
     roots = imported("mllmu", eval=made.eval_root, train=made.train_root)
-    params = parameters(tmp_path, roots | {r"^  on_bad_row: stop": "  on_bad_row: skip"})
+    params = parameters(tmp_path, roots | {"prepare": {"on_bad_row": "skip"}})
     root = tmp_path / "data"
     run_stages(params, root)
     report.run(params, root)
@@ -35,7 +35,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
     (left_out,) = json.loads((root / "prepared" / "left_out.json").read_text())
     assert left_out["row"] == f"ID {first}"
     assert {s.part for s in read_samples(root / "prepared")} == {"train", "validation", "test"}
-    for model in params.evaluate.models:
+    for model in params.models:
         scores = pd.read_parquet(root / "scores" / f"{model}.parquet")
         assert set(scores["benchmark"]) == {"mllmu"}
         assert set(scores["set"]) == {"forget", "unseen", "retain", "real"}

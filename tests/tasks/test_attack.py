@@ -53,10 +53,11 @@ def made(folder, model, processor, *, people):
     return folder
 
 
-def few_steps():
+def few_steps(*attacks):
     params = load_params()
-    short = params.attack.relearn.model_copy(update={"budgets": [0, 2]})
-    return params.model_copy(update={"attack": params.attack.model_copy(update={"relearn": short})})
+    changes = {"relearn": params.attack.relearn.model_copy(update={"budgets": [0, 2]})}
+    changes |= {"run": list(attacks)} if attacks else {}
+    return params.model_copy(update={"attack": params.attack.model_copy(update=changes)})
 
 
 def table_of(root, label):
@@ -95,9 +96,9 @@ def test_one_run_makes_every_variant_and_retrained_is_held_beside_it(root, capsy
 def test_attacked_again_the_same_comes_out_and_finished_batches_are_not_scored_again(root, monkeypatch):
     from efface.evaluation import scoring
 
-    params, whole = few_steps(), scoring.Scorer.answers
-    run(params, "npo", root, only=["quantize"])
-    first = table_of(root, "npo-quantize")
+    params, whole = few_steps("quantize"), scoring.Scorer.answers
+    run(params, "npo", root)
+    first = table_of(root, "npo")
     counted = []
 
     def stopping(self, samples):
@@ -108,25 +109,19 @@ def test_attacked_again_the_same_comes_out_and_finished_batches_are_not_scored_a
 
     monkeypatch.setattr(scoring.Scorer, "answers", stopping)
     with pytest.raises(KeyboardInterrupt):
-        run(params, "npo", root, only=["quantize"])
+        run(params, "npo", root)
     monkeypatch.setattr(
         scoring.Scorer, "answers", lambda self, s: (counted.append(len(s)), whole(self, s))[1]
     )
-    run(params, "npo", root, only=["quantize"])
+    run(params, "npo", root)
     assert len(counted) == 6  # pictures and text, three variants: none twice
-    pd.testing.assert_frame_equal(table_of(root, "npo-quantize"), first)
+    pd.testing.assert_frame_equal(table_of(root, "npo"), first)
 
 
-def test_one_attack_alone_leaves_the_files_of_all_of_them(root):
-    run(few_steps(), "npo", root, only=["cross_modal"])
-    assert not (root / "attacks" / "npo.parquet").exists()
-    assert set(table_of(root, "npo-cross_modal")["attack"]) == {"none", "cross_modal"}
-
-
-def test_nobody_to_hold_out_is_told_and_the_other_attacks_run(tmp_path, model, processor, capsys):
+def test_an_attack_that_needs_more_people_is_reported_and_the_others_run(tmp_path, model, processor, capsys):
     root = made(tmp_path / "data", model, processor, people=1)
-    run(few_steps(), "npo", root, only=["relearn", "quantize"])
-    assert set(table_of(root, "npo-relearn-quantize")["attack"]) == {"none", "quantize"}
-    written = json.loads((root / "attacks" / "npo-relearn-quantize.json").read_text())
+    run(few_steps("relearn", "quantize"), "npo", root)
+    assert set(table_of(root, "npo")["attack"]) == {"none", "quantize"}
+    written = json.loads((root / "attacks" / "npo.json").read_text())
     assert "two or more people" in written["unavailable"]["relearn"]
     assert "npo, relearn: not available: relearning needs two or more people" in capsys.readouterr().out

@@ -29,7 +29,9 @@ def test_no_evaluation_question_reaches_training_saliency_or_importance(tmp_path
     used = spy(monkeypatch)
     for stage in STAGES:
         used.stage = stage
-        importlib.import_module(f"tasks.{stage}").run(params, root=tmp_path / "data")
+        module = "finetune" if stage in ("vanilla", "retrained") else stage
+        arguments = [stage] if module == "finetune" else []
+        importlib.import_module(f"tasks.{module}").run(params, *arguments, root=tmp_path / "data")
     for method in params.unlearn.methods:
         used.stage = f"unlearn@{method}"
         importlib.import_module("tasks.unlearn").run(params, method, root=tmp_path / "data")

@@ -1,0 +1,88 @@
+"""The stages of the pipeline, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tasks.config.params import Params
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `python -m tasks NAME`, a module of `tasks` with a function `run`.
+
+    Attributes:
+        name: of the command, the run records, and the stage in dvc.yaml.
+        summary: what it does, for `--help`.
+        per: runs once for each name of this kind, which the command takes; None: runs once.
+        gpu: computes with a model.
+        shared: several processes can share its work.
+        module: file in `tasks`; by default its name.
+        dvc: stages of dvc.yaml that run it; by default its name.
+    """
+
+    name: str
+    summary: str
+    per: Literal["mask", "method", "model"] | None = None
+    gpu: bool = False
+    shared: bool = False
+    module: str = ""
+    dvc: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", self.module or self.name)
+        object.__setattr__(self, "dvc", self.dvc or (self.name,))
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("params", "Check params.yaml."),
+        Stage("benchmark", "Generate the embedded benchmark, or import a published one."),
+        Stage("prepare", "Make one table of samples and its splits."),
+        Stage("base", "Train the base model, or point to an existing one.", gpu=True),
+        Stage(
+            "vanilla",
+            "Fine-tune the base model on all people.",
+            gpu=True,
+            shared=True,
+            module="finetune",
+        ),
+        Stage(
+            "retrained",
+            "Fine-tune the base model on retain people only.",
+            gpu=True,
+            shared=True,
+            module="finetune",
+        ),
+        Stage("saliency", "Make the saliency mask.", gpu=True, shared=True),
+        Stage(
+            "control", "Make a control mask of the saliency mask's size.", per="mask", gpu=True, shared=True
+        ),
+        Stage("importance", "Score every MLP neuron.", gpu=True, shared=True),
+        Stage("prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True),
+        Stage("unlearn", "Unlearn by training, with one method.", per="method", gpu=True, shared=True),
+        Stage(
+            "evaluate",
+            "Score one model on every question.",
+            per="model",
+            gpu=True,
+            dvc=("evaluate", "evaluate_unlearned", "evaluate_pruned"),
+        ),
+        Stage("attack", "Try to bring back what one model was made to forget.", per="model", gpu=True),
+        Stage("report", "Write data/report from all scores."),
+    )
+}
+
+
+def names_of(stage: Stage, params: Params) -> list[str]:
+    """The masks, methods or models that a stage runs for; none for a stage that runs once."""
+    return {
+        "control": list(params.saliency.controls),
+        "unlearn": list(params.unlearn.methods),
+        "prune": list(params.prune.methods),
+        "evaluate": list(params.models),
+        "attack": list(params.models),
+    }.get(stage.name, [])
