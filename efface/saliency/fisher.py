@@ -3,34 +3,36 @@
     F = (1 / |D|) sum_d [ grad L(d) ]^2          element-wise
 
 Squaring the gradient of a whole batch instead gives a quantity up to a batch size smaller, and it depends on
-which samples met. Squares are accumulated in float32 whatever the dtype of the weights: a float16 gradient of
-1e-4 squares to zero.
+which samples share a batch. Squares are summed in float32 whatever the dtype of the weights: a float16
+gradient of 1e-4 squares to zero.
 
-For linear and convolutional layers, LoRA's factors among them, the gradient of each sample is the product of
-what went in and of the gradient that came back, so one backward pass over a batch gives the per-sample
-gradients of all its samples (``efface.saliency.layers``). Anything else is walked sample by sample. Either
-way a gradient is used and freed as it comes out of the backward pass.
+For linear and convolutional layers, LoRA's factors among them, one backward pass over a batch gives the
+gradients of all its samples (``efface.saliency.layers``). The first batch with pictures and the first without
+are also measured sample by sample; where the two ways disagree, the second one is used throughout. Either way
+a gradient is used and freed as it comes out of the backward pass.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from efface.encoding.answers import answer_log_probs
-from efface.encoding.batches import Inputs, split, to_device
+from efface.encoding.batches import Collated, Inputs, split, to_device
 from efface.models.anatomy import image_token_id
 from efface.processes import sum_over_processes
-from efface.saliency.accumulators import Place, accumulators
-from efface.saliency.layers import add_squares, layers_of
+from efface.saliency.layers import add_squares, owning_layers
 
 Unit = Literal["sample", "batch"]
+Storage = Literal["device", "cpu"]
+SAMPLE_SIZE = 2**22
+"""Weights at most that ``SquaredGradients.sample`` returns."""
 
 
 def fisher_diagonal(
@@ -39,25 +41,24 @@ def fisher_diagonal(
     *,
     parameters: Iterable[str] | None = None,
     unit: Unit = "sample",
-    place: Place = "device",
-    folder: Path | None = None,
+    storage: Storage = "device",
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the answer NLL with respect to each weight.
 
-    The model is measured in evaluation mode and left as it was found, ``.grad`` and ``requires_grad``
+    The model is measured in evaluation mode and is unchanged afterwards, ``.grad`` and ``requires_grad``
     included. When ``torch.distributed`` is initialised the result is that of all processes' batches together.
 
     Args:
         model: a multimodal LLM, or one with LoRA adapters.
-        batches: model inputs with ``labels``; all samples of a batch multimodal or all text-only. Of several
-            processes each passes its share (``efface.processes.share``), which may be empty.
+        batches: model inputs with ``labels``. Of several processes each passes its share
+            (``efface.processes.share``), which may be empty.
         parameters: names of the parameters to measure; None takes all that require a gradient.
         unit: ``sample`` squares the gradient of each sample's loss, ``batch`` the gradient of each batch's.
-        place: where the sums are kept; see ``accumulators``. No influence on the result.
-        folder: for sums kept on disk.
+        storage: where the sums are: ``device``, beside the weights, or ``cpu``, in main memory. No influence
+            on the result.
 
     Returns:
-        Parameter name -> float32 tensor of the parameter's shape, values >= 0, where ``place`` says.
+        Parameter name -> float32 tensor of the parameter's shape, values >= 0, in the storage.
 
     Raises:
         ValueError: if there is no batch, or a name is not a parameter of the model.
@@ -66,51 +67,112 @@ def fisher_diagonal(
         arXiv:2502.11051, section on the saliency map; its released code squares batch gradients
         (``unit="batch"``).
     """
-    chosen = choose(model, parameters)
-    total = accumulators(chosen, place=place, folder=folder)
-    return _averaged(model, total, _accumulate(model, batches, chosen, total, unit=unit))
+    squares = SquaredGradients(model, parameters=parameters, unit=unit, storage=storage)
+    squares.add(batches)
+    return squares.mean()
 
 
-def fisher_contrast(
-    model: nn.Module,
-    forget: Iterable[Inputs],
-    preserve: Iterable[Inputs],
-    *,
-    counts: tuple[int, int],
-    threshold: float = 1.0,
-    parameters: Iterable[str] | None = None,
-    unit: Unit = "sample",
-    place: Place = "device",
-    folder: Path | None = None,
-) -> dict[str, Tensor]:
-    """Forget Fisher minus ``threshold`` times preserve Fisher, in the memory of one of them.
+class SquaredGradients:
+    """Sums of squared gradients, to which batches are added; arguments as for ``fisher_diagonal``.
 
-    Its sign is all that a mask needs (``contrast_mask``). The two diagonals are never apart, so a weight
-    whose ratio is within rounding of the threshold may fall on the other side of it.
-
-    Args:
-        model: as for ``fisher_diagonal``, like all that is not named here.
-        forget: batches of what is to be forgotten.
-        preserve: batches of what is to be kept.
-        counts: samples (batches for ``unit="batch"``) of the two sets, over all processes.
-        threshold: ratio from which a weight is salient, > 0.
-
-    Raises:
-        ValueError: if the batches hold other numbers of samples than ``counts`` says, or one set is empty.
+    Attributes:
+        parameters: the parameters measured, by name.
+        sums: of this process so far, float32, by parameter name.
+        count: gradients squared by this process so far.
     """
-    if min(counts) < 1:
-        raise ValueError(f"cannot compare the gradients of {counts[0]} and {counts[1]} samples: both must be")
-    chosen = choose(model, parameters)
-    total = accumulators(chosen, place=place, folder=folder)
-    scales = (1 / counts[0], -threshold / counts[1])
-    seen = [
-        _accumulate(model, batches, chosen, total, unit=unit, scale=scale)
-        for batches, scale in zip((forget, preserve), scales, strict=True)
-    ]
-    tally = _together(model, torch.tensor(seen), total)
-    if tuple(tally) != counts:
-        raise ValueError(f"the two sets hold {tally} samples, and `counts` says {[*counts]}")
-    return total
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        parameters: Iterable[str] | None = None,
+        unit: Unit = "sample",
+        storage: Storage = "device",
+    ):
+        if storage not in ("device", "cpu"):
+            raise ValueError(f"storage is {storage!r}, expected 'device' or 'cpu'")
+        self.model, self.unit = model, unit
+        self.parameters = named_parameters(model, parameters)
+        self.sums = {
+            name: torch.zeros(p.shape, dtype=torch.float32, device=p.device if storage == "device" else "cpu")
+            for name, p in self.parameters.items()
+        }
+        self.count = 0
+        self._layers = None if unit == "batch" else owning_layers(model, self.parameters)
+        self._checked: set[bool] = set()
+
+    def add(self, batches: Iterable[Inputs]) -> None:
+        """Add the squared gradients of these batches."""
+        device = next(self.model.parameters()).device
+        token = image_token_id(self.model)
+        with measuring(self.model, self.parameters):
+            for batch in batches:
+                batch = to_device(batch, device)
+                parts = [batch] if self.unit == "batch" else split(batch, token)
+                self.count += len(parts)
+                if not self._add_at_once(batch, parts):
+                    self._gradients(parts, self._add_square)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The sums of all processes divided, in place, by their count."""
+        return _mean(self.model, self.sums, self.count)
+
+    def sample(self) -> tuple[dict[str, Tensor], int]:
+        """Sums over all processes of evenly spaced weights, of every k-th where there are many, in main
+        memory; and their count."""
+        size = sum(total.numel() for total in self.sums.values())
+        step = max(1, size // SAMPLE_SIZE) | 1  # odd: no row length divides it
+        sums = {name: total.view(-1)[::step].clone() for name, total in self.sums.items()}
+        (count,) = _over_processes(self.model, torch.tensor([self.count]), sums)
+        return {name: total.cpu() for name, total in sums.items()}, count
+
+    def _add_at_once(self, batch: Inputs, parts: list[Inputs]) -> bool:
+        """Add the squares of a whole batch from one backward pass; False, with nothing added, if that is not
+        possible."""
+        if self._layers is None or _some_without_picture(batch, image_token_id(self.model)):
+            return False
+        kind = "pixel_values" in batch
+        before = {} if kind in self._checked else self._norms()
+        if not add_squares(self.model, batch, self._layers, self.sums):
+            return False
+        if kind in self._checked:
+            return True
+        self._checked.add(kind)
+        after, expected = self._norms(), dict.fromkeys(self.sums, 0.0)
+
+        def add(name: str, gradient: Tensor) -> None:
+            expected[name] += float(gradient.square_().sum(dtype=torch.float64))
+
+        self._gradients(parts, add)
+        single = next(self.model.parameters()).dtype == torch.float32
+        relative, absolute = (1e-2, 1e-6) if single else (1e-1, 1e-3)  # half precision rounds activations
+        absolute *= max(expected.values())
+        for name, norm in expected.items():
+            if abs(after[name] - before[name] - norm) > relative * norm + absolute:
+                add_squares(self.model, batch, self._layers, self.sums, scale=-1.0)
+                self._layers = None
+                logging.getLogger(__name__).warning(
+                    "squared gradients of %s from a batch (%.3g) and from its samples one by one (%.3g) "
+                    "differ: measuring one by one, which is slower",
+                    name,
+                    after[name] - before[name],
+                    norm,
+                )
+                return False
+        return True
+
+    def _add_square(self, name: str, gradient: Tensor) -> None:
+        total = self.sums[name]
+        total.add_(gradient.square_().to(total.device))
+
+    def _norms(self) -> dict[str, float]:
+        return {name: float(total.sum(dtype=torch.float64)) for name, total in self.sums.items()}
+
+    def _gradients(self, parts: Iterable[Inputs], use: Callable[[str, Tensor], object]) -> None:
+        """Pass on the gradient of each part's mean loss, parameter by parameter."""
+        with _gradient_hooks(self.parameters, use):
+            for part in parts:
+                _backward(answer_log_probs(self.model, part).nll.mean())
 
 
 def mean_gradient(
@@ -121,51 +183,27 @@ def mean_gradient(
     Raises:
         ValueError: if there is no batch, or a name is not a parameter of the model.
     """
-    chosen = choose(model, parameters)
-    total = accumulators(chosen)
+    measured = named_parameters(model, parameters)
+    sums = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in measured.items()}
     count = 0
-    with measuring(model, chosen), _as_they_come(chosen, lambda name, g: total[name].add_(g)):
+    with measuring(model, measured), _gradient_hooks(measured, lambda name, g: sums[name].add_(g)):
         for batch in batches:
             batch = to_device(batch, next(model.parameters()).device)
             _backward(answer_log_probs(model, batch).nll.sum())
             count += len(batch["input_ids"])
-    return _averaged(model, total, count)
+    return _mean(model, sums, count)
 
 
-def _averaged(model: nn.Module, total: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Sums over all processes, divided in place by their count of samples or batches."""
-    if not total:
-        raise ValueError("there is no parameter to measure: `parameters` is empty, or none trains")
-    (tally,) = _together(model, torch.tensor([count]), total)
-    if tally == 0:
-        raise ValueError("cannot measure the gradients of no samples: `batches` is empty")
-    for value in total.values():
-        value.div_(tally)
-    return total
-
-
-def _together(model: nn.Module, counts: Tensor, total: Mapping[str, Tensor]) -> list[int]:
-    """Turn sums, in place, into those of all processes, one tensor at a time on the model's device, where
-    processes meet; returns the counts of all."""
-    device = next(model.parameters()).device
-    for tensor in (counts, *total.values()):
-        meeting = tensor.to(device)
-        sum_over_processes([meeting])
-        if meeting is not tensor:
-            tensor.copy_(meeting)
-    return [int(count) for count in counts]
-
-
-def choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:
-    """The named parameters, or all that require a gradient.
+def named_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """The parameters of these names, or all that require a gradient.
 
     Raises:
         ValueError: if a name is not a parameter of the model.
     """
     available = dict(model.named_parameters())
-    if parameters is None:
+    if names is None:
         return {name: p for name, p in available.items() if p.requires_grad}
-    names = list(parameters)
+    names = list(names)
     unknown = [name for name in names if name not in available]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not a parameter of {type(model).__name__}")
@@ -173,15 +211,15 @@ def choose(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.P
 
 
 @contextmanager
-def measuring(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode, gradients for the chosen parameters only; everything put back afterwards."""
+def measuring(model: nn.Module, measured: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Evaluation mode, gradients for the measured parameters only; everything is restored afterwards."""
     training = model.training
     flags = {p: p.requires_grad for p in model.parameters()}
-    picked = set(map(id, chosen.values()))
+    ids = set(map(id, measured.values()))
     try:
         model.eval()
         for parameter in flags:
-            parameter.requires_grad_(id(parameter) in picked)
+            parameter.requires_grad_(id(parameter) in ids)
         yield
     finally:
         model.train(training)
@@ -189,49 +227,54 @@ def measuring(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[
             parameter.requires_grad_(flag)
 
 
-def _accumulate(
-    model: nn.Module,
-    batches: Iterable[Inputs],
-    chosen: Mapping[str, nn.Parameter],
-    total: Mapping[str, Tensor],
-    *,
-    unit: Unit,
-    scale: float = 1.0,
-) -> int:
-    """Add ``scale`` times the squared gradients; returns how many were squared."""
-    layers = None if unit == "batch" else layers_of(model, chosen)
-    count = 0
+def _mean(model: nn.Module, sums: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    if not sums:
+        raise ValueError("there is no parameter to measure: `parameters` is empty, or none trains")
+    (total,) = _over_processes(model, torch.tensor([count]), sums)
+    if total == 0:
+        raise ValueError("cannot measure the gradients of no samples: `batches` is empty")
+    for value in sums.values():
+        value.div_(total)
+    return sums
 
-    def add(name: str, gradient: Tensor) -> None:
-        total[name].add_(gradient.square_().to(total[name].device), alpha=scale)
 
-    with measuring(model, chosen):
-        for batch in batches:
-            batch = to_device(batch, next(model.parameters()).device)
-            size = 1 if unit == "batch" else len(batch["input_ids"])
-            count += size
-            if layers is not None and add_squares(model, batch, layers, total, scale):
-                continue
-            # The general way: one backward pass for each gradient that is squared.
-            with _as_they_come(chosen, add):
-                for part in [batch] if unit == "batch" else split(batch, image_token_id(model)):
-                    _backward(answer_log_probs(model, part).nll.mean())
-    return count
+def _over_processes(model: nn.Module, counts: Tensor, sums: Mapping[str, Tensor]) -> list[int]:
+    """Turn sums, in place, into those of all processes, one tensor at a time on the model's device, which
+    the processes communicate through; returns the counts of all."""
+    device = next(model.parameters()).device
+    for tensor in (counts, *sums.values()):
+        on_device = tensor.to(device)
+        sum_over_processes([on_device])
+        if on_device is not tensor:
+            tensor.copy_(on_device)
+    return [int(count) for count in counts]
+
+
+def _some_without_picture(batch: Inputs, image_token: int | None) -> bool:
+    """Whether a batch holds samples with and without pictures: its rows of pictures then belong to other
+    samples than their position says, even where there are as many rows as samples."""
+    if "pixel_values" not in batch:
+        return False
+    if isinstance(batch, Collated):
+        return any(not share.rows or share.shape is None for share in batch.shares["pixel_values"])
+    return image_token is not None and not bool((batch["input_ids"] == image_token).any(dim=1).all())
 
 
 @contextmanager
-def _as_they_come(chosen: Mapping[str, nn.Parameter], use: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """In backward passes, hand each gradient over in float32 and free it before the next one is computed."""
+def _gradient_hooks(
+    parameters: Mapping[str, nn.Parameter], use: Callable[[str, Tensor], object]
+) -> Iterator[None]:
+    """In backward passes, pass on each gradient in float32 and free it before the next one is computed."""
 
-    def taken(name: str, parameter: Tensor) -> None:
+    def pass_on(name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             use(name, parameter.grad.float())
         parameter.grad = None
 
-    before = {parameter: parameter.grad for parameter in chosen.values()}
+    before = {parameter: parameter.grad for parameter in parameters.values()}
     handles = [
-        parameter.register_post_accumulate_grad_hook(functools.partial(taken, name))
-        for name, parameter in chosen.items()
+        parameter.register_post_accumulate_grad_hook(functools.partial(pass_on, name))
+        for name, parameter in parameters.items()
     ]
     try:
         for parameter in before:
@@ -245,6 +288,7 @@ def _as_they_come(chosen: Mapping[str, nn.Parameter], use: Callable[[str, Tensor
 
 
 def _backward(loss: Tensor) -> None:
-    """Backward pass; a parameter that the loss does not reach, as the vision tower of words, has none."""
+    """Backward pass; a parameter that the loss does not reach, such as the vision tower's in text, gets no
+    gradient."""
     if loss.requires_grad:
         loss.backward()

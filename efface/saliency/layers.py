@@ -1,8 +1,8 @@
 """Per-sample gradients of linear and convolutional layers, from one backward pass over a whole batch.
 
-The gradient of each sample is the product of what went into the layer and of the gradient that came back to
-its output, summed over positions. It is squared and added as soon as that gradient arrives, layer by layer
-from the last to the first, so no more than one layer's gradients exist at a time.
+The gradient of each sample is the product of the layer's inputs and of the gradient of its outputs, summed
+over positions. It is squared and added as soon as that gradient is known, layer by layer from the last to the
+first, so no more than one layer's gradients exist at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TILE = (256, 512)
 """Rows and columns of a tile: half a MiB of float32, which stays in a core's cache."""
 
 
-def layers_of(model: nn.Module, names: Iterable[str]) -> dict[str, Layer] | None:
+def owning_layers(model: nn.Module, names: Iterable[str]) -> dict[str, Layer] | None:
     """The linear and 2-D convolutional layers that own the named parameters; None if something else owns
     one."""
     layers: dict[str, Layer] = {}
@@ -55,7 +55,7 @@ def add_squares(
     inputs: dict[str, Tensor] = {}
     fits = True
 
-    def watch(name: str, layer: Layer) -> torch.utils.hooks.RemovableHandle:
+    def hook(name: str, layer: Layer) -> torch.utils.hooks.RemovableHandle:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             nonlocal fits
             fits = fits and name not in inputs and args[0].shape[0] == size and args[0].dim() >= 3
@@ -69,7 +69,7 @@ def add_squares(
 
         return layer.register_forward_hook(record)
 
-    handles = [watch(name, layer) for name, layer in layers.items()]
+    handles = [hook(name, layer) for name, layer in layers.items()]
     weights = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
     try:
         for weight in weights:
@@ -90,7 +90,7 @@ def add_squares(
 def add_layer(
     name: str,
     layer: Layer,
-    seen: Tensor,
+    inputs: Tensor,
     gradient: Tensor,
     total: Mapping[str, Tensor],
     scale: float = 1.0,
@@ -100,44 +100,44 @@ def add_layer(
     Args:
         name: of the layer; ``total`` has those of its parameters that are measured.
         layer: gives the geometry of a convolution.
-        seen: what went in, (B, ..., I), or (B, C, H, W) for a convolution.
-        gradient: of the loss with respect to what came out, (B, ..., O) or (B, O, H', W').
+        inputs: of the layer, (B, ..., I), or (B, C, H, W) for a convolution.
+        gradient: of the loss with respect to the layer's output, (B, ..., O) or (B, O, H', W').
         total: sums by parameter name, float32, on any device.
         scale: factor of what is added.
     """
     if isinstance(layer, nn.Conv2d):
         padding, dilation, stride = layer.padding, layer.dilation, layer.stride
-        seen = nn.functional.unfold(seen, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
+        inputs = nn.functional.unfold(inputs, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
         gradient = gradient.flatten(2).transpose(1, 2)
-    seen, gradient = seen.flatten(1, -2).float(), gradient.flatten(1, -2).float()
+    inputs, gradient = inputs.flatten(1, -2).float(), gradient.flatten(1, -2).float()
     weight, bias = total.get(f"{name}.weight"), total.get(f"{name}.bias")
     if weight is not None:
-        large = weight.numel() >= _LARGE and seen.device.type == "cpu"
+        large = weight.numel() >= _LARGE and inputs.device.type == "cpu"
         add = _add_in_tiles if large else _add_in_chunks
-        add(weight.view(len(weight), -1), gradient, seen, scale)
+        add(weight.view(len(weight), -1), gradient, inputs, scale)
     if bias is not None:
         bias.add_(gradient.sum(dim=1).square().sum(dim=0).to(bias.device), alpha=scale)
 
 
-def _add_in_chunks(total: Tensor, gradient: Tensor, seen: Tensor, scale: float) -> None:
-    """The gradients of as many samples at a time as memory is set aside for."""
+def _add_in_chunks(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
+    """As many samples at a time as ``_CHUNK_BYTES`` has room for."""
     samples = max(1, _CHUNK_BYTES // (4 * total.numel()))
-    for start in range(0, len(seen), samples):
-        part = slice(start, start + samples)
-        per_sample = torch.bmm(gradient[part].transpose(1, 2), seen[part])
+    for start in range(0, len(inputs), samples):
+        chunk = slice(start, start + samples)
+        per_sample = torch.bmm(gradient[chunk].transpose(1, 2), inputs[chunk])
         total.add_(per_sample.square_().sum(dim=0).to(total.device), alpha=scale)
 
 
-def _add_in_tiles(total: Tensor, gradient: Tensor, seen: Tensor, scale: float) -> None:
-    """Tile by tile of the weight, sample by sample: gradients of a large layer never leave the cache, and
-    each sum is read and written once per batch instead of once per sample."""
+def _add_in_tiles(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
+    """Tile by tile of the weight, sample by sample: the gradients of a tile stay in the cache, and each sum
+    is read and written once per batch instead of once per sample."""
     rows, columns = _TILE
     buffer = torch.empty(rows * columns)
     for top in range(0, total.shape[0], rows):
-        back = gradient[:, :, top : top + rows].transpose(1, 2)
+        outer = gradient[:, :, top : top + rows].transpose(1, 2)
         for left in range(0, total.shape[1], columns):
             tile = total[top : top + rows, left : left + columns]
             product = buffer[: tile.numel()].view(tile.shape)
-            for out, into in zip(back, seen[:, :, left : left + columns], strict=True):
-                torch.mm(out, into, out=product)
+            for a, b in zip(outer, inputs[:, :, left : left + columns], strict=True):
+                torch.mm(a, b, out=product)
                 tile.addcmul_(product, product, value=scale)

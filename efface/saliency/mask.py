@@ -1,14 +1,17 @@
-"""From two Fisher diagonals to a saliency mask."""
+"""From two Fisher diagonals to a saliency mask, and how far two masks agree."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from efface.masks import Masks
+from efface.saliency.fisher import SAMPLE_SIZE
+
+EPS = 1e-15
 
 
 def saliency_mask(
@@ -16,10 +19,11 @@ def saliency_mask(
     preserve: Mapping[str, Tensor],
     *,
     threshold: float = 1.0,
-    eps: float = 1e-15,
+    density: float | None = None,
+    eps: float = EPS,
     smooth_numerator: bool = False,
-) -> dict[str, Tensor]:
-    """Weights that matter more for what is to be forgotten than for what is to be kept.
+) -> Masks:
+    """Weights that matter more for what is to be forgotten than for what is to be retained.
 
         mask = 1[ forget / (preserve + eps) >= threshold ]
 
@@ -27,8 +31,10 @@ def saliency_mask(
 
     Args:
         forget: Fisher diagonal of the forget set, float32, values >= 0.
-        preserve: Fisher diagonal of what is to be kept; same names and shapes.
+        preserve: Fisher diagonal of what is to be retained; same names and shapes.
         threshold: ratio from which a weight is salient, > 0.
+        density: share of weights to select instead, those with the highest ratios, in (0, 1); see
+            ``ratio_threshold``.
         eps: keeps the ratio finite.
         smooth_numerator: add ``eps`` to the forget Fisher as well; a weight with no gradient in either set
             then has ratio 1, which is salient at thresholds up to 1.
@@ -37,8 +43,8 @@ def saliency_mask(
         Boolean masks with the names and shapes of ``forget``; True = may change.
 
     Raises:
-        ValueError: if names, shapes or dtypes differ, a value is not finite, or the threshold is not
-        positive and finite.
+        ValueError: if names, shapes or dtypes differ, a value is not finite, or the threshold or density is
+            out of range.
 
     Reference:
         arXiv:2502.11051, beta = 1. Its code gives weights without any gradient the ratio 1 and calls them
@@ -46,80 +52,81 @@ def saliency_mask(
     """
     if not 0 < threshold < math.inf:
         raise ValueError(f"threshold must be above 0 and finite, got {threshold}")
+    if density is not None:
+        threshold = ratio_threshold(
+            forget, preserve, density=density, eps=eps, smooth_numerator=smooth_numerator
+        )
+    masks = Masks()
+    for name, ratio in _ratios(forget, preserve, eps, smooth_numerator):
+        masks |= Masks({name: ratio >= threshold})
+    return masks
+
+
+def ratio_threshold(
+    forget: Mapping[str, Tensor],
+    preserve: Mapping[str, Tensor],
+    *,
+    density: float,
+    eps: float = EPS,
+    smooth_numerator: bool = False,
+) -> float:
+    """The threshold at which ``saliency_mask`` selects a share of all weights together.
+
+    Of more than 4 million weights it is estimated from evenly spaced ones, so the share of large models is
+    met to about 0.1 points. Weights without any forget gradient are never selected.
+
+    Args:
+        forget: as for ``saliency_mask``, like what is not named here.
+        density: share of weights to select, in (0, 1).
+
+    Raises:
+        ValueError: as for ``saliency_mask``.
+    """
+    if not 0 < density < 1:
+        raise ValueError(f"density must be above 0 and below 1, got {density}")
+    step = max(1, sum(value.numel() for value in forget.values()) // SAMPLE_SIZE) | 1
+    ratios = torch.cat(
+        [ratio.view(-1)[::step].cpu() for _, ratio in _ratios(forget, preserve, eps, smooth_numerator)]
+    )
+    count = min(len(ratios), max(1, round(density * len(ratios))))
+    return max(float(ratios.kthvalue(len(ratios) - count + 1).values), torch.finfo(torch.float32).tiny)
+
+
+def kappa(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float | None:
+    """Cohen's kappa of two masks over all their weights: 1 for equal masks, 0 for agreement by chance; None
+    where chance alone makes them equal (all True or all False in both)."""
+    size = sum(mask.numel() for mask in a.values())
+    agreement = sum(int((a[name] == b[name]).sum()) for name in a) / size
+    p, q = (sum(int(mask.sum()) for mask in masks.values()) / size for masks in (a, b))
+    chance = p * q + (1 - p) * (1 - q)
+    return None if chance == 1 else (agreement - chance) / (1 - chance)
+
+
+def _ratios(
+    forget: Mapping[str, Tensor], preserve: Mapping[str, Tensor], eps: float, smooth_numerator: bool
+) -> Iterator[tuple[str, Tensor]]:
     if forget.keys() != preserve.keys():
         odd = sorted(forget.keys() ^ preserve.keys())
         raise ValueError(
             f"the two Fisher diagonals name different parameters, first {odd[0]!r}; measure both on one model"
         )
-    mask = {}
     for name, top in forget.items():
-        bottom = preserve[name]
-        for kind, value in (("forget", top), ("preserve", bottom)):
-            _check(name, kind, value, top.shape)
-        mask[name] = (top + eps if smooth_numerator else top) / (bottom + eps) >= threshold
-    return mask
+        for label, value in (("forget", top), ("preserve", preserve[name])):
+            _check(name, label, value, top.shape)
+        yield name, (top + eps if smooth_numerator else top) / (preserve[name] + eps)
 
 
-def packed_saliency_mask(
-    forget: dict[str, Tensor],
-    preserve: dict[str, Tensor],
-    *,
-    threshold: float = 1.0,
-    smooth_numerator: bool = False,
-) -> Masks:
-    """As ``saliency_mask``, at one bit per weight; each pair of tensors is dropped once it is compared, so
-    that both dictionaries are empty afterwards."""
-    if forget.keys() != preserve.keys():
-        saliency_mask(forget, preserve)  # says which
-    packed = Masks()
-    for name in list(forget):
-        pair = {name: forget.pop(name)}, {name: preserve.pop(name)}
-        packed |= Masks(saliency_mask(*pair, threshold=threshold, smooth_numerator=smooth_numerator))
-    return packed
-
-
-def contrast_mask(
-    contrast: dict[str, Tensor],
-    *,
-    threshold: float = 1.0,
-    eps: float = 1e-15,
-    smooth_numerator: bool = False,
-) -> Masks:
-    """The mask of two Fisher diagonals of which only forget - threshold x preserve was kept.
-
-        forget / (preserve + eps) >= threshold   <=>   forget - threshold preserve >= threshold eps
-
-    Args:
-        contrast: from ``fisher_contrast`` with the same threshold; dropped tensor by tensor, empty
-            afterwards.
-        threshold: as for ``saliency_mask``, like what follows.
-        eps: keeps the ratio finite.
-        smooth_numerator: whether ``eps`` is in the numerator as well.
-
-    Raises:
-        ValueError: if a value is not finite.
-    """
-    packed = Masks()
-    for name in list(contrast):
-        value = contrast.pop(name)
-        _check(name, "difference of the", value, value.shape)
-        bound = threshold * eps - (eps if smooth_numerator else 0.0)
-        packed |= Masks({name: value >= bound})
-    return packed
-
-
-def _check(name: str, kind: str, value: Tensor, shape: torch.Size) -> None:
+def _check(name: str, label: str, value: Tensor, shape: torch.Size) -> None:
     if value.shape != shape:
-        raise ValueError(f"{kind} Fisher of {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+        raise ValueError(f"{label} Fisher of {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
     if value.dtype != torch.float32:
         raise ValueError(
-            f"{kind} Fisher of {name} is {value.dtype}, expected torch.float32: half precision underflows "
-            f"when squared"
+            f"{label} Fisher of {name} is {value.dtype}, expected torch.float32: half precision underflows "
+            "when squared"
         )
     bad = int((~torch.isfinite(value)).sum())
     if bad:
         raise ValueError(
-            f"{kind} Fisher of {name} has {bad} of {value.numel()} values that are not finite; check the "
-            f"model for NaN weights, "
-            "or load it in bfloat16 or float32"
+            f"{label} Fisher of {name} has {bad} of {value.numel()} values that are not finite; check the "
+            "model for NaN weights, or load it in bfloat16 or float32"
         )

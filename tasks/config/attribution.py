@@ -22,16 +22,18 @@ class Saliency(Section):
     """Parts of the model that may change at all (official_code: parts where the mask acts)."""
     threshold: Annotated[float, Field(gt=0)] = 1.0
     """A weight may change when forget saliency / preserve saliency is at least this, > 0."""
+    density: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of weights to select instead, those with the highest ratios, in (0, 1); null: by threshold."""
+    normalisation: Literal["pooled", "per_group"] = "pooled"
+    """Divide by all samples of a set, or for vision and projector by those with a picture, since text gives
+    them no gradient."""
     fisher_samples: Count | None = 256
     """Samples drawn from each set; null: all."""
     batch_size: Count = 8
     """Samples per forward pass; does not change the result (official_code: always 4, where it would)."""
-    sums: Literal["auto", "device", "cpu", "disk"] = "auto"
-    """Where the sums of squares are stored: beside the weights, in main memory, in a file, or the first of
-    these with room; does not change the result."""
-    both_in_one: bool = False
-    """Store forget Fisher - threshold x preserve Fisher instead of both: half the memory; weights within
-    rounding of the threshold may fall on its other side."""
+    storage: Literal["device", "cpu"] = "device"
+    """Where the sums of squares are stored: beside the weights, or in main memory; does not change the
+    result."""
     controls: list[Literal["random", "magnitude"]] = []
     """Masks with as many weights per tensor as the saliency mask, for `unlearn.methods.*.mask`."""
 

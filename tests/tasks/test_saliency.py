@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from efface.data.samples import read_samples, write_samples
-from efface.errors import ArtifactError, DataError, EffaceError
+from efface.errors import ArtifactError, ModelError
 from efface.models import anatomy
 from efface.saliency import load_mask
 from tasks import control, saliency
@@ -38,34 +37,29 @@ def test_paper_masks_the_maskable_weights_alone(root, model):  # noqa: F811
 def test_official_code_leaves_the_rest_unmasked(root, model):  # noqa: F811
     _, mask, metadata = run(root, model, variant="official_code", groups=["projector"])
     assert mask.keys() == {name for name, _ in model.named_parameters()}
-    loose = [name for name in mask if "projector" not in name]
-    assert all(mask[name].all() for name in loose)
+    unmasked = [name for name in mask if "projector" not in name]
+    assert all(mask[name].all() for name in unmasked)
     assert not all(mask[name].all() for name in mask if "projector" in name)
-    assert set(metadata["density"]["groups"]) == {"projector"}  # what is not masked is not counted as kept
+    assert set(metadata["density"]["groups"]) == {"projector"}  # what is not masked is not counted
 
 
-@pytest.mark.parametrize("variant", ["paper", "official_code"])
-def test_options_for_little_memory_give_the_same_mask(root, model, variant):  # noqa: F811
-    path = root / "masks" / "saliency.safetensors"
-    _, mask, _ = run(root, model, variant=variant)
-    plain = path.read_bytes()
-    run(root, model, variant=variant, sums="disk")
-    assert path.read_bytes() == plain
-    _, found, _ = run(root, model, variant=variant, both_in_one=True)
-    weights = sum(entry.numel() for entry in mask.values())
-    assert sum(int((found[name] != mask[name]).sum()) for name in mask) <= weights // 1000
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+def test_the_record_says_how_stable_the_mask_is(root, model):  # noqa: F811
+    _, _, metadata = run(root, model, density=0.2, normalisation="per_group", storage="cpu")
+    assert metadata["density"]["total"] == pytest.approx(0.2, abs=0.001)
+    assert -1 <= metadata["stability"]["kappa"] <= 1
+    record = json.loads((root / "runs" / "saliency.json").read_text())
+    assert record["summary"] == {key: metadata[key] for key in ("density", "stability")}
 
 
 @pytest.mark.parametrize("variant", ["paper", "official_code"])
 def test_controls_have_equal_counts_per_tensor(root, model, variant):  # noqa: F811
-    params, mask, made = run(root, model, variant=variant, controls=["random", "magnitude"])
+    params, mask, original = run(root, model, variant=variant, controls=["random", "magnitude"])
     for name in params.saliency.controls:
         control.run(params, name, root)
-        found, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=model)
-        assert {k: int(v.sum()) for k, v in found.items()} == {k: int(v.sum()) for k, v in mask.items()}
-        assert any(not torch.equal(found[k], mask[k]) for k in mask)
-        assert metadata["control"] == name and metadata["density"] == made["density"]
+        other, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=model)
+        assert {k: int(v.sum()) for k, v in other.items()} == {k: int(v.sum()) for k, v in mask.items()}
+        assert any(not torch.equal(other[k], mask[k]) for k in mask)
+        assert metadata["control"] == name and metadata["density"] == original["density"]
     record = json.loads((root / "runs" / "control@random.json").read_text())
     assert record["inputs"].keys() == {"prepared", "vanilla", "mask"}
 
@@ -80,22 +74,13 @@ def test_a_control_of_another_models_mask_is_refused(root, model, processor):  #
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(root / "models" / "vanilla")
-    with pytest.raises(ArtifactError, match="made from other weights"):
+    with pytest.raises(ArtifactError) as error:
         control.run(params, "random", root)
+    assert "saliency.safetensors" in str(error.value)
 
 
-@pytest.mark.parametrize(("split", "label"), [("forget", "forget"), ("retain", "preserve")])
-def test_an_empty_set_is_an_error(root, model, split, label):  # noqa: F811
-    table = root / "prepared" / "samples.parquet"
-    write_samples([s for s in read_samples(table) if s.split != split], table)
-    with pytest.raises(DataError, match=f"the {label} set has no training sample"):
-        run(root, model, variant="official_code", groups=["vision"])
-
-
-def test_a_threshold_that_selects_nothing_is_an_error(root, model):  # noqa: F811
-    with pytest.raises(
-        EffaceError, match="no weight is 1e\\+30 times as salient .* lower saliency.threshold"
-    ):
+def test_without_a_mask_nothing_is_written(root, model):  # noqa: F811
+    with pytest.raises(ModelError):
         run(root, model, threshold=1e30)
     assert not (root / "masks" / "saliency.safetensors").exists()
 
@@ -124,10 +109,10 @@ def test_with_lora_the_mask_is_about_the_factors(root, variant):
         assert mask.keys() == trained and all("lora_" in key for key in mask)
         assert metadata["density"]["groups"].keys() == {"language"}
         # The factors begin as a zero update (B = 0), so the first gradient of A is zero.
-        kept_a = any(bool(entry.any()) for key, entry in mask.items() if "lora_A" in key)
-        assert kept_a is (variant == "official_code")
+        a_may_change = any(bool(entry.any()) for key, entry in mask.items() if "lora_A" in key)
+        assert a_may_change is (variant == "official_code")
         assert any(bool(entry.any()) for key, entry in mask.items() if "lora_B" in key)
-    with pytest.raises(ArtifactError, match="made from other weights"):
+    with pytest.raises(ArtifactError):
         other, _, _ = load_for_training(
             root / "models" / "vanilla", params.unlearn.lora, seed=params.seed + 1
         )

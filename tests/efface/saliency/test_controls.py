@@ -1,4 +1,4 @@
-"""Control masks: as many weights per tensor as the mask they are held against."""
+"""Control masks: as many weights per tensor as the mask they are compared with."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_random_depends_on_the_seed_and_not_on_the_mask(mask):
 
 def test_magnitude_takes_the_largest_absolute_gradients(mask):
     gradient = gradients(mask)
-    chosen = magnitude_mask(mask, gradient)["some"]
+    control = magnitude_mask(mask, gradient)["some"]
     size = gradient["some"].abs()
-    assert size[chosen].min() >= size[~chosen].max()
-    assert (gradient["some"][chosen] < 0).any()
+    assert size[control].min() >= size[~control].max()
+    assert (gradient["some"][control] < 0).any()
 
 
 def test_equal_gradients_are_broken_by_position():
@@ -65,25 +65,28 @@ def test_a_tensor_that_is_true_everywhere_needs_no_gradient(mask):
 def test_a_missing_or_misshapen_gradient_is_an_error(mask):
     gradient = gradients(mask)
     gradient["some"] = gradient["some"][:2]
-    with pytest.raises(ValueError, match=r"gradient of some is \(2, 30\), expected shape \(40, 30\)"):
+    with pytest.raises(ValueError) as error:
         magnitude_mask(mask, gradient)
-    with pytest.raises(ValueError, match="gradient of some is missing"):
+    assert all(part in str(error.value) for part in ("some", "(2, 30)", "(40, 30)"))
+    with pytest.raises(ValueError) as error:
         magnitude_mask(mask, {})
+    assert "some" in str(error.value) and "missing" in str(error.value)
 
 
 def test_mean_gradient_is_that_of_the_mean_loss(model, processor, pictured, written):
     samples = pictured + written[:3]
     names = anatomy(model).maskable
-    found = mean_gradient(model, Encoder(processor, samples).batches(3), parameters=names)
+    gradient = mean_gradient(model, Encoder(processor, samples).batches(3), parameters=names)
     for batch_size in (8, 3):
         weights = [model.get_parameter(name) for name in names]
         batches = list(Encoder(processor, samples).batches(batch_size))
         loss = sum(nll(model, batch) * len(batch["input_ids"]) for batch in batches) / len(samples)
         for name, expected in zip(names, torch.autograd.grad(loss, weights), strict=True):
-            assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-6), name
+            assert torch.allclose(gradient[name], expected, rtol=1e-4, atol=1e-6), name
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_mean_gradient_of_no_samples_is_an_error(model):
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError) as error:
         mean_gradient(model, [])
+    assert "batches" in str(error.value)
