@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import pytest
 
 from efface.errors import ArtifactError
 from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
-from tasks.runtime.usage import Usage
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 def names(folder: Path) -> list[str]:
@@ -59,8 +57,9 @@ def test_a_failure_leaves_the_old_content_and_no_partial(tmp_path, folder):
 
 
 def test_writing_nothing_is_an_error(tmp_path):
-    with pytest.raises(ArtifactError, match="nothing was written"), writing(tmp_path / "x"):
+    with pytest.raises(ArtifactError) as error, writing(tmp_path / "x"):
         pass
+    assert str(tmp_path / "x") in str(error.value)
 
 
 CHILD = """
@@ -114,25 +113,6 @@ def test_the_partial_of_a_killed_process_nobody_has_waited_for_is_removed(tmp_pa
     child.wait()
 
 
-def test_a_terminated_stage_leaves_no_partial(tmp_path):
-    """SIGTERM is an ordinary exit of a stage, so `finally` blocks run."""
-    code = "\n".join(
-        (
-            "import signal; from tasks.runtime.processes import leave_in_order",
-            "signal.signal(signal.SIGTERM, leave_in_order)",
-            CHILD,
-        )
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "m")], cwd=PROJECT, stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.terminate()
-    assert child.wait(timeout=20) == 128 + signal.SIGTERM
-    assert names(tmp_path) == []
-
-
 FULL = """
 import resource, signal, sys
 from pathlib import Path
@@ -150,7 +130,7 @@ def with_torch(path):
 def plain(path):
     path.write_bytes(bytes(100000))
 
-with program._errors_in_words():
+with program._short_errors():
     with writing(Path(sys.argv[1])) as partial:
         {"safetensors": with_torch, "plain": plain}[sys.argv[2]](partial)
 """
@@ -161,11 +141,15 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_content(tmp_path, kind):
     target = tmp_path / "model.safetensors"
     target.write_text("old")
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(target), kind], capture_output=True, text=True, check=False
+        [sys.executable, "-c", FULL, str(target), kind],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: nothing more can be written (") and "Traceback" not in done.stderr
-    assert "make room and run again" in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert "File too large" in done.stderr and "make room" in done.stderr
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
@@ -192,8 +176,9 @@ def test_the_digest_of_a_file_is_plain_sha256(tmp_path):
 
 
 def test_the_digest_of_nothing_says_how_to_get_it(tmp_path):
-    with pytest.raises(ArtifactError, match="dvc repro"):
-        digest(tmp_path / "gone")
+    with pytest.raises(ArtifactError) as error:
+        digest(tmp_path / "missing")
+    assert str(tmp_path / "missing") in str(error.value) and "dvc repro" in str(error.value)
 
 
 def test_json_round_trips_and_refuses_what_it_cannot_say(tmp_path):
@@ -201,8 +186,9 @@ def test_json_round_trips_and_refuses_what_it_cannot_say(tmp_path):
     write_json(path, {"b": 1, "a": [None, 0.5, "é"]})
     assert read_json(path) == {"a": [None, 0.5, "é"], "b": 1}
     assert path.read_text().index('"a"') < path.read_text().index('"b"')
-    with pytest.raises(ArtifactError, match="finite"):
+    with pytest.raises(ArtifactError) as error:
         write_json(path, {"loss": float("nan")})
+    assert str(path) in str(error.value) and "nan" in str(error.value)
     assert read_json(path)["b"] == 1
 
 
@@ -210,13 +196,15 @@ def test_json_round_trips_and_refuses_what_it_cannot_say(tmp_path):
 def test_damaged_json_names_the_file_and_the_way_back(tmp_path, content):
     path = tmp_path / "scores.json"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"scores\.json is damaged: expected JSON.*dvc repro"):
+    with pytest.raises(ArtifactError) as error:
         read_json(path)
+    assert str(path) in str(error.value) and "dvc repro" in str(error.value)
 
 
 def test_missing_json_says_how_to_make_it(tmp_path):
-    with pytest.raises(ArtifactError, match="does not exist.*dvc repro"):
+    with pytest.raises(ArtifactError) as error:
         read_json(tmp_path / "no.json")
+    assert str(tmp_path / "no.json") in str(error.value) and "dvc repro" in str(error.value)
 
 
 def test_a_record_holds_what_went_in_and_came_out(tmp_path):
@@ -244,27 +232,6 @@ def test_a_record_holds_what_went_in_and_came_out(tmp_path):
     assert written["seconds"] >= 0.01
     assert written["seed"] == 3
     assert written["peak_memory_mib"] > 1
-    assert [sample["at"] >= 0.01 for sample in written["usage"]] == [True]
-
-
-def test_usage_of_the_machine_is_sampled_while_the_block_works_and_stays_short(monkeypatch):
-    monkeypatch.setattr("tasks.runtime.usage._MOST", 6)
-    with Usage(every=0.05) as usage:
-        kept = bytearray(64 * 2**20)
-        end = time.monotonic() + 0.8
-        while time.monotonic() < end:
-            pass
-    before, threads = len(usage.samples), threading.active_count()
-    assert 3 <= before <= 8
-    times = [sample["at"] for sample in usage.samples]
-    assert times == sorted(times) and times[-1] >= 0.8
-    own, whole = "process_memory_usage_megabytes", "system_memory_usage_megabytes"
-    assert all(64 < sample[own] < sample[whole] for sample in usage.samples) and len(kept)
-    busy = [sample["cpu_utilization_percentage"] for sample in usage.samples[:-1]]
-    assert min(busy) > 1, "from the first on, and of the time since the one before"
-    with pytest.raises(KeyError), Usage(every=0.01):
-        raise KeyError
-    assert len(usage.samples) == before and threading.active_count() == threads
 
 
 def test_a_failed_stage_leaves_no_record(tmp_path):
