@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -31,8 +30,8 @@ def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) ->
             "an instruction-tuned checkpoint, or name a file with a Jinja template as `base.chat_template` "
             "(load_model's `chat_template`)"
         )
-    prompt = _render(processor, [_user_turn(question, int(image))], int(image))
-    if image > 1 and _render(processor, [_user_turn(question, int(image) - 1)], int(image)) == prompt:
+    prompt = _prompt(processor, question, int(image))
+    if image > 1 and _prompt(processor, question, int(image) - 1) == prompt:
         raise DataError(
             f"the chat template of {type(processor).__name__} writes fewer than {image} pictures before a "
             "question; ask about one picture at a time, or name a template that writes them all as "
@@ -60,8 +59,11 @@ def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: b
     prompt = prompt_of(processor, question, image=image)
     parts = [{"type": "text", "text": answer}]
     for content in (parts, answer):  # some templates write the assistant's turn from plain words only
-        turns = [_user_turn(question, int(image)), {"role": "assistant", "content": content}]
-        text = _render(processor, turns, int(image), generation_prompt=False).rstrip()
+        turns: list[Any] = [_user_turn(question, int(image)), {"role": "assistant", "content": content}]
+        try:
+            text = str(processor.apply_chat_template(turns)).rstrip()
+        except (TemplateError, TypeError):
+            continue
         if text.startswith(prompt) and answer.strip() in text[len(prompt) :] and repr(parts) not in text:
             ends = not text.endswith(answer.strip())
             return text if ends else f"{text}{processor.tokenizer.eos_token}"
@@ -94,15 +96,10 @@ def _user_turn(question: str, pictures: int) -> dict[str, Any]:
     return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
 
-def _render(
-    processor: ProcessorMixin,
-    turns: Sequence[dict[str, Any]],
-    pictures: int,
-    *,
-    generation_prompt: bool = True,
-) -> str:
+def _prompt(processor: ProcessorMixin, question: str, pictures: int) -> str:
+    turns = [_user_turn(question, pictures)]
     try:
-        return str(processor.apply_chat_template([*turns], add_generation_prompt=generation_prompt))
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True))
     except TemplateError as error:
         raise DataError(
             f"the chat template of {type(processor).__name__} refuses a question with {pictures} pictures: "

@@ -31,12 +31,12 @@ def picture(i: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def seen():
+def pictured():
     return [sample(i, image=picture(i)) for i in range(4)]
 
 
 @pytest.fixture(scope="session")
-def told():
+def written():
     return [sample(i, pictured=False) for i in range(4)]
 
 

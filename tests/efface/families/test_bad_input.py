@@ -20,11 +20,11 @@ def strip(width, height):
     return buffer.getvalue()
 
 
-def test_a_picture_that_the_processor_rejects_is_named(tiny, seen):
+def test_a_picture_that_the_processor_rejects_is_named(tiny, pictured):
     _, processor = tiny("qwen2_vl")
-    long = replace(seen[1], image_bytes=strip(2000, 2))
+    long = replace(pictured[1], image_bytes=strip(2000, 2))
     with pytest.raises(DataError, match=r"Qwen2VLProcessor rejects a picture of 2000 x 2 pixels.*ratio"):
-        Encoder(processor, [seen[0], long]).batch([0, 1])
+        Encoder(processor, [pictured[0], long]).batch([0, 1])
 
 
 def test_without_torchvision_the_error_says_what_to_install():
