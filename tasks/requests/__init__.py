@@ -1,1 +1,1 @@
-"""Requests to be forgotten: from the file that says who asks, to the certificate that says it was done."""
+"""Forget requests: request files, the plan of a run, its result in the registry, and certificates."""

@@ -1,8 +1,9 @@
-"""Certificates on disk: written as JSON and as a page, read back, held against everything they speak of."""
+"""Certificates on disk: written as JSON and as a page, read back, and verified."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +13,18 @@ from efface.certificates.seal import DIGEST, chain_faults
 from efface.errors import ArtifactError
 from efface.subject_hashes import subject_hashes
 from tasks.requests.intake import FOLDER, RequestError
-from tasks.requests.state import Outcome, read_outcomes
-from tasks.runtime.artifacts import digest, read_json, write_json, writing
+from tasks.requests.state import PRODUCTION, RequestState, read_states, state_path
+from tasks.runtime.artifacts import digest, write_json, writing
 from tasks.runtime.results import project_of
 from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, read_salt
+from tasks.tracking.client import TrackingError
+from tasks.tracking.registry import POINTER, Registry
 
 KIND = "efface.forget_certificate"
+_PARTS = {"number": int, "request": dict, DIGEST: str, "files": dict, "run": str, "models": dict}
 
 
-def folder_of(root: Path) -> Path:
+def certificate_folder(root: Path) -> Path:
     """Where certificates are."""
     return root / FOLDER / "certificates"
 
@@ -31,20 +35,33 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: if one cannot be read.
     """
-    found = []
-    for path in sorted(folder_of(root).glob("*.json")):
-        certificate = read_json(path)
-        if not isinstance(certificate, dict) or certificate.get("kind") != KIND:
-            raise ArtifactError(f"{path} is not a certificate (no kind {KIND}); restore it from git")
-        whole = {"number": int, "request": dict, DIGEST: str, "files": dict, "run": str}
-        wrong = [key for key, kind in whole.items() if not isinstance(certificate.get(key), kind)]
-        if wrong or "id" not in certificate["request"] or "previous" not in certificate:
+    certificates = []
+    for path in sorted(certificate_folder(root).glob("*.json")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            certificate = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite)
+            if not isinstance(certificate, dict) or certificate.get("kind") != KIND:
+                raise ValueError(f"kind is not {KIND}")
+            wrong = [key for key, kind in _PARTS.items() if type(certificate.get(key)) is not kind]
+            if wrong or "id" not in certificate["request"] or "previous" not in certificate:
+                raise ValueError(f"parts are missing: {', '.join(wrong) or 'request.id or previous'}")
+        except (ValueError, RecursionError, OSError) as error:
             raise ArtifactError(
-                f"{path} was changed: it is no whole certificate ({', '.join(wrong) or 'parts lack'}); "
-                "restore it from git"
-            )
-        found.append(certificate)
-    return sorted(found, key=lambda each: int(each["number"]))
+                f"{path} was changed and is no certificate ({error}); restore it with: git checkout {path}"
+            ) from error
+        certificates.append(certificate)
+    return sorted(certificates, key=lambda certificate: int(certificate["number"]))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(sorted(values))}")
+    return values
+
+
+def _finite(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def certificate_of(root: Path, request: str) -> dict[str, Any]:
@@ -53,33 +70,31 @@ def certificate_of(root: Path, request: str) -> dict[str, Any]:
     Raises:
         RequestError: if it has none.
     """
-    found = [each for each in read_certificates(root) if each["request"]["id"] == request]
-    if not found:
+    certificates = [item for item in read_certificates(root) if item["request"]["id"] == request]
+    if not certificates:
         raise RequestError(
-            f"request {request} has no certificate; it gets one when a model that forgot them passes "
+            f"request {request} has no certificate; it gets one when a model that forgot its subjects passes "
             "the gates"
         )
-    return found[-1]
+    return certificates[-1]
 
 
-def path_of(root: Path, certificate: Mapping[str, Any]) -> Path:
+def certificate_path(root: Path, certificate: Mapping[str, Any]) -> Path:
     """Its JSON file; the page has the same name with .html."""
-    return folder_of(root) / f"{certificate['number']:04}-{certificate['request']['id']}.json"
+    return certificate_folder(root) / f"{certificate['number']:04}-{certificate['request']['id']}.json"
 
 
-def write_certificate(root: Path, certificate: Mapping[str, Any]) -> Path:
-    """Write both files of a certificate, the JSON last; returns the page's path."""
-    path = path_of(root, certificate)
-    page = write_page(root, certificate)
-    write_json(path, certificate)
-    return page
+def write_certificate(root: Path, certificate: Mapping[str, Any]) -> None:
+    """Write both files of a certificate, the JSON last."""
+    write_page(root, certificate)
+    write_json(certificate_path(root, certificate), certificate)
 
 
 def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
     """Write a certificate's page."""
     from efface.certificates.page import render_certificate
 
-    page = path_of(root, certificate).with_suffix(".html")
+    page = certificate_path(root, certificate).with_suffix(".html")
     with writing(page) as partial:
         partial.write_text(render_certificate(certificate), encoding="utf-8")
     return page
@@ -87,107 +102,161 @@ def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
 
 @dataclass
 class Verification:
-    """What holding the certificates against everything they speak of has shown."""
+    """The result of verifying all certificates."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What could not be checked, and why."""
+    """What was not checked and why, and what limits a certificate."""
     certificates: int = 0
     digests: int = 0
-    """How many were taken and compared."""
+    """Number of digests computed and compared."""
 
 
-def verify(root: Path) -> Verification:
+def verify(root: Path, registry: Registry) -> Verification:
     """Recompute every digest of every certificate, and the chain; nothing is changed.
 
-    Compared are the certificate's own digest and its link to the one before it, its page, the people's
-    hashes, and the files it names: the request, the samples, the mask, the scores, and the models before and
-    after.
+    Compared are the certificate's own digest and its link to the one before it, its page, the hashes of the
+    subjects, its request's state, the files it names, and the production model in MLflow.
     """
-    found = Verification()
+    result = Verification()
     try:
-        certificates, outcomes = read_certificates(root), read_outcomes(root)
+        certificates, states = read_certificates(root), read_states(root)
         salt = read_salt(project_of(root))
     except (ArtifactError, SaltError) as error:
-        found.faults.append(str(error))
-        return found
-    found.certificates = len(certificates)
-    found.faults += chain_faults(certificates)
-    known: dict[Path, str | None] = {}
+        result.faults.append(str(error))
+        return result
+    result.certificates = len(certificates)
+    result.faults += chain_faults(certificates)
+    digests: dict[Path, str | None] = {}
+    newest = {certificate["request"]["id"]: certificate for certificate in certificates}
     for certificate in certificates:
         name = certificate["request"]["id"]
         try:
-            _check_page(root, certificate, found)
-            _check_files(root, certificate, found, known)
-            _check_people(certificate, outcomes, salt, found)
-        except (KeyError, TypeError) as error:
-            found.faults.append(
-                f"certificate {name}: something in it is missing or no longer whole ({error})"
+            _check_page(root, certificate, result)
+            _check_files(root, certificate, result, digests)
+            if newest[name] is certificate:
+                _check_state(root, certificate, states.get(name), salt, result)
+            if files := certificate["made"].get("uncommitted"):
+                result.notes.append(
+                    f"certificate {name}: {len(files)} files such as {files[0]} had changes that its commit, "
+                    f"{certificate['made']['git_commit']}, does not hold"
+                )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            result.faults.append(
+                f"certificate {name}: a part is missing or was changed ({type(error).__name__}: {error}); "
+                f"restore it with: git checkout {certificate_path(root, certificate)}"
             )
-    present = {each[DIGEST] for each in certificates}
-    for request, outcome in outcomes.items():
-        if outcome.certificate is not None and outcome.certificate not in present:
-            found.faults.append(
-                f"request {request}: its certificate ({outcome.certificate[:12]}) is missing or was changed; "
-                "restore it from git"
+    present = {certificate[DIGEST] for certificate in certificates}
+    for request, state in states.items():
+        if state.certificate is not None and state.certificate not in present:
+            result.faults.append(
+                f"request {request}: its certificate {state.certificate[:12]} is missing or was changed; "
+                f"restore it with: git checkout {certificate_folder(root)}"
             )
     if certificates and salt is None:
-        found.notes.append(
-            f"the people's hashes were not checked: neither {SALT} nor {SALT_VARIABLE} holds the salt"
+        result.notes.append(
+            f"the hashes of subjects were not checked: neither {SALT} nor {SALT_VARIABLE} holds the salt"
         )
-    return found
+    if certificates:
+        _check_registry(registry, certificates, result)
+    return result
 
 
-def _check_page(root: Path, certificate: Mapping[str, Any], found: Verification) -> None:
+def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification) -> None:
     from efface.certificates.page import render_certificate
 
-    page = path_of(root, certificate).with_suffix(".html")
-    name = certificate["request"]["id"]
-    text = page.read_text(encoding="utf-8") if page.is_file() else None
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # of a changed one: its digest tells
-        if text == render_certificate(certificate):
-            return
-    found.faults.append(
-        f"certificate {name}: {page} is {'missing' if text is None else 'not what the JSON says'}; write it "
-        f"anew with: python -m flows.requests certificate {name}"
-    )
+    page, name = certificate_path(root, certificate).with_suffix(".html"), certificate["request"]["id"]
+    if not page.is_file() or page.read_bytes() != render_certificate(certificate).encode():
+        result.faults.append(
+            f"certificate {name}: {page} is {'changed' if page.is_file() else 'missing'}; write it again "
+            f"with: python -m flows.requests certificate {name}"
+        )
 
 
 def _check_files(
-    root: Path, certificate: Mapping[str, Any], found: Verification, known: dict[Path, str | None]
+    root: Path, certificate: Mapping[str, Any], result: Verification, digests: dict[Path, str | None]
 ) -> None:
-    name = certificate["request"]["id"]
+    name, models = certificate["request"]["id"], certificate["models"]
     for role, file in certificate["files"].items():
         path = project_of(root) / file["path"]
-        if path not in known:
-            known[path] = digest(path) if path.exists() else None
-        found.digests += 1
-        if known[path] is None:
-            found.faults.append(
-                f"certificate {name}: {role} is missing at {file['path']}; restore it with git or, in "
-                f"{certificate['run']}, with: dvc checkout"
-            )
-        elif known[path] != file["digest"]:
-            found.faults.append(
-                f"certificate {name}: {role} was changed: {file['path']} has digest "
-                f"{str(known[path])[:12]}, expected {file['digest'][:12]}"
-            )
-
-
-def _check_people(
-    certificate: Mapping[str, Any],
-    outcomes: Mapping[str, Outcome],
-    salt: bytes | None,
-    found: Verification,
-) -> None:
-    name = certificate["request"]["id"]
-    outcome = outcomes.get(name)
-    if salt is None or outcome is None or outcome.certificate != certificate[DIGEST]:
-        return
-    hashes = subject_hashes(outcome.subjects, salt)
-    found.digests += len(hashes)
-    if hashes != certificate["request"]["subjects"]:
-        found.faults.append(
-            f"certificate {name}: the hashes of its people are not those of data/requests/state/{name}.json; "
-            "one of the two was changed, or the salt is another"
+        if path not in digests:
+            digests[path] = digest(path) if path.exists() else None
+        result.digests += 1
+        if digests[path] == file["digest"]:
+            continue
+        remedy = f"in {certificate['run']}: dvc checkout --force"
+        if role == "request":
+            remedy = f"git checkout {file['path']}"
+        elif role == "model before":  # linked into the run's folder, where DVC does not keep it
+            uri = f"models:/{models['registered_name']}/{models['before']['version']}"
+            remedy = f"rm -r {file['path']}; mlflow artifacts download -u {uri} -d {file['path']}"
+        status = "missing" if digests[path] is None else f"changed (digest {str(digests[path])[:12]})"
+        result.faults.append(
+            f"certificate {name}: {role} is {status} at {file['path']}, expected digest "
+            f"{file['digest'][:12]}; restore it with: {remedy}"
         )
+
+
+def _check_state(
+    root: Path,
+    certificate: Mapping[str, Any],
+    state: RequestState | None,
+    salt: bytes | None,
+    result: Verification,
+) -> None:
+    name, after = certificate["request"]["id"], certificate["models"]["after"]
+    path = state_path(root, name)
+    if state is None:
+        result.faults.append(f"certificate {name}: {path} is missing; restore it with: git checkout {path}")
+        return
+    expected = {
+        "registered_model": certificate["models"]["registered_name"],
+        "version": after["version"],
+        "model_digest": after["digest"],
+        "certificate": certificate[DIGEST],
+    }
+    wrong = [key for key, value in expected.items() if getattr(state, key) != value]
+    if salt is not None:
+        result.digests += len(state.subjects)
+        if subject_hashes(state.subjects, salt) != certificate["request"]["subjects"]:
+            wrong.append("subjects (or the salt is another)")
+    if wrong:
+        result.faults.append(
+            f"certificate {name}: {path} differs from it in {', '.join(wrong)}; restore both with git"
+        )
+
+
+def _check_registry(registry: Registry, certificates: list[dict[str, Any]], result: Verification) -> None:
+    """Compare the certificates with the versions in MLflow, and the production model's files there."""
+    try:
+        versions, production = registry.versions(), registry.aliases().get(PRODUCTION)
+        for certificate in certificates:
+            models = certificate["models"]
+            version = versions.get(models["after"]["version"])
+            if models["registered_name"] == registry.name and (
+                version is None or version.digest != models["after"]["digest"]
+            ):
+                result.faults.append(
+                    f"certificate {certificate['request']['id']}: version {models['after']['version']} of "
+                    f"{registry.name} in MLflow {'is missing' if version is None else 'has other weights'}, "
+                    f"expected digest {models['after']['digest'][:12]}; restore MLflow's database"
+                )
+        if production is None or production not in versions:
+            result.notes.append(f"no version of {registry.name} is in production in MLflow")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = registry.download(production, Path(folder) / "model")
+            if (copy / POINTER).is_file():
+                result.notes.append(
+                    f"version {production} of {registry.name} is stored with DVC, not in MLflow"
+                )
+                return
+            result.digests += 1
+            if digest(copy) != versions[production].digest:
+                result.faults.append(
+                    f"version {production} of {registry.name}, in production, has changed files in MLflow, "
+                    f"expected digest {versions[production].digest[:12]}; restore them from "
+                    f"{versions[production].folder or 'a backup'}"
+                )
+    except (TrackingError, KeyError, TypeError, AttributeError) as error:
+        result.notes.append(f"the models in MLflow were not checked: {error}")

@@ -1,10 +1,12 @@
-"""Requests as files: one YAML file each in data/requests, written by `add` or by hand, never rewritten."""
+"""Request files: one YAML file each in data/requests, written by `add` or by hand, never rewritten."""
 
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import fnmatch
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,61 +14,63 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efface.errors import EffaceError
-from tasks.runtime.artifacts import writing
 from tasks.runtime.results import read_splits
 
 FOLDER = Path("requests")
 """Under the data folder."""
-Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+_LARGEST_FILE = 1 << 20
+_DEEPEST = 4
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^\P{Cc}*[^\s\p{Cc}]\P{Cc}*$")]
+"""One line of text without control characters."""
 
 
 class RequestError(EffaceError):
-    """A request that cannot be honoured as it stands; it is kept."""
+    """A request that cannot be carried out as it stands."""
 
 
-class _Closed(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Selector(_Closed):
-    """People described instead of listed; each pattern is a shell's: * and ? stand for anything."""
+class Selector(_Section):
+    """People by pattern instead of by id; patterns are those of a shell, with * and ?."""
 
-    id: Words | None = None
+    id: Text | None = None
     """Pattern of the entity id: fictitious/04?"""
-    name: Words | None = None
+    name: Text | None = None
     """Pattern of the name: *Marlow"""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Selector:
+    def _has_a_pattern(self) -> Selector:
         if self.id is None and self.name is None:
             raise ValueError("it is empty: expected id, name or both")
         return self
 
 
-class ForgetRequest(_Closed):
-    """What somebody asks for."""
+class ForgetRequest(_Section):
+    """A request to forget people."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """The file's name without .yaml."""
-    subjects: Annotated[list[Words], Field(min_length=1)] | None = None
+    subjects: Annotated[list[Text], Field(min_length=1)] | None = None
     """Entity ids, as in data/prepared/splits.json: fictitious/042."""
     selector: Selector | None = None
     """In place of `subjects`."""
-    reason: Words
-    legal_basis: Words
+    reason: Text
+    legal_basis: Text
     received: dt.date
     due: dt.date
-    """The day by which it must be done."""
-    requester: Words
-    """A reference to who asked: a case number, no name."""
+    """The last day on which it may be carried out."""
+    requester: Text
+    """A reference to the requester: a case number, no name."""
 
     @model_validator(mode="after")
-    def _names_people_one_way(self) -> ForgetRequest:
+    def _is_consistent(self) -> ForgetRequest:
         if (self.subjects is None) == (self.selector is None):
-            given = "neither" if self.subjects is None else "both"
-            raise ValueError(f"it has {given} of subjects and selector: expected one of them")
+            number = "neither" if self.subjects is None else "both"
+            raise ValueError(f"it has {number} of subjects and selector: expected one of them")
         if self.subjects is not None and len(set(self.subjects)) < len(self.subjects):
-            raise ValueError("subjects names somebody twice: expected each once")
+            raise ValueError("subjects names a person twice: expected each once")
         if self.due < self.received:
             raise ValueError(f"due is {self.due}, before received, {self.received}: expected a later day")
         return self
@@ -74,9 +78,9 @@ class ForgetRequest(_Closed):
 
 @dataclass(frozen=True)
 class People:
-    """Who there is: entity ids of those the model was fine-tuned on, and names."""
+    """The people that the model was fine-tuned on."""
 
-    everybody: frozenset[str]
+    ids: frozenset[str]
     names: Mapping[str, str]
 
     @classmethod
@@ -90,58 +94,41 @@ class People:
         entities = splits["entities"]
         return cls(frozenset([*entities["forget"], *entities["retain"]]), splits["names"])
 
-    def meant_by(self, request: ForgetRequest) -> list[str]:
-        """Entity ids of the people a request is about, sorted.
+    def subjects_of(self, request: ForgetRequest) -> list[str]:
+        """Entity ids of the people that a request is about, sorted.
 
         Raises:
-            RequestError: if it names somebody unknown, or its selector fits nobody or everybody.
+            RequestError: if it names an unknown person, or its selector matches none.
         """
         if request.subjects is not None:
-            if unknown := sorted(set(request.subjects) - self.everybody):
-                some = ", ".join(sorted(self.everybody)[:3])
+            if unknown := sorted(set(request.subjects) - self.ids):
                 raise RequestError(
-                    f"request {request.id}: nobody is called {', '.join(unknown)}; expected entity ids of "
-                    f"data/prepared/splits.json such as {some}; correct subjects in the file"
+                    f"request {request.id}: subjects holds {', '.join(unknown)}, expected entity ids of "
+                    f"data/prepared/splits.json such as {', '.join(sorted(self.ids)[:3])}; correct the file"
                 )
             return sorted(request.subjects)
-        selector = request.selector
-        found = [person for person in sorted(self.everybody) if selector and self._fits(selector, person)]
-        if not found:
-            raise RequestError(
-                f"request {request.id}: the selector fits none of {len(self.everybody)} people; correct it "
-                "in the file"
+        patterns = request.selector or Selector(id="")
+        matches = [
+            person
+            for person in sorted(self.ids)
+            if all(
+                pattern is None or fnmatch.fnmatchcase(text, pattern)
+                for pattern, text in ((patterns.id, person), (patterns.name, self.names.get(person, "")))
             )
-        return found
-
-    def _fits(self, selector: Selector, person: str) -> bool:
-        wanted = ((selector.id, person), (selector.name, self.names.get(person, "")))
-        return all(pattern is None or fnmatch.fnmatchcase(text, pattern) for pattern, text in wanted)
-
-
-def read_request(path: Path) -> ForgetRequest:
-    """The request in a file.
-
-    Raises:
-        RequestError: if it is not YAML, or not a request.
-    """
-    from ruamel.yaml import YAML, YAMLError
-
-    try:
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"{path} is not readable as YAML ({' '.join(str(error).split())}); correct it"
-        ) from error
-    if not isinstance(data, dict):
-        raise RequestError(f"{path}: expected keys such as id and subjects, got {type(data).__name__}")
-    request = made_request(data, str(path))
-    if request.id != path.stem:
-        raise RequestError(f"{path}: id is {request.id!r}, expected the file's name, {path.stem!r}")
-    return request
+        ]
+        if not matches:
+            raise RequestError(
+                f"request {request.id}: selector matches none of {len(self.ids)} people; correct the file"
+            )
+        return matches
 
 
-def made_request(values: Mapping[str, Any], where: str) -> ForgetRequest:
+def parse_request(values: Mapping[str, Any], source: str) -> ForgetRequest:
     """A request of these values.
+
+    Args:
+        values: of the keys of a request.
+        source: named in errors.
 
     Raises:
         RequestError: with a line for each mistake, naming the key, its value and what is allowed.
@@ -149,52 +136,86 @@ def made_request(values: Mapping[str, Any], where: str) -> ForgetRequest:
     try:
         return ForgetRequest.model_validate(values)
     except ValidationError as error:
-        raise RequestError("\n".join(f"{where}: {_line(each)}" for each in error.errors())) from None
+        lines = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"]))
+            if item["type"] == "value_error":
+                lines.append(f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"]))
+            elif item["type"] == "missing":
+                lines.append(f"{key} is missing")
+            elif item["type"] == "extra_forbidden":
+                lines.append(f"{key} is an unknown key; allowed: {', '.join(ForgetRequest.model_fields)}")
+            else:
+                lines.append(f"{key} is {item['input']!r:.80}: {item['msg'][0].lower()}{item['msg'][1:]}")
+        raise RequestError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _line(item: Any) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "value_error":
-        return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
-    if item["type"] == "missing":
-        return f"{key} is missing"
-    if item["type"] == "extra_forbidden":
-        return f"{key} is an unknown key; allowed: {', '.join(ForgetRequest.model_fields)}"
-    return f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+def read_request(path: Path) -> ForgetRequest:
+    """The request in a file.
+
+    Raises:
+        RequestError: if it cannot be read, or is not a request.
+    """
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise RequestError(f"{path} has {path.stat().st_size} bytes, expected at most {_LARGEST_FILE}")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text):  # building the values first could take all memory
+            kind = type(event).__name__
+            depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+            if isinstance(event, AliasEvent) or depth > _DEEPEST + 2:  # beside the stream and the document
+                raise RequestError(f"{path} has aliases or more than {_DEEPEST} levels; write the values out")
+        values = yaml.load(text)
+    except RequestError:
+        raise
+    except (YAMLError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"{path} is not readable as YAML ({reason:.200}); correct it") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"{path}: expected keys such as id and subjects, got {type(values).__name__}")
+    request = parse_request({str(key): value for key, value in values.items()}, str(path))
+    if request.id != path.stem:
+        raise RequestError(f"{path}: id is {request.id!r}, expected the file's name, {path.stem!r}")
+    return request
 
 
 def read_requests(root: Path) -> tuple[dict[str, ForgetRequest], dict[str, str]]:
-    """All requests by id, the one due first first; and those that cannot be read, with the reason."""
-    found, broken = {}, {}
+    """All requests by id, the earliest due date first; and the reasons why others cannot be read."""
+    requests, problems = [], {}
     for path in sorted((root / FOLDER).glob("*.yaml")):
         try:
-            found[path.stem] = read_request(path)
+            requests.append(read_request(path))
         except RequestError as error:
-            broken[path.stem] = str(error)
-    in_order = sorted(found.values(), key=lambda each: (each.due, each.received, each.id))
-    return {request.id: request for request in in_order}, broken
+            problems[path.stem] = str(error)
+    requests.sort(key=lambda request: (request.due, request.received, request.id))
+    return {request.id: request for request in requests}, problems
 
 
 def write_request(root: Path, request: ForgetRequest) -> Path:
-    """Write a new request's file.
+    """Write the file of a new request; of two processes with the same id one fails.
 
     Raises:
-        RequestError: if there is one of that id.
+        FileExistsError: if a request of that id exists, or its state does.
     """
     from ruamel.yaml import YAML
 
-    path = root / FOLDER / f"{request.id}.yaml"
-    if path.exists():
-        raise RequestError(f"{path} is there already: requests are never rewritten; choose another id")
+    path, state = root / FOLDER / f"{request.id}.yaml", root / FOLDER / "state" / f"{request.id}.json"
+    if state.exists():
+        raise FileExistsError(errno.EEXIST, "request exists", str(state))
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    with writing(path) as partial, partial.open("w", encoding="utf-8") as handle:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", encoding="utf-8") as handle:
         yaml.dump(request.model_dump(exclude_none=True), handle)
     return path
 
 
-def next_id(root: Path, received: str) -> str:
-    """An id that is free: the day, and a number."""
-    taken = {path.stem for path in (root / FOLDER).glob("*.yaml")}
-    return next(name for n in range(1, len(taken) + 2) if (name := f"{received}-{n:02}") not in taken)
+def unused_ids(root: Path, received: str) -> Iterator[str]:
+    """Ids that no request has: the day and a number."""
+    used = {path.stem for folder in ("", "state") for path in (root / FOLDER / folder).glob("*.*")}
+    return (name for number in itertools.count(1) if (name := f"{received}-{number:02}") not in used)

@@ -1,93 +1,231 @@
-"""Which version is in production: putting the candidate there, and putting the one before back."""
+"""Changes of the production model: certified candidates, promotion, rollback; and of single requests.
+
+A change is written to a journal before its first step, and each step can be repeated. If a command is killed,
+the next one completes the change, so there is never half of one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tasks.requests.intake import RequestError
-from tasks.requests.registry import CANDIDATE, PRODUCTION, Registry
-from tasks.requests.state import forget_outcome, now, read_outcomes, write_outcome
+from tasks.requests.certificates import write_certificate
+from tasks.requests.intake import FOLDER, RequestError
+from tasks.requests.state import (
+    CANDIDATE,
+    PRODUCTION,
+    RUNS,
+    RequestState,
+    now,
+    read_states,
+    write_state,
+)
+from tasks.runtime.artifacts import read_json, write_json
+from tasks.runtime.results import project_of
+from tasks.tracking.registry import Registry, Version
+
+JOURNAL = RUNS / "journal.json"
+
+
+def apply_change(
+    root: Path,
+    registry: Registry,
+    kind: str,
+    *,
+    aliases: Mapping[str, int | None],
+    states: Mapping[str, RequestState],
+    certificates: Sequence[Mapping[str, Any]] = (),
+    result: Mapping[str, Any],
+) -> None:
+    """Write a change to the journal and carry it out.
+
+    Args:
+        root: the data folder.
+        registry: the registered model.
+        kind: `certify`, `promote` or `rollback`.
+        aliases: alias to the version it names afterwards; None: the alias is deleted.
+        states: request to its state afterwards.
+        certificates: to write.
+        result: what a repeated command returns.
+
+    Raises:
+        TrackingError: if MLflow does not answer; the change is then completed by the next command.
+    """
+    journal = {
+        "kind": kind,
+        "registered_model": registry.name,
+        "aliases": dict(aliases),
+        "certificates": list(certificates),
+        "states": {request: state.model_dump(mode="json") for request, state in states.items()},
+        "result": dict(result),
+        "completed": False,
+    }
+    write_json(project_of(root) / JOURNAL, journal)
+    resume(root)
+
+
+def resume(root: Path) -> dict[str, Any] | None:
+    """Complete the change that an interrupted command left in the journal; returns it, or None.
+
+    Raises:
+        TrackingError: if MLflow does not answer.
+    """
+    path = project_of(root) / JOURNAL
+    journal: dict[str, Any] = read_json(path) if path.is_file() else {"completed": True}
+    if journal["completed"]:
+        return None
+    registry = Registry(project_of(root), journal["registered_model"])
+    for alias, number in journal["aliases"].items():
+        if number is None:
+            registry.delete_alias(alias)
+        else:
+            registry.set_alias(alias, number)
+    for certificate in journal["certificates"]:
+        write_certificate(root, certificate)
+    for request, state in journal["states"].items():
+        write_state(root, request, RequestState.model_validate(state))
+    write_json(path, journal | {"completed": True, "certificates": [], "states": {}})
+    return journal
+
+
+def _repeated(root: Path, registry: Registry, kind: str, production: int | None) -> dict[str, Any] | None:
+    """Result of the last change, if it was of this kind and its version is still in production."""
+    path = project_of(root) / JOURNAL
+    journal: dict[str, Any] = read_json(path) if path.is_file() else {}
+    same = journal.get("kind") == kind and journal["registered_model"] == registry.name
+    return dict(journal["result"]) if same and journal["aliases"][PRODUCTION] == production else None
+
+
+def _states_of(root: Path, registry: Registry, version: Version) -> dict[str, RequestState]:
+    """States of the requests whose subjects this version was the first to forget."""
+    key = (registry.name, version.digest)
+    return {
+        request: state
+        for request, state in read_states(root).items()
+        if (state.registered_model, state.model_digest) == key and state.status != "withdrawn"
+    }
 
 
 def promote(root: Path, registry: Registry) -> tuple[int, list[str]]:
-    """Put the candidate into production.
+    """Put the candidate into production; repeating it changes nothing.
 
     Returns:
         Its version, and the requests that are done with it.
 
     Raises:
-        RequestError: if there is none, or it was made from another version than the one in production.
-        RegistryError: if MLflow does not answer.
+        RequestError: if there is no candidate, or it was not made from the version in production.
+        TrackingError: if MLflow does not answer.
     """
-    candidate, production = registry.pointed(CANDIDATE), registry.pointed(PRODUCTION)
+    resume(root)
+    aliases, versions = registry.aliases(), registry.versions()
+    candidate, production = aliases.get(CANDIDATE), aliases.get(PRODUCTION)
     if candidate is None:
-        raise RequestError("no candidate waits; make one with: python -m flows.requests run")
-    start = registry.versions()[candidate].start
-    if start != production:
+        if result := _repeated(root, registry, "promote", production):
+            return result["version"], result["requests"]
+        raise RequestError("there is no candidate; make one with: python -m flows.requests run")
+    start = versions[candidate].parent
+    if production is None or start is None or versions[start].digest != versions[production].digest:
         raise RequestError(
-            f"candidate {candidate} was made from version {start}, and version {production} is in "
-            "production: it has not forgotten what that one has; make a new one with: "
+            f"candidate {candidate} was made from version {start}, but version {production} is in "
+            "production, whose requests the candidate may not carry out; make a new one with: "
             "python -m flows.requests run"
         )
-    registry.point(PRODUCTION, candidate)
-    registry.unpoint(CANDIDATE)
-    done = []
-    for request, outcome in read_outcomes(root).items():
-        if outcome.version == candidate:
-            write_outcome(root, request, outcome.model_copy(update={"status": "done", "time": now()}))
-            done.append(request)
-    return candidate, done
+    states = {
+        request: state.model_copy(update={"status": "done", "reasons": [], "time": now()})
+        for request, state in _states_of(root, registry, versions[candidate]).items()
+    }
+    result = {"version": candidate, "requests": list(states)}
+    aliases_after = {PRODUCTION: candidate, CANDIDATE: None}
+    apply_change(root, registry, "promote", aliases=aliases_after, states=states, result=result)
+    return candidate, list(states)
 
 
-def rollback(root: Path, registry: Registry, reason: str) -> tuple[int, int, list[str]]:
-    """Put the version before the one in production back.
+def rollback(
+    root: Path, registry: Registry, reason: str, *, to: int | None = None
+) -> tuple[int, int, list[str]]:
+    """Put the version that the one in production was made from back into production.
 
-    The requests that only the newer version had honoured need attention; a candidate made from it is dropped,
-    and its requests are pending again.
+    The requests that only newer versions carry out need attention. A candidate made from a newer version is
+    dropped, and its requests are pending again. Repeating the command does not go back further.
 
     Args:
         root: the data folder.
         registry: the registered model.
-        reason: why, for those who read the requests' state.
+        reason: kept in the states of the requests.
+        to: version to go back to, one that the version in production was made from; None: its parent.
 
     Returns:
         The version that was in production, the one that is now, and the requests that need attention.
 
     Raises:
-        RequestError: if there is nothing to go back to.
-        RegistryError: if MLflow does not answer.
+        RequestError: if there is no such version.
+        TrackingError: if MLflow does not answer.
     """
-    newer = registry.pointed(PRODUCTION)
+    resume(root)
+    aliases = registry.aliases()
+    newer = aliases.get(PRODUCTION)
     if newer is None:
-        raise RequestError("nothing is in production yet; the first run puts the vanilla model there")
-    older = registry.versions()[newer].start
-    if older is None:
-        raise RequestError(f"version {newer} is the vanilla model: there is none before it to go back to")
-    candidate = registry.pointed(CANDIDATE)
-    dropped = candidate if candidate and registry.versions()[candidate].start == newer else None
-    registry.point(PRODUCTION, older)
-    if dropped is not None:
-        registry.unpoint(CANDIDATE)
-    concerned = []
-    for request, outcome in read_outcomes(root).items():
-        if outcome.version == newer:
+        raise RequestError(f"no version of {registry.name} is in production; the first run puts one there")
+    result = _repeated(root, registry, "rollback", newer)
+    if result and to in (None, newer):
+        return result["newer"], result["older"], result["requests"]
+    lineage = registry.lineage(newer)
+    earlier = list(lineage)[1:]
+    older = to if to is not None else next(iter(earlier), None)
+    if older is None or older not in earlier:
+        raise RequestError(
+            f"version {newer} of {registry.name} is in production, and cannot be rolled back to version "
+            f"{older}: expected one it was made from: {', '.join(map(str, earlier)) or 'none, it is vanilla'}"
+        )
+    left = [version for number, version in lineage.items() if number > older]
+    states: dict[str, RequestState] = {}
+    for version in left:
+        for request, state in _states_of(root, registry, version).items():
             why = f"rolled back from version {newer} to {older}: {reason}"
             update = {"status": "needs-attention", "reasons": [why], "time": now()}
-            write_outcome(root, request, outcome.model_copy(update=update))
-            concerned.append(request)
-        elif dropped is not None and outcome.version == dropped:
-            forget_outcome(root, request)
-    return newer, older, concerned
+            states[request] = state.model_copy(update=update)
+    requests, aliases_after = list(states), dict[str, int | None]({PRODUCTION: older})
+    candidate = registry.versions().get(aliases.get(CANDIDATE, 0))
+    if candidate is not None and candidate.parent in {version.number for version in left}:
+        aliases_after[CANDIDATE] = None
+        for request, state in _states_of(root, registry, candidate).items():
+            states[request] = state.model_copy(update={"status": "pending", "time": now()})
+    result = {"newer": newer, "older": older, "requests": requests}
+    apply_change(root, registry, "rollback", aliases=aliases_after, states=states, result=result)
+    return newer, older, requests
 
 
 def retry(root: Path, request: str) -> None:
-    """Make a request that needs attention pending again.
+    """Make a request pending again that needs attention or was withdrawn.
 
     Raises:
-        RequestError: if it does not need attention.
+        RequestError: if it is neither.
     """
-    outcome = read_outcomes(root).get(request)
-    if outcome is None or outcome.status != "needs-attention":
-        status = "pending or unknown" if outcome is None else outcome.status
-        raise RequestError(f"request {request} is {status}: expected one that needs attention")
-    forget_outcome(root, request)
+    state = read_states(root).get(request)
+    if state is None or state.status not in ("needs-attention", "withdrawn"):
+        status = "pending or unknown" if state is None else state.status
+        raise RequestError(
+            f"request {request} is {status}: expected one that needs attention or was withdrawn"
+        )
+    update = {"status": "pending", "reasons": [], "time": now()}
+    write_state(root, request, state.model_copy(update=update))
+
+
+def withdraw(root: Path, request: str, reason: str) -> None:
+    """Close a request that is pending, invalid or needs attention; its file stays as it is.
+
+    Raises:
+        RequestError: if there is no such request, or a model carries it out already.
+    """
+    state = read_states(root).get(request)
+    files = [path.stem for path in (root / FOLDER).glob("*.yaml")]
+    if request not in files or (state is not None and state.status in ("candidate", "done", "withdrawn")):
+        status = "unknown" if request not in files else state.status if state else ""
+        raise RequestError(
+            f"request {request} is {status}: expected one that is pending, invalid or needs attention"
+        )
+    update = {"status": "withdrawn", "reasons": [reason], "time": now()}
+    write_state(
+        root, request, (state or RequestState(status="pending", time=now())).model_copy(update=update)
+    )

@@ -1,17 +1,14 @@
-"""What became of each request, and the lock of whoever is at work on the production model.
+"""The state of each request, beside the request files, and the lock on the production model.
 
-A request's file is the requester's and is never rewritten; what became of it is beside it, in state/. No file
-there means pending.
+A request file is never rewritten; its state is a file of its own in `data/requests/state`, which exists from
+the first run that takes the request up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
-import json
 import os
-import socket
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,126 +19,124 @@ from efface.errors import ArtifactError
 from tasks.requests.intake import FOLDER, RequestError
 from tasks.runtime.artifacts import read_json, write_json
 
+RUNS = Path(".requests")
+"""Folders of the runs, in the project."""
 LOCK = Path(".efface") / "requests.lock"
-Status = Literal["candidate", "done", "needs-attention"]
+PRODUCTION, CANDIDATE = "production", "candidate"
+"""Aliases in MLflow's registry."""
+Status = Literal["pending", "candidate", "done", "needs-attention", "withdrawn"]
 
 
-class Outcome(BaseModel):
-    """What became of a request."""
+class RequestState(BaseModel):
+    """How far a request is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     status: Status
-    run: str
+    run: str = ""
     """Folder of the run under .requests."""
-    subjects: list[str]
-    """Entity ids, as the request meant them then."""
+    subjects: list[str] = []
+    """Entity ids that the request named when it was taken up."""
+    registered_model: str | None = None
+    """Name in MLflow's registry of the model that forgets them, as are the two below."""
     version: Annotated[int, Field(ge=1)] | None = None
-    """Of the registered model that forgets them."""
+    model_digest: str | None = None
     certificate: str | None = None
-    """Its digest."""
+    """Digest of its newest certificate."""
     reasons: list[str] = []
-    """Why it needs attention."""
+    """Why it needs attention, or was withdrawn."""
     time: str
     """UTC."""
 
 
 def now() -> str:
-    """The time as states and certificates write it."""
+    """The time as states and certificates hold it."""
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read_outcomes(root: Path) -> dict[str, Outcome]:
-    """What became of each request of which something became.
+def state_path(root: Path, request: str) -> Path:
+    """Where the state of a request is."""
+    return root / FOLDER / "state" / f"{request}.json"
+
+
+def read_states(root: Path) -> dict[str, RequestState]:
+    """The state of each request that was taken up.
 
     Raises:
         ArtifactError: if a file is damaged.
     """
-    found = {}
+    states = {}
     for path in sorted((root / FOLDER / "state").glob("*.json")):
         try:
-            found[path.stem] = Outcome.model_validate(read_json(path))
+            states[path.stem] = RequestState.model_validate(read_json(path))
         except (ValidationError, ArtifactError) as error:
             raise ArtifactError(
-                f"{path} is damaged ({' '.join(str(error).split())}); restore it from git, or remove it and "
-                "the request is pending again"
+                f"{path} is damaged ({' '.join(str(error).split())}); restore it with: git checkout {path}"
             ) from error
-    return found
+    return states
 
 
-def write_outcome(root: Path, request: str, outcome: Outcome) -> None:
-    """Write what became of a request, whole or not at all."""
-    write_json(_path(root, request), outcome.model_dump(mode="json"))
+def write_state(root: Path, request: str, state: RequestState) -> None:
+    """Write the state of a request, atomically."""
+    write_json(state_path(root, request), state.model_dump(mode="json"))
 
 
-def forget_outcome(root: Path, request: str) -> None:
-    """Make a request pending again."""
-    _path(root, request).unlink(missing_ok=True)
+def reconcile(
+    states: Mapping[str, RequestState], name: str, production: Collection[str], candidate: str | None
+) -> dict[str, RequestState]:
+    """The states by what the registry holds: an alias may have been moved there, or the registry be another.
 
-
-def _path(root: Path, request: str) -> Path:
-    return root / FOLDER / "state" / f"{request}.json"
-
-
-def agreed(
-    outcomes: Mapping[str, Outcome], production: Collection[int], candidate: int | None
-) -> dict[str, Outcome]:
-    """The outcomes as the registry has them: somebody may have moved an alias there.
+    A request is done only if the weights that forgot it, or weights made from them, are in production.
 
     Args:
-        outcomes: as on disk.
-        production: version in production and those it was made from.
-        candidate: version that waits; None: none does.
+        states: as on disk.
+        name: of the registered model.
+        production: digests of the version in production and of those it was made from.
+        candidate: digest of the candidate version; None: there is none.
     """
-    found = {}
-    for request, outcome in outcomes.items():
-        status: Status = outcome.status
-        reasons = outcome.reasons
-        if outcome.version is not None and outcome.version in production:
+    current = {}
+    for request, state in states.items():
+        digest = state.model_digest if state.registered_model == name else None
+        status, reasons = state.status, state.reasons
+        if status == "withdrawn":
+            pass
+        elif digest is not None and digest in production:
             status, reasons = "done", []
-        elif outcome.version is not None and outcome.version == candidate:
+        elif digest is not None and digest == candidate:
             status, reasons = "candidate", []
         elif status == "done":
             status = "needs-attention"
-            reasons = [f"version {outcome.version}, which forgot them, is no longer in production"]
-        found[request] = outcome.model_copy(update={"status": status, "reasons": reasons})
-    return found
+            reasons = [
+                f"version {state.version} of {state.registered_model}, which forgot them, is not in "
+                f"production in {name}, nor is a version made from it"
+            ]
+        current[request] = state.model_copy(update={"status": status, "reasons": reasons})
+    return current
 
 
 @contextlib.contextmanager
-def holding(project: Path, what: str) -> Iterator[None]:
-    """Hold the production model: a kernel lock, gone the moment its process is, however it went.
+def production_lock(project: Path, command: str) -> Iterator[None]:
+    """Let one command at a time change the production model; the lock of a dead process is free.
 
     Args:
-        project: the project's folder.
-        what: what it is held for, as others shall read it.
+        project: the project folder.
+        command: named in the error of another command.
 
     Raises:
-        RequestError: if another process holds it.
+        RequestError: if another process holds the lock.
     """
+    from filelock import FileLock, Timeout
+
     path = project / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    holder = path.with_suffix(".holder")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(_holder(path)) from None
-        about = {"what": what, "process": os.getpid(), "host": socket.gethostname(), "since": now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
-        yield
-        os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
-
-
-def _holder(path: Path) -> str:
-    who = ""
-    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
-        about = json.loads(path.read_text(encoding="utf-8"))
-        who = f" ({about['what']}, process {about['process']} on {about['host']} since {about['since']})"
-    return (
-        f"another run holds the production model{who}; nothing was changed and every request is kept; "
-        "try again when it is done"
-    )
+        with FileLock(path, timeout=0):
+            holder.write_text(f"{command}, process {os.getpid()}, since {now()}", encoding="utf-8")
+            yield
+    except Timeout:
+        name = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise RequestError(
+            f"another command holds the production model ({name}); nothing was changed; run again when it "
+            "has ended"
+        ) from None

@@ -1,9 +1,9 @@
-"""An office per test, from one database made once."""
+"""A project with requests per test, from one database created once."""
 
 import pytest
 
 from tasks.tracking.client import create_database
-from tests.made_requests import make_office
+from tests.requests_project import make_project
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def database(tmp_path_factory):
 
 
 @pytest.fixture
-def office(tmp_path, database, monkeypatch):
+def project(tmp_path, database, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("EFFACE_REQUESTS_SALT", raising=False)
-    return make_office(tmp_path, database)
+    return make_project(tmp_path, database)

@@ -1,6 +1,7 @@
-"""Requests as files: what they say, whom they mean, and words for everything that is wrong with them."""
+"""Request files: their content, their subjects, and errors that name the key and the value."""
 
 import datetime as dt
+import os
 
 import pytest
 
@@ -9,17 +10,17 @@ from tasks.requests.intake import (
     People,
     RequestError,
     Selector,
-    made_request,
-    next_id,
+    parse_request,
     read_request,
     read_requests,
+    unused_ids,
     write_request,
 )
 
-GOOD = {
+VALUES = {
     "id": "A",
     "subjects": ["fictitious/001", "fictitious/002"],
-    "reason": "they asked",
+    "reason": "consent withdrawn",
     "legal_basis": "GDPR Art. 17",
     "received": "2026-01-02",
     "due": "2026-02-01",
@@ -31,86 +32,123 @@ PEOPLE = People(
 )
 
 
-def test_a_request_written_is_the_request_read_and_is_never_rewritten(tmp_path):
+def request_with(**changes):
+    return parse_request(VALUES | changes, "source")
+
+
+def test_a_request_is_read_as_it_was_written_and_never_rewritten(tmp_path):
     for changes in ({}, {"subjects": None, "selector": {"id": "fictitious/*", "name": "*Marlow"}}):
-        request = made_request(GOOD | changes | {"id": f"R{len(changes)}"}, "here")
+        request = request_with(**changes, id=f"R{len(changes)}")
         path = write_request(tmp_path, request)
         assert read_request(path) == request
-        with pytest.raises(RequestError, match="never rewritten"):
+        with pytest.raises(FileExistsError) as error:
             write_request(tmp_path, request)
+        assert error.value.filename == str(path)
 
 
-def test_requests_come_in_the_order_in_which_they_are_due(tmp_path):
+def test_an_id_whose_state_exists_is_in_use(tmp_path):
+    state = tmp_path / "requests" / "state" / "A.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+    with pytest.raises(FileExistsError) as error:
+        write_request(tmp_path, request_with())
+    assert error.value.filename == str(state)
+
+
+def test_requests_are_sorted_by_due_date(tmp_path):
     for name, due in (("A", "2026-03-01"), ("B", "2026-02-01"), ("C", "2026-02-01")):
-        write_request(tmp_path, made_request(GOOD | {"id": name, "due": due}, "here"))
-    found, broken = read_requests(tmp_path)
-    assert list(found) == ["B", "C", "A"] and broken == {}
+        write_request(tmp_path, request_with(id=name, due=due))
+    requests, problems = read_requests(tmp_path)
+    assert list(requests) == ["B", "C", "A"] and problems == {}
 
 
-def test_a_file_that_cannot_be_read_takes_no_other_with_it(tmp_path):
-    write_request(tmp_path, made_request(GOOD, "here"))
-    (tmp_path / "requests" / "B.yaml").write_text("subjects: [a\nreason: {")
-    (tmp_path / "requests" / "C.yaml").write_text("just words")
-    found, broken = read_requests(tmp_path)
-    assert list(found) == ["A"]
-    assert "B.yaml is not readable as YAML" in broken["B"]
-    assert "C.yaml: expected keys such as id and subjects, got str" in broken["C"]
+def test_no_file_keeps_others_from_being_read(tmp_path):
+    folder = write_request(tmp_path, request_with()).parent
+    laughs = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+    for name, text in {
+        "syntax": "subjects: [a\nreason: {",
+        "text": "just words",
+        "deep": "[" * 100_000,
+        "deep-keys": "".join(f"{' ' * level}k:\n" for level in range(3000)),
+        "aliases": laughs,
+        "control": "reason: \x1b[31mred",
+        "number": f"reason: {'9' * 5000}",
+        "date": "due: 2026-13-45",
+        "keys": "1: a\n? [b]\n: c",
+    }.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    (folder / "large.yaml").write_text("# " + "x" * (2 << 20))
+    (folder / "folder.yaml").mkdir()
+    os.symlink(tmp_path / "nothing", folder / "dangling.yaml")
+    os.symlink(folder / "loop.yaml", folder / "loop.yaml")
+    requests, problems = read_requests(tmp_path)
+    assert list(requests) == ["A"]
+    assert len(problems) == 14
+    assert all(f"{name}.yaml" in problem for name, problem in problems.items())
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"due": "soon"}, "here: due is 'soon': input should be a valid date"),
-        ({"due": "2025-12-31"}, "here: due is 2025-12-31, before received, 2026-01-02: expected a later day"),
-        ({"subjects": None}, "here: it has neither of subjects and selector: expected one of them"),
-        ({"selector": {"id": "*"}}, "here: it has both of subjects and selector"),
-        ({"subjects": None, "selector": {}}, "here: selector: it is empty: expected id, name or both"),
-        ({"subjects": []}, "here: subjects is []: list should have at least 1 item"),
-        ({"subjects": ["a", "a"]}, "here: subjects names somebody twice: expected each once"),
-        ({"subjects": [42]}, "here: subjects.0 is 42: input should be a valid string"),
-        ({"reason": "  "}, "here: reason is '  '"),
-        ({"colour": "red"}, "here: colour is an unknown key; allowed: id, subjects, selector, reason"),
-        ({"id": "../A"}, "here: id is '../A'"),
+        ({"due": "soon"}, ["due", "'soon'"]),
+        ({"due": "2025-12-31"}, ["due", "2025-12-31", "received", "2026-01-02"]),
+        ({"subjects": None}, ["neither", "subjects", "selector"]),
+        ({"selector": {"id": "*"}}, ["both", "subjects", "selector"]),
+        ({"subjects": None, "selector": {}}, ["selector", "id, name"]),
+        ({"subjects": []}, ["subjects", "[]"]),
+        ({"subjects": ["a", "a"]}, ["subjects", "twice"]),
+        ({"subjects": [42]}, ["subjects.0", "42"]),
+        ({"reason": "  "}, ["reason", "'  '"]),
+        ({"reason": "a\x1b[31mb"}, ["reason", "x1b"]),
+        ({"colour": "red"}, ["colour", "id, subjects, selector, reason"]),
+        ({"id": "../A"}, ["id", "'../A'"]),
     ],
 )
-def test_what_is_wrong_is_named(changes, words):
-    with pytest.raises(RequestError) as raised:
-        made_request(GOOD | changes, "here")
-    assert words in str(raised.value)
+def test_an_error_names_source_key_and_value(changes, words):
+    with pytest.raises(RequestError) as error:
+        request_with(**changes)
+    assert all(word in str(error.value) for word in ["source: ", *words])
 
 
 def test_a_missing_key_is_named_and_an_id_is_the_name_of_its_file(tmp_path):
-    with pytest.raises(RequestError, match="here: requester is missing"):
-        made_request({key: value for key, value in GOOD.items() if key != "requester"}, "here")
-    write_request(tmp_path, made_request(GOOD, "here")).rename(tmp_path / "requests" / "B.yaml")
-    with pytest.raises(RequestError, match=r"B.yaml: id is 'A', expected the file's name, 'B'"):
+    with pytest.raises(RequestError) as error:
+        parse_request({key: value for key, value in VALUES.items() if key != "requester"}, "source")
+    assert "requester" in str(error.value)
+    write_request(tmp_path, request_with()).rename(tmp_path / "requests" / "B.yaml")
+    with pytest.raises(RequestError) as error:
         read_request(tmp_path / "requests" / "B.yaml")
+    assert "B.yaml" in str(error.value) and "'A'" in str(error.value)
 
 
-def meant(**changes):
-    return PEOPLE.meant_by(made_request(GOOD | changes, "here"))
+def subjects_of(**changes):
+    return PEOPLE.subjects_of(request_with(**changes))
 
 
-def test_a_selector_means_those_whom_all_its_patterns_fit():
-    assert meant() == ["fictitious/001", "fictitious/002"]
-    assert meant(subjects=None, selector={"name": "A*"}) == ["fictitious/001", "person/ann"]
-    assert meant(subjects=None, selector={"name": "A*", "id": "fictitious/*"}) == ["fictitious/001"]
+def test_a_selector_matches_those_whom_all_its_patterns_match():
+    assert subjects_of() == ["fictitious/001", "fictitious/002"]
+    assert subjects_of(subjects=None, selector={"name": "A*"}) == ["fictitious/001", "person/ann"]
+    assert subjects_of(subjects=None, selector={"name": "A*", "id": "fictitious/*"}) == ["fictitious/001"]
 
 
-def test_nobody_is_meant_by_an_unknown_name_or_an_empty_selection():
-    with pytest.raises(RequestError, match="request A: nobody is called real/1; expected entity ids"):
-        meant(subjects=["fictitious/001", "real/1"])
-    with pytest.raises(RequestError, match="request A: the selector fits none of 3 people"):
-        meant(subjects=None, selector={"name": "Z*"})
+def test_unknown_subjects_and_a_selector_without_matches_are_refused():
+    with pytest.raises(RequestError) as error:
+        subjects_of(subjects=["fictitious/001", "real/1"])
+    assert "request A" in str(error.value) and "real/1" in str(error.value)
+    with pytest.raises(RequestError) as error:
+        subjects_of(subjects=None, selector={"name": "Z*"})
+    assert "request A" in str(error.value) and "selector" in str(error.value)
 
 
-def test_an_id_that_is_free_is_found(tmp_path):
-    assert next_id(tmp_path, "2026-01-02") == "2026-01-02-01"
-    write_request(tmp_path, made_request(GOOD | {"id": "2026-01-02-01"}, "here"))
-    assert next_id(tmp_path, "2026-01-02") == "2026-01-02-02"
+def test_the_next_id_is_one_that_neither_a_request_nor_a_state_uses(tmp_path):
+    assert next(unused_ids(tmp_path, "2026-01-02")) == "2026-01-02-01"
+    write_request(tmp_path, request_with(id="2026-01-02-01"))
+    (tmp_path / "requests" / "state").mkdir()
+    (tmp_path / "requests" / "state" / "2026-01-02-02.json").write_text("{}")
+    assert next(unused_ids(tmp_path, "2026-01-02")) == "2026-01-02-03"
 
 
 def test_dates_are_dates_as_yaml_writes_them(tmp_path):
-    request = read_request(write_request(tmp_path, made_request(GOOD, "here")))
+    request = read_request(write_request(tmp_path, request_with()))
     assert isinstance(request, ForgetRequest) and request.due == dt.date(2026, 2, 1)
     assert Selector(id="a").name is None

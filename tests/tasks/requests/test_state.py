@@ -1,4 +1,4 @@
-"""What became of requests, and one at a time at the production model."""
+"""States of requests by the weights in the registry, and one command at a time."""
 
 import os
 import subprocess
@@ -9,58 +9,81 @@ import pytest
 
 from efface.errors import ArtifactError
 from tasks.requests.intake import RequestError
-from tasks.requests.state import Outcome, agreed, forget_outcome, holding, read_outcomes, write_outcome
+from tasks.requests.state import (
+    RequestState,
+    production_lock,
+    read_states,
+    reconcile,
+    write_state,
+)
 
-DONE = Outcome(status="done", run="r", subjects=["a"], version=2, certificate="d", time="t")
+DONE = RequestState(
+    status="done",
+    run="r",
+    subjects=["a"],
+    registered_model="efface-a-b",
+    version=2,
+    model_digest="d2",
+    certificate="c",
+    time="t",
+)
 PROJECT = Path(__file__).resolve().parents[3]
 
 
-def test_an_outcome_is_kept_until_it_is_forgotten(tmp_path):
-    write_outcome(tmp_path, "A", DONE)
-    assert read_outcomes(tmp_path) == {"A": DONE}
-    forget_outcome(tmp_path, "A")
-    assert read_outcomes(tmp_path) == {}
-
-
-def test_a_damaged_outcome_is_named(tmp_path):
-    write_outcome(tmp_path, "A", DONE)
+def test_a_damaged_state_is_named(tmp_path):
+    write_state(tmp_path, "A", DONE)
+    assert read_states(tmp_path) == {"A": DONE}
     path = tmp_path / "requests" / "state" / "A.json"
     path.write_text(path.read_text().replace('"done"', '"fine"'))
-    with pytest.raises(ArtifactError, match=r"A\.json is damaged .*restore it from git"):
-        read_outcomes(tmp_path)
+    with pytest.raises(ArtifactError) as error:
+        read_states(tmp_path)
+    assert "A.json" in str(error.value) and "status" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("production", "candidate", "status"),
-    [({1, 2, 3}, None, "done"), ({1}, None, "needs-attention"), ({1}, 2, "candidate")],
+    ("name", "production", "candidate", "status"),
+    [
+        ("efface-a-b", {"d1", "d2", "d3"}, None, "done"),
+        ("efface-a-b", {"d1"}, None, "needs-attention"),
+        ("efface-a-b", {"d1"}, "d2", "candidate"),
+        # another model of the same version number, or another registered model: it forgot no one of them
+        ("efface-a-b", {"e1", "e2"}, None, "needs-attention"),
+        ("another", {"d1", "d2"}, None, "needs-attention"),
+        ("another", {"d1"}, "d2", "needs-attention"),
+    ],
 )
-def test_the_registry_says_what_is_in_production(production, candidate, status):
-    found = agreed({"A": DONE}, production, candidate)["A"]
-    assert found.status == status
-    assert bool(found.reasons) is (status == "needs-attention")
+def test_a_request_is_done_only_by_the_weights_that_forgot_it(name, production, candidate, status):
+    state = reconcile({"A": DONE}, name, production, candidate)["A"]
+    assert state.status == status
+    assert bool(state.reasons) is (status == "needs-attention")
 
 
-def test_a_failed_request_stays_so_whatever_is_in_production():
-    failed = Outcome(status="needs-attention", run="r", subjects=["a"], reasons=["forget"], time="t")
-    assert agreed({"A": failed}, {1, 2}, 3) == {"A": failed}
+def test_a_state_without_a_digest_is_not_done():
+    state = DONE.model_copy(update={"model_digest": None})
+    assert reconcile({"A": state}, "efface-a-b", {"d1", "d2"}, None)["A"].status == "needs-attention"
 
 
-def test_only_one_holds_the_production_model_and_says_who(tmp_path):
-    with holding(tmp_path, "a run of requests"):
-        with pytest.raises(RequestError) as raised:
-            holding(tmp_path, "promoting").__enter__()
-        assert f"(a run of requests, process {os.getpid()} on " in str(raised.value)
-        assert "every request is kept" in str(raised.value)
-    with holding(tmp_path, "promoting"):
+@pytest.mark.parametrize("status", ["needs-attention", "withdrawn"])
+def test_a_failed_or_withdrawn_request_is_not_done_by_any_model(status):
+    state = RequestState(status=status, subjects=["a"], reasons=["forget"], time="t")
+    assert reconcile({"A": state}, "efface-a-b", {"d1", "d2"}, "d3") == {"A": state}
+
+
+def test_one_process_at_a_time_holds_the_production_model(tmp_path):
+    with production_lock(tmp_path, "run"):
+        with pytest.raises(RequestError) as error, production_lock(tmp_path, "promote"):
+            pass
+        assert f"run, process {os.getpid()}" in str(error.value)
+    with production_lock(tmp_path, "promote"):
         pass
 
 
-def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import os, pathlib, sys\nfrom tasks.requests.state import holding\n"
-        "with holding(pathlib.Path(sys.argv[1]), 'a run'): os.kill(os.getpid(), 9)"
+        "import os, pathlib, sys\nfrom tasks.requests.state import production_lock\n"
+        "with production_lock(pathlib.Path(sys.argv[1]), 'run'): os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, check=False)
-    assert "a run" in (tmp_path / ".efface" / "requests.lock").read_text()
-    with holding(tmp_path, "the next"):
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, check=False)
+    assert process.returncode == -9
+    with production_lock(tmp_path, "promote"):
         pass

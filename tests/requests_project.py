@@ -1,4 +1,4 @@
-"""A project with requests: what its stages would have written, and MLflow for real."""
+"""A project with forget requests: files as its stages write them, and a real MLflow database."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from safetensors.numpy import save_file
 
 from efface.data.samples import write_samples
 from tasks.config import Params, load_params
-from tasks.requests import finishing, planning
+from tasks.requests import finish, plan
 from tasks.requests.intake import read_requests
-from tasks.requests.registry import Registry
+from tasks.requests.state import RUNS
 from tasks.runtime.artifacts import digest, write_json
+from tasks.tracking.registry import Registry
 from tests.made_study import _questions, _sample, score_table
 
 PROJECT = Path(__file__).parents[1]
 PEOPLE = [f"fictitious/{number:03}" for number in range(8)]
 NAMES = {person: f"{'ABCDEFGH'[i]}lva Marlow" for i, person in enumerate(PEOPLE)} | {"real/000": "Real One"}
-KNOWS = {"vanilla": (0.98, 0.99, 0.98, 0.9), "good": (0.05, 0.9, 0.97, 0.9), "bad": (0.9, 0.9, 0.2, 0.9)}
+SHARES = {"vanilla": (0.98, 0.99, 0.98, 0.9), "good": (0.05, 0.9, 0.97, 0.9), "bad": (0.9, 0.9, 0.2, 0.9)}
 """Share right: forget by picture, forget by name, retain, everything else."""
 
 
@@ -40,7 +41,7 @@ def _project_params() -> str:
 
 
 @dataclass
-class Office:
+class RequestsProject:
     """A project and its registered model."""
 
     root: Path
@@ -48,14 +49,14 @@ class Office:
 
     @property
     def registry(self) -> Registry:
-        return planning.registry_of(self.params, self.root)
+        return plan.registry_of(self.params, self.root)
 
-    def ask(self, request: str, *people: str, **changes: object) -> Path:
+    def add(self, request: str, *subjects: str, **changes: object) -> Path:
         """Write a request's file."""
         values: dict[str, object] = {
             "id": request,
-            "subjects": list(people),
-            "reason": "they asked",
+            "subjects": list(subjects),
+            "reason": "consent withdrawn",
             "legal_basis": "GDPR Art. 17",
             "received": "2026-01-02",
             "due": "2099-02-01",
@@ -63,36 +64,36 @@ class Office:
         } | changes
         path = self.root / "requests" / f"{request}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump({key: each for key, each in values.items() if each is not None}))
+        path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
         return path
 
-    def plan(self, *only: str) -> planning.Plan | dict[str, str]:
-        return planning.plan(self.params, self.root, self.registry, only=only)
+    def plan_or_problems(self, *only: str) -> plan.Plan | dict[str, str]:
+        return plan.plan_run(self.params, self.root, self.registry, only=only)
 
-    def made(self, *only: str) -> planning.Plan:
-        found = self.plan(*only)
-        assert isinstance(found, planning.Plan), found
-        return found
+    def plan(self, *only: str) -> plan.Plan:
+        result = self.plan_or_problems(*only)
+        assert isinstance(result, plan.Plan), result
+        return result
 
-    def carry_out(self, plan: planning.Plan, knows: str = "good") -> finishing.Verdict:
-        """What the run's stages would write; then the gates."""
-        folder = self.root.parent / planning.RUNS / plan.run
-        planning.give_models(plan, self.params, self.root)
-        write_run(folder, plan, knows)
-        return finishing.judge(plan, self.params, self.root)
+    def judge(self, run: plan.Plan, quality: str = "good") -> finish.Verdict:
+        """Write what the run's stages would write, and evaluate the gates."""
+        folder = self.root.parent / RUNS / run.run
+        plan.link_models(run, self.params, self.root)
+        write_run(folder, run, quality)
+        return finish.judge(run, self.params, self.root)
 
-    def finish(self, plan: planning.Plan, verdict: finishing.Verdict) -> int:
+    def accept(self, run: plan.Plan, verdict: finish.Verdict) -> int:
         requests, _ = read_requests(self.root)
-        return finishing.accept(plan, verdict, self.params, self.root, self.registry, requests).number
+        return finish.accept(run, verdict, self.params, self.root, self.registry, requests).number
 
-    def forget(self, request: str, *people: str) -> int:
-        """A request from its file to the registry."""
-        self.ask(request, *people)
-        plan = self.made(request)
-        return self.finish(plan, self.carry_out(plan))
+    def forget(self, request: str, *subjects: str) -> int:
+        """Carry a request out, from its file to the registry."""
+        self.add(request, *subjects)
+        run = self.plan(request)
+        return self.accept(run, self.judge(run))
 
 
-def make_office(folder: Path, database: Path, **changes: object) -> Office:
+def make_project(folder: Path, database: Path, **changes: object) -> RequestsProject:
     """A prepared benchmark and a vanilla model, before any request."""
     root = folder / "data"
     (root / "prepared").mkdir(parents=True)
@@ -101,7 +102,7 @@ def make_office(folder: Path, database: Path, **changes: object) -> Office:
     write_json(root / "prepared" / "splits.json", splits)
     _model(root / "models" / "vanilla", "vanilla")
     shutil.copy(database, folder / "mlflow.db")
-    return Office(root, params_with(**changes))
+    return RequestsProject(root, params_with(**changes))
 
 
 def _model(folder: Path, name: str) -> None:
@@ -110,10 +111,10 @@ def _model(folder: Path, name: str) -> None:
     (folder / "weights.bin").write_bytes(name.encode() * 100)
 
 
-def write_run(folder: Path, plan: planning.Plan, knows: str) -> None:
+def write_run(folder: Path, run: plan.Plan, quality: str) -> None:
     """Prepared samples, mask, new model, record and scores of a run."""
     root, rng = folder / "data", np.random.default_rng(0)
-    forget = sorted(p for people in (*plan.batch.values(), *plan.earlier.values()) for p in people)
+    forget = sorted(p for people in (*run.batch.values(), *run.earlier.values()) for p in people)
     retain = [person for person in PEOPLE if person not in forget]
     samples = [
         s
@@ -135,15 +136,17 @@ def write_run(folder: Path, plan: planning.Plan, knows: str) -> None:
     (root / "masks").mkdir(exist_ok=True)
     about = json.dumps({"variant": "paper", "threshold": 1.0, "density": {"total": 0.2}})
     save_file({"w": np.ones(4, np.uint8)}, root / "masks" / "saliency.safetensors", {"efface": about})
-    _model(root / "models" / "unlearned" / "mmunlearner", plan.run)
+    _model(root / "models" / "unlearned" / "mmunlearner", run.run)
     for model in ("vanilla", "original", "mmunlearner"):
         place = "unlearned/mmunlearner" if model == "mmunlearner" else model
         if (root / "models" / place).is_dir():
-            shares = KNOWS[knows if model == "mmunlearner" else "vanilla"]
+            shares = SHARES[quality if model == "mmunlearner" else "vanilla"]
             (root / "scores").mkdir(exist_ok=True)
             table = score_table(model, samples, shares, np.random.default_rng(1))
             table.to_parquet(root / "scores" / f"{model}.parquet", index=False)
-            write_json(root / "scores" / f"{model}.json", {"digest": digest(root / "models" / place)})
+            summary = {"digest": digest(root / "models" / place), "metrics": {}}
+            write_json(root / "scores" / f"{model}.json", summary)
     record = {"stage": "unlearn", "name": "mmunlearner", "params": {"learning_rate": 1e-4, "epochs": 3}}
     record |= {"seed": 0, "git_commit": "0" * 40, "device": "cpu", "versions": {"torch": "2.13.0"}}
+    record |= {"started": "2026-01-02T03:04:05Z", "seconds": 60.0}
     write_json(root / "runs" / "unlearn@mmunlearner.json", record)

@@ -1,0 +1,296 @@
+"""The end of a run: the gates, the registration of the new model, and the certificates of its requests."""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.certificates.seal import DIGEST, sealed
+from efface.subject_hashes import subject_hashes
+from tasks.config import Params
+from tasks.requests.certificates import KIND, read_certificates
+from tasks.requests.intake import FOLDER as REQUEST_FOLDER
+from tasks.requests.intake import ForgetRequest
+from tasks.requests.plan import ORIGINAL, Plan, experiment_of, method_of
+from tasks.requests.promotion import apply_change
+from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, Status, now, write_state
+from tasks.runtime.artifacts import digest, read_json, write_json
+from tasks.runtime.results import mask_metadata, project_of, read_records, read_scores, read_splits
+from tasks.runtime.salt import create_salt
+from tasks.tracking.registry import FOLDER, REQUESTS, RUN, ModelPayload, Registry, Version
+from tasks.tracking.runs import model_payload, send
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from efface.evaluation.gates import Gate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gates of a new model, and the numbers behind them."""
+
+    gates: list[Gate]
+    scores: dict[str, Any]
+    attacks: dict[str, Any]
+
+    @property
+    def failures(self) -> list[str]:
+        """The gates that fail, with their numbers."""
+        return [str(gate) for gate in self.gates if not gate.passed]
+
+
+def judge(plan: Plan, params: Params, root: Path) -> Verdict:
+    """Evaluate the gates on the new model of a run.
+
+    Raises:
+        ArtifactError: if a score table is missing, damaged or of other samples.
+    """
+    from efface.evaluation.gates import Gate, gates
+
+    folder, limits = project_of(root) / RUNS / plan.run / "data", params.requests.gates
+    _, method = method_of(params)
+    models = {ORIGINAL: plan.models[ORIGINAL], "before": "vanilla", "after": method}
+    models |= {"retrained": "retrained"} if params.requests.retrained else {}
+    tables = {name: read_scores(folder, model)[0] for name, model in models.items()}
+    groups = plan.earlier | plan.batch
+    results = gates(
+        tables["after"],
+        tables[ORIGINAL],
+        groups,
+        forget_at_most=limits.forget_at_most,
+        retain_at_least=limits.retain_at_least,
+        utility_at_least=limits.utility_at_least,
+    )
+    attacks = _relearning(folder, method)
+    if limits.relearn_gap_at_most is not None:
+        gap = attacks["relearn"]["gap"] if attacks else None
+        results.append(Gate("relearn_gap", None, gap, limits.relearn_gap_at_most, "at most"))
+    return Verdict(results, _scores(tables, groups), attacks)
+
+
+def _scores(tables: Mapping[str, pd.DataFrame], groups: Mapping[str, list[str]]) -> dict[str, Any]:
+    from efface.evaluation.gates import KEPT, kept, knowledge
+
+    return {
+        "requests": {
+            request: {model: knowledge(table, subjects) for model, table in tables.items()}
+            for request, subjects in groups.items()
+        },
+        **{
+            name: {model: kept(table, sets) for model, table in tables.items()} for name, sets in KEPT.items()
+        },
+    }
+
+
+def _relearning(folder: Path, method: str) -> dict[str, Any]:
+    """Exact match by picture after relearning, of the new and the retrained model; {} if it did not run."""
+    exact: dict[str, dict[str, float]] = {}
+    for role, name in (("after", method), ("retrained", "retrained")):
+        path = folder / "attacks" / f"{name}.json"
+        for result in read_json(path)["results"] if path.is_file() else ():
+            cell = result["metrics"].get("forget", {}).get("multimodal", {}).get("exact_match")
+            if result["attack"] == "relearn" and cell is not None:
+                exact.setdefault(result["variant"], {})[role] = float(cell["value"])
+    if not exact:
+        return {}
+    last = list(exact.values())[-1]
+    gap = last["after"] - last["retrained"] if len(last) == 2 else None
+    return {"relearn": {"exact_match": exact, "gap": gap}}
+
+
+def reject(plan: Plan, verdict: Verdict, root: Path) -> None:
+    """Let the requests of the run need attention, with the gates that failed; nothing else changes."""
+    write_json(
+        project_of(root) / RUNS / plan.run / "gates.json",
+        {"gates": [gate.plain() for gate in verdict.gates], "scores": verdict.scores},
+    )
+    for request, subjects in plan.batch.items():
+        state = RequestState(
+            status="needs-attention",
+            run=plan.run,
+            subjects=subjects,
+            reasons=verdict.failures,
+            time=now(),
+        )
+        write_state(root, request, state)
+
+
+def accept(
+    plan: Plan,
+    verdict: Verdict,
+    params: Params,
+    root: Path,
+    registry: Registry,
+    requests: Mapping[str, ForgetRequest],
+) -> Version:
+    """Register the new model, certify each request, and set the alias.
+
+    Raises:
+        TrackingError: if MLflow does not answer; the next run resumes here.
+    """
+    project, salt = project_of(root), create_salt(project_of(root))
+    version = _register(plan, verdict, params, root, registry)
+    common = _common(plan, verdict, params, root, registry, version)
+    status: Status = "done" if params.requests.auto_promote else "candidate"
+    today = dt.datetime.now(dt.UTC).date()
+    certificates, states = [], {}
+    previous = next(reversed(read_certificates(root)), None)
+    for name, subjects in plan.batch.items():
+        request, path = requests[name], Path(root.name) / REQUEST_FOLDER / f"{name}.yaml"
+        about = {
+            "id": name,
+            "reason": request.reason,
+            "legal_basis": request.legal_basis,
+            "received": request.received.isoformat(),
+            "due": request.due.isoformat(),
+            "days_late": max(0, (today - request.due).days),
+            "requester": request.requester,
+            "subjects": subject_hashes(subjects, salt),
+        }
+        files = common["files"] | {"request": _file(path, project)}
+        previous = sealed({**common, "request": about, "files": files}, previous)
+        certificates.append(previous)
+        states[name] = RequestState(
+            status=status,
+            run=plan.run,
+            subjects=subjects,
+            registered_model=registry.name,
+            version=version.number,
+            model_digest=version.digest,
+            certificate=previous[DIGEST],
+            time=now(),
+        )
+    aliases: dict[str, int | None] = {CANDIDATE: version.number}
+    if params.requests.auto_promote:
+        aliases = {PRODUCTION: version.number, CANDIDATE: None}
+    apply_change(
+        root,
+        registry,
+        "certify",
+        aliases=aliases,
+        states=states,
+        certificates=certificates,
+        result={"version": version.number},
+    )
+    return version
+
+
+def _register(plan: Plan, verdict: Verdict, params: Params, root: Path, registry: Registry) -> Version:
+    """Send the run to MLflow and register its model."""
+    project, (_, method) = project_of(root), method_of(params)
+    run = project / RUNS / plan.run
+    folder = RUNS / plan.run / "data" / "models" / "unlearned" / method
+    weights = digest(project / folder)
+    records = {record.label: record for record in read_records(run / "data")}
+    payload = model_payload(run / "data", method, records)
+    number = sum(map(len, plan.batch.values()))
+    description = (
+        f"Version {plan.start.number} made to forget {number} more people ({', '.join(plan.batch)}), "
+        f"with {method}."
+    )
+    gates = {
+        f"gate/{gate.name}" + (f"/{gate.about}" if gate.about else ""): gate.value
+        for gate in verdict.gates
+        if gate.value is not None
+    }
+    texts = {name: run / name for name in ("params.yaml", "dvc.lock")}
+    payload = replace(
+        payload,
+        name=plan.run,
+        role="request",
+        digest=weights,
+        metrics={**payload.metrics, **gates},
+        tags=payload.tags | {RUN: plan.run},
+        texts={name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()},
+        model=ModelPayload(
+            name=registry.name,
+            folder=project / folder,
+            digest=weights,
+            parent=plan.start.digest,
+            description=description,
+            tags={
+                "efface.method": method,
+                FOLDER: folder.as_posix(),
+                RUN: plan.run,
+                REQUESTS: ",".join(plan.batch),
+            },
+        ),
+    )
+    version = send(payload, experiment_of(params), registry.project).version
+    assert version is not None
+    return version
+
+
+def _common(
+    plan: Plan, verdict: Verdict, params: Params, root: Path, registry: Registry, version: Version
+) -> dict[str, Any]:
+    """What the certificates of one run have in common."""
+    project, run, (kind, method) = project_of(root), RUNS / plan.run, method_of(params)
+    record = read_json(project / run / "data" / "runs" / f"{kind}@{method}.json")
+    files = {
+        "samples": run / "data" / "prepared" / "samples.parquet",
+        "model before": run / "data" / "models" / "vanilla",
+        "model after": Path(version.folder),
+        "scores after": run / "data" / "scores" / f"{method}.parquet",
+    }
+    mask = params.unlearn.methods[method].mask if kind == "unlearn" else "importance"
+    metadata = None
+    if mask != "none":
+        files["mask"] = run / "data" / "masks" / f"{mask}.safetensors"
+        metadata = mask_metadata(project / files["mask"])
+    splits = read_splits(project / run / "data")
+    return {
+        "kind": KIND,
+        "format": 1,
+        "run": run.as_posix(),
+        "files": {role: _file(path, project) for role, path in files.items()},
+        "data": {
+            "benchmark": splits["benchmark"],
+            "people_to_keep": len(splits["entities"]["retain"]),
+            "people_forgotten": len(splits["entities"]["forget"]),
+        },
+        "models": {
+            "registered_name": registry.name,
+            "base": f"{params.base.source}@{params.base.revision or 'newest'}",
+            "original": {"version": plan.original.number, "digest": plan.original.digest},
+            "before": {"version": plan.start.number, "digest": plan.start.digest},
+            "after": {"version": version.number, "digest": version.digest},
+        },
+        "method": {
+            "name": method,
+            "parameters": record["params"],
+            "seed": record["seed"],
+            "mask": None
+            if metadata is None
+            else {key: metadata[key] for key in ("variant", "threshold", "density") if key in metadata},
+        },
+        "scores": verdict.scores,
+        "attacks": verdict.attacks,
+        "gates": [gate.plain() for gate in verdict.gates],
+        "made": {
+            "time": now(),
+            "git_commit": record.get("git_commit"),
+            "uncommitted": uncommitted_files(project),
+            "device": record.get("device"),
+            "versions": record.get("versions", {}),
+        },
+    }
+
+
+def uncommitted_files(project: Path) -> list[str] | None:
+    """Files of the project that differ from the commit, requests left out; None without git."""
+    command = ["git", "status", "--porcelain", "--", ".", ":!data"]
+    try:
+        status = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [line[3:] for line in status.stdout.splitlines()]
+
+
+def _file(path: Path, project: Path) -> dict[str, str]:
+    return {"path": path.as_posix(), "digest": digest(project / path)}

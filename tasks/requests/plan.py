@@ -1,0 +1,367 @@
+"""What the next run of requests does: whom it forgets, from which model, and in which folder."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efface.errors import ArtifactError
+from tasks.config import Params
+from tasks.requests.certificates import read_certificates
+from tasks.requests.intake import (
+    ForgetRequest,
+    People,
+    RequestError,
+    parse_request,
+    read_requests,
+    unused_ids,
+    write_request,
+)
+from tasks.requests.state import (
+    CANDIDATE,
+    PRODUCTION,
+    RUNS,
+    RequestState,
+    read_states,
+    reconcile,
+)
+from tasks.runtime.artifacts import digest, writing
+from tasks.runtime.results import project_of
+from tasks.tracking.registry import (
+    FOLDER,
+    REQUESTS,
+    RUN,
+    ModelPayload,
+    Registry,
+    Version,
+    registered_name,
+)
+from tasks.tracking.runs import RunPayload, send
+
+VANILLA = Path("data/models/vanilla")
+ORIGINAL = "original"
+"""Name of the first vanilla model, where another model is in production."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All requests and their states."""
+
+    requests: dict[str, ForgetRequest]
+    """By id, the earliest due date first."""
+    states: dict[str, RequestState]
+    """Of the requests that are not pending."""
+    problems: dict[str, str]
+    """Request to why it cannot be carried out as it stands."""
+    pending: dict[str, list[str]]
+    """Pending request to its subjects, the earliest due date first."""
+
+    def with_status(self, status: str) -> dict[str, list[str]]:
+        """Requests of that status and their subjects."""
+        return {name: state.subjects for name, state in self.states.items() if state.status == status}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    run: str
+    batch: dict[str, list[str]]
+    """Request to the entity ids of its subjects."""
+    earlier: dict[str, list[str]]
+    """The same of the requests that the production model carries out."""
+    start: Version
+    start_folder: Path
+    original: Version
+    original_folder: Path
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name of a reference model in the scores to its folder under data/models in the run's folder."""
+        same = self.start.number == self.original.number
+        return {"before": "vanilla", ORIGINAL: "vanilla" if same else ORIGINAL}
+
+
+def registry_of(params: Params, root: Path) -> Registry:
+    """The registered model that the parameters name."""
+    name = params.requests.registered_model
+    return Registry(project_of(root), name or registered_name(params.benchmark.name, params.base.source))
+
+
+def experiment_of(params: Params) -> str:
+    """The MLflow experiment of the runs of requests."""
+    return f"efface-{params.benchmark.name}-requests"
+
+
+def read_overview(
+    root: Path, registry: Registry | None = None, *, new: ForgetRequest | None = None
+) -> Overview:
+    """Read all requests, and check those that are pending.
+
+    Args:
+        root: the data folder.
+        registry: decides which requests are done; None: their states on disk do.
+        new: a request without a file yet, checked after all others.
+
+    Raises:
+        ArtifactError: if nothing is prepared, or the state of a request is damaged.
+        TrackingError: if MLflow does not answer.
+    """
+    states = read_states(root)
+    if registry is not None:
+        aliases, versions = registry.aliases(), registry.versions()
+        candidate = versions.get(aliases.get(CANDIDATE, 0))
+        production = {version.digest for version in registry.lineage(aliases.get(PRODUCTION)).values()}
+        states = reconcile(states, registry.name, production, candidate.digest if candidate else None)
+    states = {name: state for name, state in states.items() if state.status != "pending"}
+    requests, problems = read_requests(root)
+    requests |= {} if new is None else {new.id: new}
+    problems = {name: reason for name, reason in problems.items() if name not in states}
+    people, pending = People.of(root), dict[str, list[str]]()
+    active = {name: state for name, state in states.items() if state.status != "withdrawn"}
+    owners = {person: name for name, state in active.items() for person in state.subjects}
+    forgotten = {
+        person
+        for state in active.values()
+        if state.status in ("candidate", "done")
+        for person in state.subjects
+    }
+    for name, request in requests.items():
+        if name in states:
+            continue
+        try:
+            subjects = people.subjects_of(request)
+            if not people.ids - forgotten - set(subjects):
+                raise RequestError(
+                    f"request {name}: with the requests before it, it names all {len(people.ids)} people, so "
+                    "none would be left to keep; train a new model without these people instead"
+                )
+            for person in subjects:
+                if owner := owners.get(person):
+                    status = states[owner].status if owner in states else "pending"
+                    raise RequestError(
+                        f"request {name}: {person} is a subject of request {owner} too, which is {status}; "
+                        "expected one request for one person: correct or withdraw one of them"
+                    )
+        except RequestError as error:
+            problems[name] = str(error)
+            continue
+        pending[name] = subjects
+        owners |= dict.fromkeys(subjects, name)
+        forgotten |= set(subjects)
+    return Overview(requests, states, problems, pending)
+
+
+def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.date) -> Path:
+    """Check a new request and write its file.
+
+    Args:
+        root: the data folder.
+        values: of its keys, None for those that are not set; without `id`, it gets one from the day it came.
+        late: allow a due date in the past; it then needs `received`.
+        today: the day it came, unless `received` says otherwise.
+
+    Raises:
+        RequestError: if it cannot be carried out as it stands, or a request of that id exists.
+    """
+    values = {key: value for key, value in values.items() if value is not None}
+    if late and "received" not in values:
+        raise RequestError("add: --late needs --received, the day it came: no request is due before that day")
+    values = {"received": today.isoformat()} | values
+    for name in [values["id"]] if "id" in values else unused_ids(root, values["received"]):
+        request = parse_request({**values, "id": name}, "add")
+        if request.due < today and not late:
+            raise RequestError(
+                f"add: due is {request.due}, expected {today} or later; correct it, or add an overdue "
+                "request with --late"
+            )
+        if problem := read_overview(root, new=request).problems.get(name):
+            raise RequestError(problem)
+        try:
+            return write_request(root, request)
+        except FileExistsError as error:
+            if "id" in values:
+                raise RequestError(
+                    f"{error.filename} exists: id {name} is in use, and requests are never rewritten; choose "
+                    "another id"
+                ) from None
+    raise AssertionError("unused_ids is endless")
+
+
+def plan_run(
+    params: Params, root: Path, registry: Registry, *, only: Collection[str] = ()
+) -> Plan | dict[str, str]:
+    """What to do next; if nothing is pending, the problems of the requests that cannot be carried out.
+
+    With the pending requests, the earliest due date first, come those of a candidate that was not promoted:
+    the production model has not forgotten their subjects.
+
+    Args:
+        params: the whole file.
+        root: the data folder.
+        registry: the registered model; the vanilla model becomes its first version.
+        only: ids to carry out; empty: as many as `requests.batch_size`.
+
+    Raises:
+        RequestError: if one of `only` is not pending.
+        TrackingError: if MLflow does not answer.
+        ArtifactError: if the model in production is not available.
+    """
+    production = registry.aliases().get(PRODUCTION) or _register_vanilla(params, root, registry).number
+    lineage = registry.lineage(production)
+    overview = read_overview(root, registry)
+    if unknown := sorted(set(only) - overview.pending.keys()):
+        reasons = [overview.problems.get(name, f"request {name} is not pending") for name in unknown]
+        raise RequestError("\n".join(reasons))
+    names = [name for name in overview.pending if not only or name in only][: params.requests.batch_size]
+    if not names:
+        return overview.problems
+    batch = overview.with_status("candidate") | {name: overview.pending[name] for name in names}
+    start, original = lineage[production], list(lineage.values())[-1]
+    # The same name until the next certificate, so that an interrupted run is resumed.
+    certificates = [certificate["digest"] for certificate in read_certificates(root)]
+    identity = json.dumps([start.digest, batch, params.requests.method, certificates[-1:]], sort_keys=True)
+    return Plan(
+        run=f"{names[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}",
+        batch=batch,
+        earlier=overview.with_status("done"),
+        start=start,
+        start_folder=model_folder(start, root, registry),
+        original=original,
+        original_folder=model_folder(original, root, registry),
+        problems=overview.problems,
+    )
+
+
+def _register_vanilla(params: Params, root: Path, registry: Registry) -> Version:
+    folder = project_of(root) / VANILLA
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder} does not exist: the first model in production is the vanilla one; make or restore it "
+            "with: dvc repro vanilla"
+        )
+    vanilla = digest(folder)
+    for version in registry.versions().values():
+        if version.run == "" and version.digest != vanilla:
+            raise ArtifactError(
+                f"{registry.name} has a vanilla version ({version.number}) of other weights than {folder}, "
+                f"and no version has the alias {PRODUCTION}; set that alias in MLflow, or set "
+                "requests.registered_model to a new name"
+            )
+    model = ModelPayload(
+        name=registry.name,
+        folder=folder,
+        digest=vanilla,
+        alias=PRODUCTION,
+        description="Vanilla: the base model fine-tuned on all people; none is forgotten.",
+        tags={
+            "efface.base": f"{params.base.source}@{params.base.revision or 'newest'}",
+            FOLDER: VANILLA.as_posix(),
+            RUN: "",
+            REQUESTS: "",
+        },
+    )
+    payload = RunPayload("vanilla", "request", vanilla, started=0, ended=0, model=model)
+    registered = send(payload, experiment_of(params), registry.project).version
+    assert registered is not None
+    return registered
+
+
+def model_folder(version: Version, root: Path, registry: Registry) -> Path:
+    """A folder with that version's weights, digest checked: where they were made, or downloaded from MLflow.
+
+    Raises:
+        ArtifactError: if neither place has them.
+    """
+    project = project_of(root)
+    download = project / RUNS / "models" / version.digest[:16]
+    for folder in (project / version.folder, download / "model"):
+        if folder.is_dir() and digest(folder) == version.digest:
+            return folder
+    folder = registry.download(version.number, download)
+    if digest(folder) != version.digest:
+        raise ArtifactError(
+            f"version {version.number} of {registry.name} has changed: neither {project / version.folder} "
+            f"nor MLflow has the digest {version.digest[:12]}; restore it with: dvc checkout --force (in "
+            f"{RUNS / version.run if version.run else 'the project'})"
+        )
+    return folder
+
+
+def method_of(params: Params) -> tuple[str, str]:
+    """`unlearn` or `prune`, and the method's name."""
+    name = params.requests.method
+    return ("unlearn" if name in params.unlearn.methods else "prune"), name
+
+
+def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
+    """The run's own values of params.yaml, by dotted key."""
+    _, method = method_of(params)
+    forget = sorted(person for subjects in plan.batch.values() for person in subjects)
+    earlier = sorted(person for subjects in plan.earlier.values() for person in subjects)
+    limit = params.evaluate.max_people
+    attacks: dict[str, Any] = {}
+    if params.requests.gates.relearn_gap_at_most is not None:
+        attacks = {"attack.models": [method, "retrained"], "attack.run": ["relearn"]}
+    return {
+        "prepare.forget_people": forget,
+        "prepare.forgotten_people": earlier or None,
+        "prepare.validation_fraction": 0.0,  # every person to forget is evaluated
+        "evaluate.max_people": None if limit is None else max(limit, len(forget) + len(earlier)),
+        **attacks,
+    }
+
+
+def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
+    """Stages of the run in steps: those that make the new model, evaluate it and others, and attack it."""
+    kind, method = method_of(params)
+    models = [method, "vanilla"]
+    models += [ORIGINAL] if plan.models[ORIGINAL] == ORIGINAL else []
+    models += ["retrained"] if params.requests.retrained else []
+    steps = {"unlearn": [f"{kind}@{method}"], "evaluate": [params.evaluation_of(name) for name in models]}
+    if params.requests.gates.relearn_gap_at_most is not None:
+        steps["attack"] = [f"attack@{method}", "attack@retrained"]
+    return steps
+
+
+def absent_stages(params: Params) -> list[str]:
+    """Stages that a run does not have, because their models are linked into it."""
+    return ["base", "vanilla", "report", *([] if params.requests.retrained else ["retrained"])]
+
+
+def link_models(plan: Plan, params: Params, root: Path) -> None:
+    """Put the production model, the first vanilla one and, if needed, the base model into the run's folder.
+
+    Raises:
+        ArtifactError: if the base model does not exist.
+    """
+    folder = project_of(root) / RUNS / plan.run / "data" / "models"
+    sources = {"vanilla": plan.start_folder}
+    if plan.models[ORIGINAL] == ORIGINAL:
+        sources[ORIGINAL] = plan.original_folder
+    if params.requests.retrained:
+        sources["base"] = root / "models" / "base"
+    for name, source in sources.items():
+        if not source.is_dir():
+            raise ArtifactError(f"{source} does not exist; make or restore it with: dvc repro {name}")
+        place = folder / name
+        if place.is_dir() and digest(place) == digest(source):
+            continue
+        with writing(place) as partial:
+            shutil.copytree(source, partial, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """Share the bytes where the disk can: no stage changes a model that it reads."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

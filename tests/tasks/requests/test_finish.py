@@ -1,0 +1,134 @@
+"""Gates decide: a model that passes is registered and certified, one that fails changes nothing."""
+
+import json
+import subprocess
+
+import pytest
+
+from tasks.requests import finish, promotion
+from tasks.requests.certificates import certificate_of, read_certificates, verify
+from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, read_states
+from tasks.runtime.artifacts import digest, read_json
+from tasks.tracking.client import TrackingError, mlflow_client
+from tasks.tracking.registry import Registry
+from tests.requests_project import PEOPLE, params_with
+
+
+def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(project):
+    project.add("A", PEOPLE[1], PEOPLE[2])
+    run = project.plan()
+    verdict = project.judge(run)
+    assert verdict.failures == [] and [gate.name for gate in verdict.gates] == [
+        "forget",
+        "retain",
+        "utility",
+    ]
+    number = project.accept(run, verdict)
+    assert project.registry.aliases() == {CANDIDATE: 2, PRODUCTION: 1} and number == 2
+    version = project.registry.versions()[2]
+    assert version.requests == ("A",) and version.parent == 1 and version.run == run.run
+    state, certificate = read_states(project.root)["A"], certificate_of(project.root, "A")
+    assert (state.status, state.version, state.certificate) == ("candidate", 2, certificate["digest"])
+    assert (state.registered_model, state.model_digest) == (project.registry.name, version.digest)
+    assert certificate["models"]["registered_name"] == project.registry.name
+    assert certificate["models"]["before"]["digest"] == run.start.digest
+    assert certificate["models"]["after"] == {"version": 2, "digest": version.digest}
+    assert set(certificate["files"]) == {
+        "samples",
+        "model before",
+        "model after",
+        "scores after",
+        "mask",
+        "request",
+    }
+    scores = certificate["scores"]["requests"]["A"]
+    assert scores["original"]["seen"] > 0.9 > 0.35 > scores["after"]["seen"]
+    assert not any(person in json.dumps(certificate) for person in PEOPLE)
+    with mlflow_client(project.root.parent) as client:
+        row = client.get_model_version(project.registry.name, "2")
+        mlflow_run = client.get_run(row.run_id)
+    assert row.description == "Version 1 made to forget 2 more people (A), with mmunlearner."
+    assert mlflow_run.info.status == "FINISHED" and mlflow_run.data.metrics["gate/forget/A"] <= 0.35
+    assert mlflow_run.data.params["unlearn.learning_rate"] == "0.0001"
+
+
+def test_a_registered_version_is_downloaded_byte_for_byte(project):
+    project.forget("A", PEOPLE[1])
+    version = project.registry.versions()[2]
+    folder = project.registry.download(version.number, project.root.parent / "download")
+    assert digest(folder) == version.digest
+
+
+def test_a_model_that_fails_a_gate_is_not_registered(project):
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    verdict = project.judge(run, quality="bad")
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["forget", "retain"]
+    assert "forget of A 0." in verdict.failures[0] and "0.35" in verdict.failures[0]
+    finish.reject(run, verdict, project.root)
+    state = read_states(project.root)["A"]
+    assert state.status == "needs-attention" and state.reasons == verdict.failures
+    assert list(project.registry.versions()) == [1] and CANDIDATE not in project.registry.aliases()
+    assert read_certificates(project.root) == []
+    assert read_json(project.root.parent / RUNS / run.run / "gates.json")["gates"][0]["passed"] is False
+
+
+def test_earlier_requests_are_evaluated_again_and_can_fail_a_gate(project):
+    project.params = params_with(auto_promote=True)
+    project.forget("A", PEOPLE[1])
+    project.add("B", PEOPLE[5])
+    run = project.plan()
+    verdict = project.judge(run, quality="bad")
+    assert [gate.about for gate in verdict.gates if gate.name == "forget"] == ["A", "B"]
+    assert verdict.failures[0].startswith("forget of A ")
+    finish.reject(run, verdict, project.root)
+    assert project.registry.aliases()[PRODUCTION] == 2
+    assert read_states(project.root)["A"].status == "done"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(Registry, "set_alias"), (promotion, "write_certificate"), (promotion, "write_state")],
+)
+def test_an_interrupted_certification_is_completed_by_the_next_command(project, monkeypatch, place, name):
+    project.add("A", PEOPLE[1])
+    project.add("B", PEOPLE[2])
+    run = project.plan()
+    verdict = project.judge(run)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            project.accept(run, verdict)
+    assert read_states(project.root) == {}
+    assert promotion.resume(project.root)["result"] == {"version": 2}
+    assert promotion.resume(project.root) is None
+    statuses = {name: state.status for name, state in read_states(project.root).items()}
+    assert statuses == {"A": "candidate", "B": "candidate"}
+    assert project.registry.aliases()[CANDIDATE] == 2 and len(project.registry.versions()) == 2
+    assert verify(project.root, project.registry).faults == []
+
+
+def test_without_mlflow_at_the_end_nothing_is_registered_and_the_next_run_resumes(project, monkeypatch):
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    verdict = project.judge(run)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with pytest.raises(TrackingError):
+            project.accept(run, verdict)
+    assert read_states(project.root) == {} and list(project.registry.versions()) == [1]
+    assert project.plan() == run
+    assert project.accept(run, verdict) == 2
+
+
+def test_uncommitted_files_are_recorded_without_those_of_requests(project):
+    folder = project.root.parent
+    assert finish.uncommitted_files(folder) is None
+    (folder / "params.yaml").write_text("seed: 0\n")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    (folder / ".gitignore").write_text("mlflow.db\n")
+    assert finish.uncommitted_files(folder) == [".gitignore", "params.yaml"]
