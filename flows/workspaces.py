@@ -194,6 +194,7 @@ def _leave_out(path: Path, stages: Collection[str]) -> None:
     document = yaml.load(path.read_text(encoding="utf-8"))
     for name in stages:
         document["stages"].pop(name)
+    document["stages"]["evaluate"]["foreach"].append("original")  # the first vanilla model, put there
     document.pop("plots", None)  # of a report that may not be there
     with writing(path) as partial, partial.open("w", encoding="utf-8") as handle:
         yaml.dump(document, handle)

@@ -32,7 +32,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.models import load_model
 
     section = params.evaluate
-    table, folder = root / "prepared" / "samples.parquet", root / "models" / params.models[name]
+    table, folder = root / "prepared" / "samples.parquet", root / "models" / params.models.get(name, name)
     path = root / "scores" / f"{name}.parquet"
     inputs = {"prepared": table, "model": folder}
     settings = {

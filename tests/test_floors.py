@@ -20,7 +20,6 @@ ONLY_HERE = {
         "tasks/tracking/client.py",
         "tasks/tracking/registry.py",
         "tasks/tracking/runs.py",
-        "tasks/requests/registry.py",
     }
 }
 

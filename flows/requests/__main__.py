@@ -41,30 +41,21 @@ def add(
 ) -> None:
     """Write a new request to data/requests, checked."""
     with _errors_in_words():
-        from tasks.requests import intake, planning
+        from tasks.requests.plan import add_request
 
-        today = dt.date.today()
-        day = received or today.isoformat()
         selector = {"id": select_id, "name": select_name}
-        given = {key: text for key, text in selector.items() if text is not None}
+        patterns = {key: pattern for key, pattern in selector.items() if pattern is not None}
         values: dict[str, Any] = {
-            "id": identifier or intake.next_id(ROOT, day),
+            "id": identifier,
             "subjects": subject or None,
-            "selector": given or None,
+            "selector": patterns or None,
             "reason": reason,
             "legal_basis": legal_basis,
-            "received": day,
+            "received": received,
             "due": due,
             "requester": requester,
         }
-        request = intake.made_request(values, "add")
-        if request.due < today and not late:
-            raise intake.RequestError(
-                f"add: due is {request.due}, which is past: expected today or later; correct it, "
-                "or say --late to take a request that is overdue"
-            )
-        planning.must_fit(ROOT, request)
-        path = intake.write_request(ROOT, request)
+        path = add_request(ROOT, values, late=late, today=dt.date.today())
         typer.echo(f"{path} written; carry it out with: python -m flows.requests run")
 
 
@@ -72,9 +63,9 @@ def add(
 def list_requests() -> None:
     """Show every request and what became of it, by what is on disk."""
     with _errors_in_words():
-        from tasks.requests import planning
+        from tasks.requests.plan import read_overview
 
-        _show(_table(planning.look(ROOT)))
+        _show(_table(read_overview(ROOT)))
 
 
 @app.command()
@@ -82,22 +73,24 @@ def status() -> None:
     """Show the versions in MLflow, which is in production, and every request."""
     with _errors_in_words():
         from tasks.config import load_params
-        from tasks.requests import planning
-        from tasks.requests.registry import CANDIDATE, PRODUCTION
+        from tasks.requests.plan import read_overview, registry_of
+        from tasks.requests.state import PRODUCTION
 
-        registry = planning.registry_of(load_params(), ROOT)
-        aliases = {alias: registry.pointed(alias) for alias in (PRODUCTION, CANDIDATE)}
-        lineage = registry.lineage(aliases[PRODUCTION])
-        table = _grid(f"versions of {registry.name}", "version", "made from", "forgot", "alias")
+        registry = registry_of(load_params(), ROOT)
+        aliases = registry.aliases()
+        lineage = registry.lineage(aliases.get(PRODUCTION))
+        table = _grid(f"versions of {registry.name}", "version", "parent", "requests", "alias")
         for number, version in registry.versions().items():
-            names = [alias for alias, pointed in aliases.items() if pointed == number]
+            if version.run is None:  # of the pipeline alone
+                continue
+            names = [alias for alias, target in aliases.items() if target == number]
             table.add_row(
                 str(number),
-                str(version.start or ""),
-                ", ".join(version.requests) or "nobody (vanilla)",
+                str(version.parent or "") if version.run else "",
+                ", ".join(version.requests) or "none (vanilla)",
                 ", ".join(names) or ("before production" if number in lineage else ""),
             )
-        _show(table, _table(planning.look(ROOT, lineage, aliases[CANDIDATE])))
+        _show(table, _table(read_overview(ROOT, registry)))
 
 
 @app.command()
@@ -133,98 +126,117 @@ def run(
 @app.command()
 def promote() -> None:
     """Put the candidate into production."""
-    with _held("promoting") as (root, registry):
+    with _locked("promote") as (root, registry):
         from tasks.requests import promotion
 
-        number, done = promotion.promote(root, registry)
-        typer.echo(f"version {number} is in production; done: {', '.join(done) or 'no request'}")
+        number, requests = promotion.promote(root, registry)
+        typer.echo(f"version {number} is in production; done: {', '.join(requests) or 'no request'}")
 
 
 @app.command()
-def rollback(reason: Annotated[str, typer.Option(help="Why; kept with the requests.")]) -> None:
-    """Put the version before the one in production back."""
-    with _held("rolling back") as (root, registry):
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; stored with the requests.")],
+    to: Annotated[int | None, typer.Option(help="The version to go back to; the parent if not set.")] = None,
+) -> None:
+    """Put an earlier version back into production; repeating the command does not go back further."""
+    with _locked("rollback") as (root, registry):
         from tasks.requests import promotion
 
-        newer, older, concerned = promotion.rollback(root, registry, reason)
+        newer, older, requests = promotion.rollback(root, registry, reason, to=to)
         typer.echo(
             f"version {older} is in production again, {newer} is not; these requests need attention: "
-            f"{', '.join(concerned) or 'none'}"
+            f"{', '.join(requests) or 'none'}; to go back further: rollback --to VERSION"
         )
 
 
 @app.command()
 def retry(identifier: Id) -> None:
-    """Make a request that needs attention pending again."""
+    """Make a request pending again that needs attention or was withdrawn."""
     with _errors_in_words():
         from tasks.requests import promotion
-        from tasks.requests.state import holding
+        from tasks.requests.state import production_lock
 
-        with holding(Path(), "retrying"):
+        with production_lock(Path(), "retry"):
             promotion.retry(ROOT, identifier)
         typer.echo(f"request {identifier} is pending again")
 
 
 @app.command()
+def withdraw(identifier: Id, reason: Annotated[str, typer.Option(help="Why; stored with it.")]) -> None:
+    """Close a request that is pending, invalid or needs attention."""
+    with _errors_in_words():
+        from tasks.requests import promotion
+        from tasks.requests.state import production_lock
+
+        with production_lock(Path(), "withdraw"):
+            promotion.withdraw(ROOT, identifier, reason)
+        typer.echo(f"request {identifier} is withdrawn")
+
+
+@app.command()
 def certificate(identifier: Id) -> None:
-    """Write a certificate's page anew and say where both files are."""
+    """Write a certificate's page again and print the paths of both files."""
     with _errors_in_words():
         from tasks.requests import certificates
 
-        found = certificates.certificate_of(ROOT, identifier)
-        page = certificates.write_page(ROOT, found)
-        typer.echo(f"certificate {found['number']} of request {identifier}, digest {found['digest']}")
-        typer.echo(f"{page}\n{certificates.path_of(ROOT, found)}")
+        newest = certificates.certificate_of(ROOT, identifier)
+        page = certificates.write_page(ROOT, newest)
+        typer.echo(f"certificate {newest['number']} of request {identifier}, digest {newest['digest']}")
+        typer.echo(f"{page}\n{certificates.certificate_path(ROOT, newest)}")
 
 
 @app.command()
 def verify() -> None:
     """Recompute every digest of every certificate, and the chain."""
     with _errors_in_words():
-        from tasks.requests.certificates import verify as check
+        from tasks.config import load_params
+        from tasks.requests.certificates import verify as verify_all
+        from tasks.requests.plan import registry_of
 
-        found = check(ROOT)
-        for line in found.faults:
+        result = verify_all(ROOT, registry_of(load_params(), ROOT))
+        for line in result.faults:
             typer.echo(f"error: {line}", err=True)
-        for line in found.notes:
+        for line in result.notes:
             typer.echo(f"note: {line}")
-        if found.faults:
+        if result.faults:
             raise typer.Exit(1)
-        typer.echo(f"{found.certificates} certificates hold: {found.digests} digests and the chain are right")
+        typer.echo(
+            f"{result.certificates} certificates hold: {result.digests} digests and the chain are right"
+        )
 
 
 @contextlib.contextmanager
-def _held(what: str) -> Iterator[Any]:
-    """The production model in our hands, after what an earlier run left has been finished."""
+def _locked(command: str) -> Iterator[Any]:
+    """The data folder and the registry, with the production model locked."""
     with _errors_in_words():
         from tasks.config import load_params
-        from tasks.requests import finishing, planning
-        from tasks.requests.state import holding
+        from tasks.requests.plan import registry_of
+        from tasks.requests.state import production_lock
 
-        registry = planning.registry_of(load_params(), ROOT)
-        with holding(Path(), what):
-            finishing.settle(ROOT, registry)
+        registry = registry_of(load_params(), ROOT)
+        with production_lock(Path(), command):
             yield ROOT, registry
 
 
-def _table(desk: Any) -> Table:
-    table = _grid("requests", "request", "due", "people", "status", "version", "why")
+def _table(overview: Any) -> Table:
+    from rich.markup import escape
+
+    table = _grid("requests", "request", "due", "people", "status", "version", "reason")
     today = dt.date.today()
-    for name, request in desk.requests.items():
-        outcome, people = desk.outcomes.get(name), desk.meant.get(name)
-        state = outcome.status if outcome else "pending" if people else "invalid"
-        open_still = state not in ("done", "candidate")
-        due = f"{request.due} overdue" if open_still and request.due < today else str(request.due)
-        table.add_row(
+    for name in dict.fromkeys([*overview.requests, *overview.states, *overview.problems]):
+        state, subjects = overview.states.get(name), overview.pending.get(name, [])
+        status = state.status if state else "pending" if subjects else "invalid"
+        due = str(overview.requests[name].due) if name in overview.requests else ""
+        open_request = status in ("pending", "invalid", "needs-attention")
+        row = [
             name,
-            due,
-            str(len(outcome.subjects if outcome else people or ())),
-            state,
-            str(outcome.version or "") if outcome else "",
-            "; ".join(outcome.reasons) if outcome else desk.problems.get(name, ""),
-        )
-    for name in desk.problems.keys() - desk.requests.keys():
-        table.add_row(name, "", "", "invalid", "", desk.problems[name])
+            f"{due} overdue" if due and open_request and due < str(today) else due,
+            str(len(state.subjects if state else subjects) or ""),
+            status,
+            str(state.version or "") if state else "",
+            "; ".join(state.reasons) if state else overview.problems.get(name, ""),
+        ]
+        table.add_row(*map(escape, row))  # a request's text is no markup
     return table
 
 

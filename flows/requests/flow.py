@@ -26,13 +26,22 @@ with uncollected():
     from flows.running import note
     from flows.workspaces import make_project, replace, values_of
     from tasks.config import Params, load_params
-    from tasks.requests import finishing, planning
+    from tasks.requests import finish
     from tasks.requests.intake import read_requests
-    from tasks.requests.planning import RUNS, Plan
-    from tasks.requests.registry import Registry
-    from tasks.requests.state import holding
+    from tasks.requests.plan import (
+        Plan,
+        absent_stages,
+        link_models,
+        param_overrides,
+        plan_run,
+        registry_of,
+        stage_targets,
+    )
+    from tasks.requests.promotion import resume
+    from tasks.requests.state import RUNS, production_lock
     from tasks.runtime.salt import SALT_VARIABLE, create_salt, read_salt
     from tasks.runtime.sharing import process_count
+    from tasks.tracking.registry import Registry
 
 ROOT = Path("data")
 _WAITS = [3.0, 15.0]
@@ -56,9 +65,9 @@ _asks_mlflow = {
 def plan(params: Params, registry: Registry, only: list[str]) -> Plan | dict[str, str]:
     """Finish what an earlier run left, then choose the requests of this one."""
     log = get_run_logger()
-    for run in finishing.settle(ROOT, registry):
-        log.info("finished the run %s, which was cut short", run)
-    return planning.plan(params, ROOT, registry, only=only)
+    if change := resume(ROOT):
+        log.info("completed an interrupted command: %s, %s", change["kind"], change["result"])
+    return plan_run(params, ROOT, registry, only=only)
 
 
 @task(name="prepare a project", persist_result=False, cache_policy=NO_CACHE)
@@ -66,9 +75,9 @@ def prepare(made: Plan, params: Params) -> str:
     """Make the run's folder: a DVC project that starts from the model in production."""
     place = RUNS / made.run
     document = values_of(Path())
-    replace(document, planning.edits(made, params))
-    make_project(place, document, without=planning.left_out(params))
-    planning.give_models(made, params, ROOT)
+    replace(document, param_overrides(made, params))
+    make_project(place, document, without=absent_stages(params))
+    link_models(made, params, ROOT)
     return place.as_posix()
 
 
@@ -89,10 +98,10 @@ def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
 
 
 @task(name="register and certify", **_asks_mlflow)
-def accept(made: Plan, verdict: finishing.Verdict, params: Params, registry: Registry) -> int:
+def accept(made: Plan, verdict: finish.Verdict, params: Params, registry: Registry) -> int:
     """Register the new model and write the certificates."""
     requests_by_id, _ = read_requests(ROOT)
-    return finishing.accept(made, verdict, params, ROOT, registry, requests_by_id).number
+    return finish.accept(made, verdict, params, ROOT, registry, requests_by_id).number
 
 
 @flow(name="requests", result_serializer="json", on_running=[note])
@@ -109,7 +118,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
 def _carried_out(only: list[str]) -> State[list[str]]:
     started = time.monotonic()
     try:
-        with holding(Path(), "a run of requests"):
+        with production_lock(Path(), "a run of requests"):
             lines, good, folder = _run(only)
         if folder is not None:  # others may go on with the production model meanwhile
             said, shared = _shared(folder)
@@ -127,18 +136,18 @@ def _run(only: list[str]) -> tuple[list[str], bool, str | None]:
     """What became of each request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
     read_salt(Path())  # one that is too short is told now, not after training
-    registry = planning.registry_of(params, ROOT)
+    registry = registry_of(params, ROOT)
     made = plan(params, registry, only)
     if not isinstance(made, Plan):
         return [*made.values(), "no request is pending"], not made, None
     log = get_run_logger()
     log.info("run %s: %s, from version %d", made.run, ", ".join(made.batch), made.start.number)
     folder = prepare(made, params)
-    for name, stages in planning.targets(made, params).items():
+    for name, stages in stage_targets(made, params).items():
         bring_up_to_date(name, folder, stages)
-    verdict = finishing.judge(made, params, ROOT)
+    verdict = finish.judge(made, params, ROOT)
     if verdict.failures:
-        finishing.refuse(made, verdict, ROOT)
+        finish.reject(made, verdict, ROOT)
         failed = "; ".join(verdict.failures)
         refused = [f"request {name} needs attention: {failed}" for name in made.batch]
         stays = f"version {made.start.number} stays in production"

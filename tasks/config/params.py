@@ -18,6 +18,8 @@ from tasks.config.study import Study
 from tasks.config.unlearning import Unlearn
 
 REFERENCE_MODELS = ("base", "vanilla", "retrained")
+ORIGINAL = "original"
+"""Name of the first vanilla model in a run of requests, where vanilla is the model in production."""
 
 
 class Params(Section):

@@ -79,10 +79,13 @@ STAGES: dict[str, Stage] = {
 
 def names_of(stage: Stage, params: Params) -> list[str]:
     """The masks, methods or models that a stage runs for; none for a stage that runs once."""
-    return {
+    from tasks.config.params import ORIGINAL
+
+    names: dict[str, list[str]] = {
         "control": list(params.saliency.controls),
         "unlearn": list(params.unlearn.methods),
         "prune": list(params.prune.methods),
-        "evaluate": list(params.models),
+        "evaluate": [*params.models, ORIGINAL],
         "attack": list(params.models),
-    }.get(stage.name, [])
+    }
+    return names.get(stage.name, [])

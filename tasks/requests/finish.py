@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from efface.certificates.seal import DIGEST, sealed
 from efface.subject_hashes import subject_hashes
 from tasks.config import Params
+from tasks.config.params import ORIGINAL
 from tasks.requests.certificates import KIND, read_certificates
 from tasks.requests.intake import FOLDER as REQUEST_FOLDER
 from tasks.requests.intake import ForgetRequest
-from tasks.requests.plan import ORIGINAL, Plan, experiment_of, method_of
+from tasks.requests.plan import Plan, experiment_of, method_of
 from tasks.requests.promotion import apply_change
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, Status, now, write_state
 from tasks.runtime.artifacts import digest, read_json, write_json

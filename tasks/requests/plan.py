@@ -14,6 +14,7 @@ from typing import Any
 
 from efface.errors import ArtifactError
 from tasks.config import Params
+from tasks.config.params import ORIGINAL
 from tasks.requests.certificates import read_certificates
 from tasks.requests.intake import (
     ForgetRequest,
@@ -46,8 +47,6 @@ from tasks.tracking.registry import (
 from tasks.tracking.runs import RunPayload, send
 
 VANILLA = Path("data/models/vanilla")
-ORIGINAL = "original"
-"""Name of the first vanilla model, where another model is in production."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from flows.storage import REMOTE
 from flows.watcher import MARK, marked
-from tasks.requests.state import holding
+from tasks.requests.state import production_lock
 from tests.flows.test_whole_runs import Copy, make_copy, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some twenty processes, one after the other
@@ -135,7 +135,7 @@ def test_a_run_told_to_end_in_mid_training_frees_the_model_and_keeps_the_request
     said = run.communicate(timeout=60)[0]
     assert run.returncode == 128 + signal.SIGTERM, said
     assert "stopped; the production model is free for others" in said
-    with holding(project.folder, "the next"):
+    with production_lock(project.folder, "the next"):
         until(lambda: marked(mark) == [], 30)
     assert not (project.folder / "data/requests/state/C.json").exists()
     assert re.search(r"│ C +│ \S+ +│ 1 +│ pending", project.run("flows.requests", "list"))

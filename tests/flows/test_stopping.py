@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.watcher import MARK, marked
-from tasks.requests.state import holding
+from tasks.requests.state import production_lock
 
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -18,10 +18,10 @@ import sys, time
 from pathlib import Path
 from flows import children
 from flows.requests import stopping
-from tasks.requests.state import holding
+from tasks.requests.state import production_lock
 
 stopping._SERVER_SECONDS = 1.0
-with stopping.at_once(), holding(Path(), "a run of requests"):
+with stopping.at_once(), production_lock(Path(), "a run of requests"):
     try:
         child = "import signal, time; {}; print('up', flush=True); time.sleep(300)"
         children._run([sys.executable, "-c", child], "a stage", lambda line: Path("up").touch())
@@ -65,7 +65,7 @@ def test_a_run_that_is_told_to_end_ends_with_its_children_and_frees_the_lock(
     assert run.returncode == 128 + number
     assert said.startswith("stopped; the production model is free for others"), said
     assert (tmp_path / "caught").exists() is bool(server), "a server is told"
-    with holding(tmp_path, "the next"):
+    with production_lock(tmp_path, "the next"):
         pass
     end = time.monotonic() + 30
     while marked(mark):
