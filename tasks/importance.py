@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from efface.data.samples import Sample, read_samples
 from efface.errors import DataError
 from tasks.config import Params
-from tasks.config.attribution import Importance
 from tasks.runtime.artifacts import digest, recording, writing
 from tasks.runtime.sharing import is_first
-
-if TYPE_CHECKING:
-    from efface.models import MLP, LoadedModel
-    from efface.neurons import ActivationStatistics
-    from efface.neurons.scores import Tables
-    from efface.neurons.statistics import Units
-
-Pairs = dict[str, list[tuple[Sample, Sample]]]
-"""Per split, facts with a picture and the same facts in words."""
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure activations on the vanilla model and write `masks/importance.safetensors`."""
-    from efface.models import anatomy, load_model, weights_digest
-    from efface.neurons.files import save_importance
+    from efface.models import load_model, weights_digest
+    from efface.neurons.importance import measure_importance, save_importance
 
     section = params.importance
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -38,10 +26,17 @@ def run(params: Params, root: Path = Path("data")) -> None:
         "importance", section, root=root, seed=params.seed, inputs=inputs, outputs={"importance": path}
     ) as record:
         loaded = load_model(vanilla)
-        mlps = anatomy(loaded.model).mlps
         pairs = {split: _pairs(table, split, params) for split in ("forget", "retain")}
-        score = _paper if section.variant == "paper" else _official_code
-        tables, units = score(loaded, mlps, pairs, section)
+        tables, units = measure_importance(
+            loaded.model,
+            loaded.processor,
+            forget=pairs["forget"],
+            retain=pairs["retain"],
+            variant=section.variant,
+            active_above=section.active_above,
+            vision_text_reference=section.vision_text_reference,
+            batch_size=section.batch_size,
+        )
         if not is_first():
             return
         metadata = {
@@ -54,7 +49,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         }
         with writing(path) as partial:
             save_importance(partial, tables, units=units, metadata=metadata)
-        record.summary = {"samples": {split: len(drawn) for split, drawn in pairs.items()}}
+        record.summary = {"samples": {split: len(selected) for split, selected in pairs.items()}}
     count = sum(unit.width for unit in units)
     typer.echo(f"importance: {path} scores {count} units in {len(units)} modules")
 
@@ -68,80 +63,7 @@ def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample
     paired = [(sample, text[sample.pair_id]) for sample in pictured if sample.pair_id in text]
     if not paired:
         raise DataError(
-            f"the {split} set has no training fact with a picture and in words; see prepare.forget_fraction"
+            f"the {split} set has no training fact both with a picture and in text; check "
+            "prepare.forget_fraction and the benchmark's `pair_id` column"
         )
     return [paired[i] for i in draw(len(paired), params.importance.samples, params.seed)]
-
-
-def _paper(
-    loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
-) -> tuple[Tables, list[Units]]:
-    """Both renderings of both sets compared, neuron by neuron."""
-    from efface.neurons.scores import paper_tables
-    from efface.neurons.statistics import neuron_units
-
-    statistics = {}
-    for split, drawn in pairs.items():
-        statistics |= {
-            f"{split}.{modality}": values
-            for modality, values in _measure(loaded, mlps, drawn, section, split).items()
-        }
-    blank = section.vision_text_reference == "blank_image"
-    lacking = [] if blank else [mlp.name for mlp in mlps if mlp.tower == "vision"]
-    return paper_tables(statistics, variance_only=lacking), neuron_units(mlps)
-
-
-def _measure(
-    loaded: LoadedModel, mlps: list[MLP], pairs: list[tuple[Sample, Sample]], section: Importance, split: str
-) -> dict[str, dict[str, ActivationStatistics]]:
-    """Statistics of both renderings; a mid-grey picture stands in for the picture that text does not have."""
-    from efface.encoding import Encoder
-    from efface.neurons import activation_statistics
-    from efface.processes import share
-
-    def measure(samples: list[Sample], blocks: list[MLP], label: str) -> dict[str, ActivationStatistics]:
-        batches = Encoder(loaded.processor, samples).batches(section.batch_size, label=label, share=share)
-        return activation_statistics(loaded.model, batches, mlps=blocks, active_above=section.active_above)
-
-    multimodal, text = [pictured for pictured, _ in pairs], [written for _, written in pairs]
-    vision = [mlp for mlp in mlps if mlp.tower == "vision"]
-    pictured = measure(multimodal, mlps, f"pictures, {split}")
-    written = measure(text, [mlp for mlp in mlps if mlp.tower != "vision"], f"text, {split}")
-    if section.vision_text_reference == "blank_image":
-        blank = replace(multimodal[0], image_bytes=_grey_picture())
-        grey = measure([blank], vision, f"blank picture, {split}")
-        written = {name: value.repeated(len(text)) for name, value in grey.items()} | written
-    return {"multimodal": pictured, "text": written}
-
-
-def _official_code(
-    loaded: LoadedModel, mlps: list[MLP], pairs: Pairs, section: Importance
-) -> tuple[Tables, list[Units]]:
-    """The vision tower on pictures, the decoder on words, output row by output row."""
-    from efface.encoding import Encoder
-    from efface.neurons.official_code import official_tables, output_statistics, output_units
-    from efface.processes import share
-
-    units = output_units(loaded.model, mlps)
-    statistics = {}
-    for split, drawn in pairs.items():
-        statistics[split] = {}
-        for tower, rendering in (("vision", 0), ("language", 1)):
-            batches = Encoder(loaded.processor, [pair[rendering] for pair in drawn]).batches(
-                section.batch_size, label=f"{tower} tower, {split}", share=share
-            )
-            measured = [unit for unit in units if unit.tower == tower]
-            statistics[split] |= output_statistics(
-                loaded.model, batches, units=measured, active_above=section.active_above
-            )
-    return official_tables(statistics["forget"], statistics["retain"]), units
-
-
-def _grey_picture() -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(buffer, format="PNG")
-    return buffer.getvalue()

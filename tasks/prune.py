@@ -1,4 +1,4 @@
-"""Stage prune: make the vanilla model forget by switching units off; only a recovery trains, if asked for."""
+"""Stage prune: zero the units that matter most for what is to be forgotten; an optional recovery trains."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Prune with the method of that name and write `models/unlearned/<name>`."""
     from efface.masks import check_digest
     from efface.models import load_model, save_model
-    from efface.neurons.files import load_tables
-    from efface.neurons.pruning import held, neuron_regions, output_regions, zero_neurons, zero_outputs
+    from efface.neurons.importance import load_importance
+    from efface.neurons.pruning import (
+        hold_at_zero,
+        neuron_regions,
+        output_regions,
+        zero_neurons,
+        zero_outputs,
+    )
 
     section = params.prune.methods[name]
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
@@ -32,18 +38,18 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     with recording(
         "prune", section, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
     ) as record:
-        tables, units, metadata = load_tables(path)
+        tables, units, metadata = load_importance(path)
         loaded = load_model(vanilla)
         check_digest(path, metadata, loaded.model)
         selection = _select(section, tables, units, metadata["variant"], params.seed)
         rows = metadata["variant"] == "official_code"
         summary = (zero_outputs if rows else zero_neurons)(loaded.model, selection)
         if section.recovery:
-            with held((output_regions if rows else neuron_regions)(loaded.model, selection)):
+            with hold_at_zero((output_regions if rows else neuron_regions)(loaded.model, selection)):
                 record.history = _recover(loaded, table, section.recovery, params.seed)
         record.summary = {
             **section.model_dump(mode="json"),
-            "units": {module: chosen.tolist() for module, chosen in selection.items()},
+            "units": {module: indices.tolist() for module, indices in selection.items()},
             "pruned": {
                 tower: {str(k): v for k, v in layers.items()} for tower, layers in summary.pruned.items()
             },
@@ -74,17 +80,17 @@ def _select(
 ) -> dict[str, Tensor]:
     from efface.neurons.selection import random_neurons, ranking, select_highest
 
-    drawn = section.selection == "random"  # as many per module as the method's own ranking would take
-    scores = ranking(tables, "importance" if drawn else section.selection, variant=variant)
+    random = section.selection == "random"  # as many per module as the method's own ranking selects
+    scores = ranking(tables, "importance" if random else section.selection, variant=variant)
     layers = None if section.layers == "all" else section.layers
     selection = select_highest(
         scores, fraction=section.fraction, scope=section.scope, units=units, layers=layers
     )
-    return random_neurons(selection, {u.name: u.width for u in units}, seed=seed) if drawn else selection
+    return random_neurons(selection, {u.name: u.width for u in units}, seed=seed) if random else selection
 
 
 def _recover(loaded: LoadedModel, table: Path, recovery: Recovery, seed: int) -> list[Any]:
-    """Train on the retain people's facts; what was pruned is held at zero by the caller."""
+    """Train on the retain people's facts; the caller holds what was pruned at zero."""
     from efface.data.samples import read_samples
     from efface.unlearning.finetuning import finetune
 

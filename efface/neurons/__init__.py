@@ -1,6 +1,6 @@
-"""How much each neuron of each MLP matters, for which modality, and how to take neurons out."""
+"""Importance of the neurons of MLP blocks, selection of neurons by it, and pruning."""
 
-from efface.neurons.pruning import PruningSummary, held, zero_neurons, zero_outputs
+from efface.neurons.pruning import PruningSummary, prune, zero_neurons, zero_outputs
 from efface.neurons.scores import neuron_importance, relative_importance
 from efface.neurons.selection import select_highest, select_neurons
 from efface.neurons.statistics import ActivationStatistics, activation_statistics
@@ -9,8 +9,8 @@ __all__ = [
     "ActivationStatistics",
     "PruningSummary",
     "activation_statistics",
-    "held",
     "neuron_importance",
+    "prune",
     "relative_importance",
     "select_highest",
     "select_neurons",

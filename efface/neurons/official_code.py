@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from efface.encoding.batches import Inputs, to_device
 from efface.models.anatomy import MLP
 from efface.neurons.scores import FUNCTIONS, Tables
-from efface.neurons.statistics import Units, add_up, measuring_mode
+from efface.neurons.statistics import Units, add_over_processes, measuring_mode
 
 EPS = 1e-5
 LAYERS = 3
@@ -89,13 +89,13 @@ def output_statistics(
     When ``torch.distributed`` is initialised they are those of all processes' batches together.
 
     Args:
-        model: a multimodal LLM; measured in evaluation mode and left as it was found.
+        model: a multimodal LLM; measured in evaluation mode and unchanged afterwards.
         batches: padded model inputs with ``attention_mask``.
         units: the layers, from ``output_units``.
         active_above: an output is active at a token when abs(a) exceeds this, > 0.
 
     Returns:
-        Layer name -> statistics. A layer that no input reached is left out.
+        Layer name -> statistics. A layer that no input reached has no entry.
 
     Raises:
         ValueError: if there is no batch.
@@ -103,13 +103,13 @@ def output_statistics(
     device = next(model.parameters()).device
     sums = {unit.name: torch.zeros(5, unit.width, dtype=torch.float64, device=device) for unit in units}
     reached = dict.fromkeys(sums, 0)
-    seen = 0
-    kept = torch.zeros(0, dtype=torch.long, device=device)
+    samples = 0
+    unpadded = torch.zeros(0, dtype=torch.long, device=device)
 
-    def leaving(unit: Units, module: nn.Module, args: tuple[Tensor, ...], values: Tensor) -> None:
+    def record(unit: Units, module: nn.Module, args: tuple[Tensor, ...], values: Tensor) -> None:
         a = values.flatten(0, -2)
         if unit.tower == "language":
-            a = a.index_select(0, kept)
+            a = a.index_select(0, unpadded)
         a = a.double()
         size, total = a.abs(), sums[unit.name]
         total[0] += len(a)
@@ -121,16 +121,16 @@ def output_statistics(
 
     with measuring_mode(model) as handles:
         handles += [
-            model.get_submodule(unit.name).register_forward_hook(functools.partial(leaving, unit))
+            model.get_submodule(unit.name).register_forward_hook(functools.partial(record, unit))
             for unit in units
         ]
-        for given in batches:
-            batch = to_device(given, device)
-            # Places of unpadded tokens: looked up where the batch was made, so that no device is waited for.
-            kept = given["attention_mask"].flatten().nonzero().flatten().to(device, non_blocking=True)
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-            seen += len(batch["input_ids"])
-    add_up(seen, reached, list(sums.values()))
+        for batch in batches:
+            # Positions of unpadded tokens, computed where the batch is, so that no device is waited for.
+            unpadded = batch["attention_mask"].flatten().nonzero().flatten().to(device, non_blocking=True)
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            model(**to_device(inputs, device))
+            samples += len(batch["input_ids"])
+    add_over_processes(samples, reached, list(sums.values()))
     return {name: TokenStatistics(*parts.cpu()) for name, parts in sums.items() if reached[name]}
 
 

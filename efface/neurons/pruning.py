@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from efface.models.anatomy import MLP, anatomy
 from efface.models.mlps import Index, neuron_entries
+from efface.neurons.selection import Layers, Scope, select_highest
+from efface.neurons.statistics import neuron_units
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,32 @@ class PruningSummary:
     def total(self) -> int:
         """Units zeroed in all."""
         return sum(count for layers in self.pruned.values() for count in layers.values())
+
+
+def prune(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    *,
+    fraction: float = 0.03,
+    scope: Scope = "tower",
+    layers: Layers = None,
+) -> PruningSummary:
+    """Zero the neurons with the highest scores, in place.
+
+    Args:
+        model: a multimodal LLM.
+        scores: MLP name -> one score per neuron, such as ``relative_importance``'s.
+        fraction: share of neurons to prune, in (0, 1).
+        scope: what the share is taken of: each tower, the whole model (``global``) or each layer.
+        layers: see ``select_highest``.
+
+    Raises:
+        ValueError: if the selection is impossible, see ``select_highest``.
+    """
+    units = neuron_units(anatomy(model).require_mlps())
+    return zero_neurons(
+        model, select_highest(scores, fraction=fraction, scope=scope, units=units, layers=layers)
+    )
 
 
 Region = tuple[Tensor, Index]
@@ -77,7 +105,7 @@ def neuron_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Re
     blocks = {mlp.name: mlp for mlp in anatomy(model).mlps}
     regions: list[Region] = []
     for name, units in selection.items():
-        mlp = _known(blocks, name)
+        mlp = _block_of(blocks, name)
         _check(name, units, mlp.width)
         regions += neuron_entries(model, mlp, units)
     return regions
@@ -89,7 +117,7 @@ def output_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Re
     layers = {name: mlp for mlp in blocks for name in (*mlp.up, mlp.down)}
     regions: list[Region] = []
     for name, units in selection.items():
-        _known(layers, name)
+        _block_of(layers, name)
         layer = _linear(model, name)
         _check(name, units, layer.out_features)
         regions += _rows(layer, units)
@@ -104,16 +132,16 @@ def set_to_zero(regions: Iterable[Region]) -> None:
 
 
 @contextmanager
-def held(regions: Sequence[Region]) -> Iterator[None]:
-    """Take the gradient away from the regions, so that training leaves them where they are.
+def hold_at_zero(regions: Sequence[Region]) -> Iterator[None]:
+    """Set the gradient of the regions to zero, so that training keeps their zeros.
 
     A zero stays exactly zero: without a gradient AdamW's moments stay zero, and weight decay only scales.
     """
 
     def drop(index: Index, gradient: Tensor) -> Tensor:
-        kept = gradient.clone()
-        kept[index] = 0
-        return kept
+        gradient = gradient.clone()
+        gradient[index] = 0
+        return gradient
 
     handles = [parameter.register_hook(functools.partial(drop, index)) for parameter, index in regions]
     try:
@@ -127,7 +155,7 @@ def _rows(layer: nn.Linear, units: Tensor) -> list[Region]:
     return [(parameter, (units,)) for parameter in (layer.weight, layer.bias) if parameter is not None]
 
 
-def _known(blocks: Mapping[str, MLP], name: str) -> MLP:
+def _block_of(blocks: Mapping[str, MLP], name: str) -> MLP:
     if name not in blocks:
         raise ValueError(
             f"{name!r} is not an MLP block of the model; it has {', '.join(list(blocks)[:3])}, ..."

@@ -29,8 +29,8 @@ def importance_terms(
 
     Args:
         multimodal: statistics over the samples with their pictures.
-        text: statistics over the same facts in words; the same number of samples.
-        variance_only: MLPs that words do not reach and that have no entry in ``text``. Without a second
+        text: statistics over the same facts in text; the same number of samples.
+        variance_only: MLPs that text does not reach and that have no entry in ``text``. Without a second
             rendering to compare, their neurons have I_var alone, over the pictures.
 
     Returns:

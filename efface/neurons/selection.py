@@ -1,4 +1,4 @@
-"""Which neurons to prune: a ranking, and the share of it that is taken."""
+"""Which neurons to prune: rankings, and the selection of a share of the neurons."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _THIRDS = ("early", "middle", "late")
 def ranking(
     tables: Mapping[str, Mapping[str, Tensor]], by: str, *, variant: str = "paper"
 ) -> Mapping[str, Tensor]:
-    """What ranks the units of an importance file, highest first to go.
+    """Scores of the units of an importance file; the highest are pruned first.
 
     Args:
-        tables: the file's tables, from ``load_tables``.
+        tables: the file's tables, from ``load_importance``.
         by: ``importance`` (the method's own score); ``activation`` (largest mean activation on the forget
             set); ``no_retain`` (importance on the forget set, whatever the retain set needs); or one of
             ``abs``, ``freq``, ``var`` and ``rms`` (the score made of that function alone).
@@ -48,7 +48,7 @@ def ranking(
     if missing:
         raise ValueError(
             f"{min(missing)} has no {by} to be ranked by: its statistics are of pictures alone; measure it "
-            "with a blank image for words (importance.vision_text_reference: blank_image)"
+            "with a blank image for text (vision_text_reference: blank_image)"
         )
     return (relative_importance if variant == "paper" else relative_excess)(forget, retain)
 
@@ -92,11 +92,11 @@ def select_highest(
         scope: what the share is taken of; ``tower`` needs ``units``.
         units: where each module is.
         layers: take the units from these layers only, as many as the share of all layers would be; a tower
-            that a mapping does not name is left alone. None: from all layers.
+            that a mapping does not name is not pruned. None: from all layers.
 
     Returns:
-        Module name -> sorted indices (int64) of the selected units; modules without any are left out. Equal
-        scores are broken by position, so the same scores always give the same units.
+        Module name -> sorted indices (int64) of the selected units; modules without any have no entry. Equal
+        scores are ranked by position, so the same scores always give the same units.
 
     Raises:
         ValueError: if the fraction is out of range or selects nothing, a tower is unknown, or the layers do
@@ -104,32 +104,34 @@ def select_highest(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
-    where = {unit.name: unit for unit in units}
-    lost = [name for name in scores if name not in where]
-    if lost and (scope == "tower" or layers is not None):
-        raise ValueError(f"the tower of {lost[0]} is unknown; pass the model's MLP blocks as `mlps`")
+    unit_of = {unit.name: unit for unit in units}
+    unknown = [name for name in scores if name not in unit_of]
+    if unknown and (scope == "tower" or layers is not None):
+        raise ValueError(f"the tower of {unknown[0]} is unknown; pass the model's MLP blocks as `mlps`")
     if layers is not None and scope == "layer":
         raise ValueError("a share of each layer cannot be taken from other layers; use scope tower or global")
-    open_to = _layers_by_tower(units, layers)
+    allowed_layers = _layers_by_tower(units, layers)
     pools: dict[str, list[str]] = {}
     for name in scores:
-        tower = where[name].tower if name in where else ""
-        if layers is None or tower in open_to:
+        tower = unit_of[name].tower if name in unit_of else ""
+        if layers is None or tower in allowed_layers:
             pools.setdefault({"tower": tower, "global": "model", "layer": name}[scope], []).append(name)
-    chosen: dict[str, Tensor] = {}
+    selection: dict[str, Tensor] = {}
     for pool, names in pools.items():
         count = round(fraction * sum(len(scores[name]) for name in names))
-        allowed = [n for n in names if layers is None or where[n].layer in open_to[where[n].tower]]
-        room = sum(len(scores[name]) for name in allowed)
+        if layers is not None:
+            names = [n for n in names if unit_of[n].layer in allowed_layers[unit_of[n].tower]]
+        room = sum(len(scores[name]) for name in names)
         if count > room:
             raise ValueError(
-                f"fraction {fraction} of the {pool} is {count} units, but its chosen layers have {room}; "
+                f"fraction {fraction} of the {pool} is {count} units, but the layers {layers} have {room}; "
                 "take a smaller fraction or more layers"
             )
-        chosen |= _top(scores, allowed, count)
-    if not chosen:
+        if count:
+            selection |= _top(scores, names, count)
+    if not selection:
         raise ValueError(f"fraction {fraction} selects no unit; take a larger one")
-    return chosen
+    return selection
 
 
 def random_neurons(
@@ -146,38 +148,40 @@ def random_neurons(
 
 def _top(scores: Mapping[str, Tensor], names: Sequence[str], count: int) -> dict[str, Tensor]:
     """Indices of the ``count`` highest scores of some modules together, by module."""
-    if count == 0:
-        return {}
     flat = torch.cat([scores[name] for name in names])
     top = flat.argsort(descending=True, stable=True)[:count]
-    chosen, start = {}, 0
+    selection, start = {}, 0
     for name in names:
         width = len(scores[name])
-        inside = top[(top >= start) & (top < start + width)] - start
-        if len(inside):
-            chosen[name] = inside.sort().values
+        indices = top[(top >= start) & (top < start + width)] - start
+        if len(indices):
+            selection[name] = indices.sort().values
         start += width
-    return chosen
+    return selection
 
 
 def _layers_by_tower(units: Sequence[MLP | Units], layers: Layers) -> dict[str, set[int]]:
     """Layers that may be pruned, by tower; empty when all may."""
-    found: dict[str, list[int]] = {}
-    for unit in units:
-        found.setdefault(unit.tower, []).append(unit.layer)
-    there = {tower: sorted(set(indices)) for tower, indices in found.items()}
     if layers is None:
         return {}
+    indices = {
+        tower: sorted({u.layer for u in units if u.tower == tower}) for tower in ("vision", "language")
+    }
     if isinstance(layers, str):
         third = _THIRDS.index(layers)
-        chosen = {t: {i for k, i in enumerate(of) if k * 3 // len(of) == third} for t, of in there.items()}
-    else:
-        chosen = {
-            t: {i for i in there.get(t, ()) if first <= i <= last} for t, (first, last) in layers.items()
+        allowed = {
+            tower: {i for k, i in enumerate(present) if k * 3 // len(present) == third}
+            for tower, present in indices.items()
         }
-    for tower, picked in chosen.items():
-        if not picked:
-            has = f"it has {there[tower][0]} to {there[tower][-1]}" if tower in there else "it has none"
-            asked = layers if isinstance(layers, str) else "{} to {}".format(*layers[tower])
-            raise ValueError(f"no layer of the {tower} tower is among the layers {asked}; {has}")
-    return chosen
+    else:
+        allowed = {
+            tower: {i for i in indices.get(tower, ()) if first <= i <= last}
+            for tower, (first, last) in layers.items()
+        }
+    for tower, selected in allowed.items():
+        if not selected:
+            present = indices.get(tower)
+            extent = f"it has {present[0]} to {present[-1]}" if present else "it has none"
+            requested = layers if isinstance(layers, str) else "{} to {}".format(*layers[tower])
+            raise ValueError(f"no layer of the {tower} tower is among the layers {requested}; {extent}")
+    return allowed

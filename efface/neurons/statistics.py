@@ -1,6 +1,6 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
-A neuron's value for a sample, z, is its mean over the sample's tokens (padding left out; patch tokens in the
+A neuron's value for a sample, z, is its mean over the sample's tokens (without padding; patch tokens in the
 vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored. Means
 over tokens are float32, as activations themselves are; sums over samples are float64, since a variance is the
 small difference of two of them.
@@ -67,7 +67,7 @@ class ActivationStatistics:
         return (self.sum_square / self.count - self.mean_abs.square()).clamp_min(0)
 
     def repeated(self, count: int) -> ActivationStatistics:
-        """The statistics of the same samples seen ``count`` times over, for an input that never varies."""
+        """The statistics of the same samples ``count`` times over, for an input that never varies."""
         return ActivationStatistics(
             self.count * count, self.sum_abs * count, self.sum_square * count, self.active * count
         )
@@ -87,15 +87,15 @@ def activation_statistics(
     When ``torch.distributed`` is initialised they are those of all processes' batches together.
 
     Args:
-        model: a multimodal LLM; measured in evaluation mode and left as it was found.
+        model: a multimodal LLM; measured in evaluation mode and unchanged afterwards.
         batches: padded model inputs with ``attention_mask``. Of several processes each passes its share
             (``efface.processes.share``), which may be empty.
         mlps: MLP blocks to watch, from ``efface.models.anatomy``.
         active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, is
-        left out; a decoder's that none reached counts as silent.
+        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, has
+        no entry; a decoder's that none reached counts as silent.
 
     Raises:
         ValueError: if there is no batch.
@@ -109,42 +109,42 @@ def activation_statistics(
     columns = _columns(mlps)
     sums = torch.zeros(3, sum(mlp.width for mlp in mlps), dtype=torch.float64, device=device)
     reached = dict.fromkeys(columns, 0)
-    seen = 0
+    samples = 0
     tokens = _Tokens(torch.ones(1, 1, device=device))
     z = sums[:0]
 
-    def see(mlp: MLP, values: Tensor) -> None:
+    def record(mlp: MLP, values: Tensor) -> None:
         means = _sample_means(mlp, values.detach(), tokens, skip)
         if len(means) != len(z):
             raise ModelError(
                 f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
-                "told apart by sample; use batches of one sample"
+                "assigned to samples; use batches of one sample"
             )
         z[:, columns[mlp.name]] = means
         reached[mlp.name] += len(z)
 
     with measuring_mode(model) as handles:
-        handles += [watch_neurons(model, mlp, functools.partial(see, mlp)) for mlp in mlps]
+        handles += [watch_neurons(model, mlp, functools.partial(record, mlp)) for mlp in mlps]
         for batch in batches:
-            for part in _told_apart(to_device(batch, device), model):
+            for part in _separable(to_device(batch, device), model):
                 # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
                 z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
                 tokens = _Tokens(part["attention_mask"])
                 model(**{key: value for key, value in part.items() if key != "labels"})
-                seen += len(z)
+                samples += len(z)
                 _add_samples(sums, z.double(), active_above)
-    seen = add_up(seen, reached, [sums])
-    # A decoder layer that text leaves out (cross-attention) adds nothing to any answer: it counts as silent.
-    kept = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
-    return {name: ActivationStatistics(seen, *sums[:, columns[name]].cpu().clone()) for name in kept}
+    samples = add_over_processes(samples, reached, [sums])
+    # A decoder layer that text bypasses (cross-attention) adds nothing to any answer: it counts as silent.
+    names = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
+    return {name: ActivationStatistics(samples, *sums[:, columns[name]].cpu().clone()) for name in names}
 
 
 def _add_samples(sums: Tensor, z: Tensor, active_above: float) -> None:
-    """Add samples to the three sums; in place, since here memory costs more time than arithmetic.
+    """Add samples to the three sums, in place: memory costs more time than arithmetic.
 
     Args:
         sums: of abs(z), of z squared, and of active samples, (3, N) float64.
-        z: values of B samples, (B, N) float64; lost.
+        z: values of B samples, (B, N) float64; overwritten.
         active_above: see ``activation_statistics``.
     """
     sums[1] += z.square().sum(0)
@@ -152,19 +152,19 @@ def _add_samples(sums: Tensor, z: Tensor, active_above: float) -> None:
     sums[2] += z.gt_(active_above).sum(0)
 
 
-def add_up(seen: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
-    """Turn this process's counts and sums, in place, into those of all processes; returns all samples seen.
+def add_over_processes(samples: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
+    """Turn this process's counts and sums, in place, into those of all processes; returns the samples of all.
 
     Raises:
-        ValueError: if no process saw a sample.
+        ValueError: if no process has a sample.
     """
-    tally = torch.tensor([seen, *reached.values()], device=sums[0].device)
+    tally = torch.tensor([samples, *reached.values()], device=sums[0].device)
     sum_over_processes([tally, *sums])
-    everything, *counts = tally.tolist()
+    total, *counts = tally.tolist()
     reached.update(zip(reached, counts, strict=True))
-    if everything == 0:
+    if total == 0:
         raise ValueError("cannot measure activations of no samples: `batches` is empty")
-    return int(everything)
+    return int(total)
 
 
 def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
@@ -176,7 +176,7 @@ def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
     return columns
 
 
-def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
+def _separable(batch: Inputs, model: nn.Module) -> list[Inputs]:
     """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
     come in tiles or as one long row of patches."""
     if "pixel_values" not in batch or one_picture_each(batch):
@@ -185,7 +185,7 @@ def _told_apart(batch: Inputs, model: nn.Module) -> list[Inputs]:
 
 
 class _Tokens:
-    """Which tokens of a batch count: worked out once, for all layers.
+    """Which tokens of a batch count, computed once for all layers.
 
     Attributes:
         shape: (B, T).
@@ -213,7 +213,7 @@ def _sample_means(mlp: MLP, values: Tensor, tokens: _Tokens, skip: int) -> Tenso
 
 @contextmanager
 def measuring_mode(model: nn.Module) -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
-    """Evaluation mode, and a list for the handles of hooks; both are put back on leaving."""
+    """Evaluation mode, and a list for the handles of hooks; both are undone on exit."""
     handles: list[torch.utils.hooks.RemovableHandle] = []
     training = model.training
     try:

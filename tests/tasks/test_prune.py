@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from efface.data.samples import read_samples, write_samples
 from efface.errors import ArtifactError, DataError
 from efface.models import anatomy, load_model
-from efface.neurons.files import load_tables
+from efface.neurons.importance import load_importance
 from tasks import importance, prune
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tiny_root import make_root, params_with
@@ -26,7 +26,7 @@ def root(tmp_path, model, processor):  # noqa: F811
 
 def measured(root, **changes):
     importance.run(params_with("importance", batch_size=4, **changes), root)
-    return load_tables(root / "masks" / "importance.safetensors")
+    return load_importance(root / "masks" / "importance.safetensors")
 
 
 def pruned(root, **changes):
@@ -46,7 +46,7 @@ def pruned(root, **changes):
 def test_several_fractions_and_rankings_from_one_file_without_a_forward_pass(root, model, monkeypatch):  # noqa: F811
     measured(root)
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a module was called"))
-    counts, chosen = {}, {}
+    counts, units = {}, {}
     for name, changes in {
         "small": {"fraction": 0.0625},
         "plain": {},
@@ -58,12 +58,12 @@ def test_several_fractions_and_rankings_from_one_file_without_a_forward_pass(roo
     }.items():
         about, _ = pruned(root, **changes)
         counts[name] = {tower: sum(of.values()) for tower, of in about["pruned"].items()}
-        chosen[name] = about["units"]
+        units[name] = about["units"]
     assert counts["small"] == {"vision": 6, "language": 6}
     assert counts["plain"] == counts["random"] == counts["activation"] == {"vision": 12, "language": 12}
     assert counts["language"] == {"vision": 0, "language": 12}
-    assert len({json.dumps(units) for units in chosen.values()}) == len(chosen)
-    assert {k: len(v) for k, v in chosen["random"].items()} == {k: len(v) for k, v in chosen["plain"].items()}
+    assert len({json.dumps(by_module) for by_module in units.values()}) == len(units)
+    assert {k: len(v) for k, v in units["random"].items()} == {k: len(v) for k, v in units["plain"].items()}
 
 
 def test_the_folder_says_what_was_forgotten(root):
@@ -74,7 +74,7 @@ def test_the_folder_says_what_was_forgotten(root):
     assert "fictitious/" not in card and "data/runs/prune@manu.json" in card
 
 
-def test_paper_zeroes_the_chosen_neurons(root, model):  # noqa: F811
+def test_paper_zeroes_the_selected_neurons(root, model):  # noqa: F811
     measured(root)
     about, after = pruned(root)
     for mlp in anatomy(after).mlps:
@@ -93,8 +93,9 @@ def test_variance_only_needs_no_grey_picture(root):
         assert not torch.allclose(blank["importance.forget"][name], spread, atol=1e-3)
     speaking = [unit.name for unit in units if unit.tower == "language"]
     assert all(torch.equal(alone["score"][name], blank["score"][name]) for name in speaking)
-    with pytest.raises(ValueError, match="has no abs to be ranked by"):
+    with pytest.raises(ValueError) as error:
         pruned(root, selection="abs")
+    assert "no abs" in str(error.value)
 
 
 def test_official_code_zeroes_output_rows(root):
@@ -136,16 +137,18 @@ def test_other_weights_are_refused(root, model, processor):  # noqa: F811
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(root / "models" / "vanilla")
-    with pytest.raises(ArtifactError, match="made from other weights"):
+    with pytest.raises(ArtifactError) as error:
         pruned(root)
+    assert "importance.safetensors" in str(error.value)
 
 
 @pytest.mark.parametrize("split", ["forget", "retain"])
 def test_an_empty_set_is_an_error(root, split):
     table = root / "prepared" / "samples.parquet"
     write_samples([s for s in read_samples(table) if s.split != split], table)
-    with pytest.raises(DataError, match=f"the {split} set has no training fact"):
+    with pytest.raises(DataError) as error:
         measured(root)
+    assert f"the {split} set" in str(error.value)
 
 
 def test_the_file_holds_float32(root):

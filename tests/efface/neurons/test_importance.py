@@ -12,7 +12,7 @@ from efface.encoding import Encoder, encode
 from efface.errors import ArtifactError, ModelError
 from efface.models import anatomy
 from efface.neurons import activation_statistics, neuron_importance
-from efface.neurons.files import load_tables, save_importance
+from efface.neurons.importance import load_importance, save_importance
 from efface.neurons.official_code import output_statistics, output_units
 from efface.neurons.scores import importance_terms, paper_tables
 from efface.neurons.selection import select_highest
@@ -39,7 +39,7 @@ def slow_values(model, processor, samples, mlp):
 def test_statistics_equal_a_two_pass_reference(model, processor, pictured, batch_size):
     mlps = anatomy(model).mlps
     batches = Encoder(processor, pictured).batches(batch_size)
-    found = activation_statistics(model, batches, mlps=mlps, active_above=TAU)
+    measured = activation_statistics(model, batches, mlps=mlps, active_above=TAU)
     assert {mlp.tower for mlp in mlps} == {"vision", "language"}
     for mlp in mlps:
         z = np.abs(slow_values(model, processor, pictured, mlp))
@@ -51,7 +51,7 @@ def test_statistics_equal_a_two_pass_reference(model, processor, pictured, batch
             "active": (z > TAU).sum(axis=0),
         }
         for field, value in expected.items():
-            assert np.abs(getattr(found[mlp.name], field).numpy() - value).max() <= 1e-6 * max(
+            assert np.abs(getattr(measured[mlp.name], field).numpy() - value).max() <= 1e-6 * max(
                 1, np.abs(value).max()
             ), field
 
@@ -67,10 +67,10 @@ def test_padding_does_not_count(model, processor, written):
 
 
 def test_text_does_not_reach_the_vision_tower(model, processor, written):
-    found = activation_statistics(
+    measured = activation_statistics(
         model, Encoder(processor, written).batches(4), mlps=anatomy(model).mlps, active_above=TAU
     )
-    assert all("language_model" in name for name in found)
+    assert all("language_model" in name for name in measured)
 
 
 def test_hooks_and_mode_are_put_back_even_after_an_error(model, processor, pictured):
@@ -83,8 +83,9 @@ def test_hooks_and_mode_are_put_back_even_after_an_error(model, processor, pictu
 
 
 def test_no_samples_is_an_error(model):
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError) as error:
         activation_statistics(model, [], mlps=anatomy(model).mlps, active_above=TAU)
+    assert "batches" in str(error.value)
 
 
 def statistics(z, tau=TAU):
@@ -93,11 +94,11 @@ def statistics(z, tau=TAU):
 
 
 def test_importance_by_hand():
-    # One neuron, two samples: |z| = 1, 3 with the picture; 0, 2 in words.
-    found = neuron_importance({"m": statistics([[1.0], [-3.0]])}, {"m": statistics([[0.0], [2.0]])})["m"]
+    # One neuron, two samples: |z| = 1, 3 with the picture; 0, 2 in text.
+    importance = neuron_importance({"m": statistics([[1.0], [-3.0]])}, {"m": statistics([[0.0], [2.0]])})["m"]
     i_abs, i_freq = (2 - 1) / (2 + 1), (2 - 1) / (2 + 1)
     i_var, i_rms = (1 + 1) ** 0.5, ((10 - 4) / (10 + 4)) ** 0.5
-    assert found.item() == pytest.approx(i_abs + i_freq + i_var + i_rms, abs=1e-7)
+    assert importance.item() == pytest.approx(i_abs + i_freq + i_var + i_rms, abs=1e-7)
 
 
 def test_a_neuron_alike_and_constant_in_both_renderings_has_no_importance():
@@ -113,10 +114,12 @@ def test_repeating_all_samples_changes_nothing():
 
 
 def test_renderings_of_different_size_are_refused():
-    with pytest.raises(ValueError, match="2 multimodal and 1 text samples cannot be compared for m"):
-        neuron_importance({"m": statistics([[1.0], [2.0]])}, {"m": statistics([[1.0]])})
-    with pytest.raises(ValueError, match="only one of the two renderings reached m"):
-        neuron_importance({"m": statistics([[1.0]])}, {})
+    with pytest.raises(ValueError) as error:
+        neuron_importance({"block": statistics([[1.0], [2.0]])}, {"block": statistics([[1.0]])})
+    assert all(part in str(error.value) for part in ("2 multimodal", "1 text", "block"))
+    with pytest.raises(ValueError) as error:
+        neuron_importance({"block": statistics([[1.0]])}, {})
+    assert "block" in str(error.value)
 
 
 def test_importance_is_the_sum_of_its_terms():
@@ -129,17 +132,19 @@ def test_importance_is_the_sum_of_its_terms():
 
 
 def test_without_a_second_rendering_the_variance_over_pictures_stands_alone():
-    pictured = {"seen": statistics([[1.0], [-3.0]]), "both": statistics([[1.0], [-3.0]])}
+    pictured = {"pictures": statistics([[1.0], [-3.0]]), "both": statistics([[1.0], [-3.0]])}
     written = {"both": statistics([[0.0], [2.0]])}
-    found = neuron_importance(pictured, written, variance_only=["seen"])
-    assert found["seen"].item() == pytest.approx(1.0)  # |z| = 1 and 3
-    assert found["both"].item() == pytest.approx(
+    importance = neuron_importance(pictured, written, variance_only=["pictures"])
+    assert importance["pictures"].item() == pytest.approx(1.0)  # |z| = 1 and 3
+    assert importance["both"].item() == pytest.approx(
         neuron_importance({"both": pictured["both"]}, written)["both"].item()
     )
-    with pytest.raises(ValueError, match="only one of the two renderings reached seen"):
+    with pytest.raises(ValueError) as error:
         neuron_importance(pictured, written)
-    with pytest.raises(ValueError, match="only one of the two renderings reached nose"):
-        neuron_importance(pictured, written, variance_only=["seen", "nose"])
+    assert "pictures" in str(error.value)
+    with pytest.raises(ValueError) as error:
+        neuron_importance(pictured, written, variance_only=["pictures", "nose"])
+    assert "nose" in str(error.value)
 
 
 def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path):
@@ -154,7 +159,7 @@ def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path
     }
     tables, path = paper_tables(measured), tmp_path / "importance.safetensors"
     save_importance(path, tables, units=neuron_units(mlps), metadata={"model_digest": "x"})
-    loaded, units, metadata = load_tables(path)
+    loaded, units, metadata = load_importance(path)
     assert metadata["model_digest"] == "x" and units == neuron_units(mlps)
     assert loaded.keys() == tables.keys()
     for table, values in tables.items():
@@ -169,11 +174,11 @@ def test_file_round_trip_gives_other_fractions_without_the_model(model, tmp_path
     assert again.read_bytes() == path.read_bytes()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError) as error:
-        load_tables(path)
+        load_importance(path)
     assert "importance.safetensors" in str(error.value)
     save_file({"w": torch.zeros(1)}, path, metadata={"efface": '{"kind": "saliency_mask"}'})
     with pytest.raises(ArtifactError) as error:
-        load_tables(path)
+        load_importance(path)
     assert "'saliency_mask'" in str(error.value) and "'neuron_importance'" in str(error.value)
 
 

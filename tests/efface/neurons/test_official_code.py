@@ -37,8 +37,8 @@ def test_statistics_equal_a_two_pass_reference(model, processor, pictured, writt
     samples = {"pictured": pictured, "written": written}[kind]
     units = [unit for unit in output_units(model, anatomy(model).mlps) if unit.tower == tower]
     batches = Encoder(processor, samples).batches(batch_size)
-    found = output_statistics(model, batches, units=units, active_above=TAU)
-    assert found.keys() == {unit.name for unit in units}
+    measured = output_statistics(model, batches, units=units, active_above=TAU)
+    assert measured.keys() == {unit.name for unit in units}
     for unit in units:
         a = slow_outputs(model, processor, samples, unit)
         expected = {
@@ -47,7 +47,7 @@ def test_statistics_equal_a_two_pass_reference(model, processor, pictured, writt
             "var": a.std(0),
             "rms": np.sqrt((a**2).mean(0)),
         }
-        terms = found[unit.name].terms()
+        terms = measured[unit.name].terms()
         for name, value in expected.items():
             assert np.abs(terms[name].numpy() - value).max() <= 1e-5 * max(1, np.abs(value).max()), name
 
@@ -71,8 +71,8 @@ def test_only_the_last_three_layers_of_each_tower(processor):
     deep = sandbox.build_model(
         processor.tokenizer, **SHAPE, width=8, mlp_width=16, vision_layers=4, language_layers=5, heads=2
     )
-    found = {(unit.tower, unit.layer) for unit in output_units(deep, anatomy(deep).mlps)}
-    assert found == {("vision", i) for i in (1, 2, 3)} | {("language", i) for i in (2, 3, 4)}
+    layers = {(unit.tower, unit.layer) for unit in output_units(deep, anatomy(deep).mlps)}
+    assert layers == {("vision", i) for i in (1, 2, 3)} | {("language", i) for i in (2, 3, 4)}
 
 
 def statistics(a):
@@ -98,10 +98,11 @@ def test_sets_alike_score_zero():
 
 
 def test_sets_that_reach_other_layers_are_refused():
-    with pytest.raises(ValueError, match="only one of the two sets reached n"):
-        official_tables({"m": statistics([[1.0]]), "n": statistics([[1.0]])}, {"m": statistics([[1.0]])})
+    with pytest.raises(ValueError) as error:
+        official_tables({"m": statistics([[1.0]]), "fc9": statistics([[1.0]])}, {"m": statistics([[1.0]])})
+    assert "fc9" in str(error.value)
 
 
 def test_no_samples_is_an_error(model):
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError):
         output_statistics(model, [], units=output_units(model, anatomy(model).mlps), active_above=TAU)
