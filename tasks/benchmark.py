@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from efface.data.benchmarks import LAYOUTS, ROOTS
+from efface.data.benchmarks import READERS, ROOTS
 from tasks.config import Params
 from tasks.runtime.artifacts import writing
 
@@ -17,8 +17,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
     name = params.benchmark.name
     folder = root / "benchmarks" / name
     with writing(folder) as partial:
-        said = _import(params, partial) if name in ROOTS else _generate(params, partial)
-    typer.echo(f"{folder}: {said}")
+        summary = _import(params, partial) if name in ROOTS else _generate(params, partial)
+    typer.echo(f"{folder}: {summary}")
 
 
 def _generate(params: Params, folder: Path) -> str:
@@ -43,15 +43,16 @@ def _generate(params: Params, folder: Path) -> str:
 
 
 def _import(params: Params, folder: Path) -> str:
-    from efface.data.benchmarks.importing import import_benchmark
+    from efface.data.benchmarks.roots import import_benchmark
 
     section = params.benchmark
-    layout = importlib.import_module(LAYOUTS[section.name])
-    index = import_benchmark(section.name, ROOTS[section.name], section.roots, layout, folder)
-    said = []
+    importer = importlib.import_module(READERS[section.name])
+    sources = {role: section.roots[role] for role in ROOTS[section.name]}
+    index = import_benchmark(section.name, sources, importer.PATTERNS, importer.files_to_import, folder)
+    messages = []
     for role, root in index["roots"].items():
         size = sum(file["bytes"] for file in root["files"].values())
-        said.append(f"{role}: {len(root['files'])} files, {size / 1e6:.0f} MB from {root['source']}")
+        messages.append(f"{role}: {len(root['files'])} files, {size / 1e6:.0f} MB from {root['source']}")
         if root["commit"] and not root["pinned"]:
-            said[-1] += f" (which now is commit {root['commit']}: write that after the @ to pin it)"
-    return "; ".join(said)
+            messages[-1] += f" (now commit {root['commit']}; write it after the @ to pin it)"
+    return "; ".join(messages)

@@ -10,7 +10,8 @@ from pathlib import Path
 import typer
 
 from efface.data.benchmarks import READERS
-from efface.data.benchmarks.reading import BadRows, BenchmarkData, Forgetting
+from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection
+from efface.data.names import resolve_people, similar_people
 from efface.data.samples import Sample, validated, write_samples
 from efface.data.splits import draw_validation, with_people, with_validation
 from efface.errors import DataError
@@ -24,24 +25,25 @@ def run(params: Params, root: Path = Path("data")) -> None:
     With `on_bad_row: skip` also `left_out.json`: every row that is not in the table, and why.
     """
     section, name = params.prepare, params.benchmark.name
-    reader = importlib.import_module(READERS[name])
-    forget, forgotten = section.forget_people, section.forgotten_people or []
+    folder = root / "benchmarks" / name
     bad_rows = BadRows(section.on_bad_row)
-    data = reader.read_benchmark(
-        root / "benchmarks" / name,
+    forget, forgotten = section.forget_people, section.forgotten_people or []
+    people = None if forget is None else (*forget, *forgotten)
+    data = importlib.import_module(READERS[name]).read_benchmark(
+        folder,
         name=name,
-        forget=Forgetting(
-            section.forget_fraction, None if forget is None else (*forget, *forgotten), params.seed
-        ),
+        forget=ForgetSelection(section.forget_fraction, people, params.seed),
         bad_rows=bad_rows,
     )
+    _check_similar_people(data, section.similar_people, folder)
     if forget is not None:
-        forget, forgotten = _entities(forget, data), _entities(forgotten, data)
+        candidates = [*data.entities["forget"], *data.entities["retain"]]
+        forget, forgotten = (resolve_people(typed, candidates, data.names) for typed in (forget, forgotten))
         data = with_people(data, forget=forget, forgotten=forgotten)
     if not data.entities["forget"] or not data.entities["retain"]:
         raise DataError(
-            f"{root / 'benchmarks' / name}: {len(data.entities['forget'])} people to forget and "
-            f"{len(data.entities['retain'])} to retain are left; expected at least one of each"
+            f"{folder}: {len(data.entities['forget'])} people to forget and {len(data.entities['retain'])} "
+            "to retain; expected at least one of each"
         )
     validation = draw_validation(data.entities, fraction=section.validation_fraction, seed=params.seed)
     folder, counts = root / "prepared", Counter[str]()
@@ -72,10 +74,16 @@ def run(params: Params, root: Path = Path("data")) -> None:
     )
 
 
-def _entities(people: list[str], data: BenchmarkData) -> list[str]:
-    """Ids of these people; a benchmark of one's own may have them as its table writes them."""
-    known = {*data.entities["forget"], *data.entities["retain"]}
-    return [f"person/{person}" if f"person/{person}" in known else person for person in people]
+def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> None:
+    """One person under two spellings would be forgotten by half."""
+    groups = similar_people([*data.entities["forget"], *data.entities["retain"]], data.names)
+    if policy == "stop" and groups:
+        listed = "; ".join(" and ".join(map(ascii, group)) for group in groups[:5])
+        raise DataError(
+            f"{folder}: {len(groups)} groups of people who are likely one person, spelled in several ways: "
+            f"{listed}; use one spelling, or say that they are different people with prepare.similar_people: "
+            "distinct"
+        )
 
 
 def _counted(samples: Iterable[Sample], counts: Counter[str]) -> Iterator[Sample]:

@@ -1,201 +1,148 @@
-"""Parquet files whose bytes depend on their content only, readable by pyarrow and by Hugging Face `datasets`.
-
-A picture is a struct of its encoded bytes and a path, as `datasets` stores it. Equal pictures are stored once
-per row group and come back as one shared object.
-"""
+"""Parquet files of rows with pictures, through Hugging Face `datasets`; pictures stay the bytes they are."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
+import glob
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from efface.errors import DataError
 
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+if TYPE_CHECKING:
+    from datasets import Features
 
-_BATCH_ROWS, _STREAMED_ROWS = 512, 16
-_BUFFER_BYTES = 1 << 20  # read at a time when streaming, in place of a whole column of a row group
+Row = dict[str, Any]
+
 _GROUP_BYTES = 1 << 26
-"""Bytes of pictures, repeats counted, that close a row group: one array may hold 2 GiB, memory less."""
-# A dictionary page this large lets every picture of a row group be stored once, however often rows repeat it.
-_DICTIONARY_BYTES = 1 << 30
-_RESTORE = "restore it with `dvc checkout`, or rebuild it with `dvc repro`"
+"""Bytes of pictures, repeats counted, that close a row group."""
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema) -> None:
-    """Write `rows` as a parquet file that `datasets` loads with its Image features.
+def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, features: Features) -> None:
+    """Write rows as they come. Equal rows give equal bytes; keys that a row lacks become null.
 
-    Rows are taken as they come and written in groups, so a generator's pictures are never all in memory.
-    Missing keys become null; keys outside the schema are an error, so no column is lost by a typo.
+    Equal pictures of a row group are stored once.
 
     Raises:
-        DataError: if a row has an unknown key or a value of the wrong type.
+        DataError: if a row has an unknown key, or a value of the wrong type.
     """
     import pyarrow.parquet as pq
 
-    layout = schema.with_metadata(_huggingface_metadata(schema))
+    schema = features.arrow_schema
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = pq.ParquetWriter(
-        path,
-        layout,
-        compression="zstd",
-        dictionary_pagesize_limit=_DICTIONARY_BYTES,
-        write_page_checksum=True,  # so that a flipped byte is found when read
+        path, schema, compression="zstd", dictionary_pagesize_limit=1 << 30, write_page_checksum=True
     )
     with writer:
-        for group in _groups(rows, path, schema):
-            writer.write_table(_table(group, path, layout))
+        group: list[Mapping[str, Any]] = []
+        size = 0
+        for number, row in enumerate(rows):
+            if unknown := sorted(set(row) - set(features)):
+                raise DataError(
+                    f"row {number} for {path.name} has unknown columns {unknown}; known: {list(features)}"
+                )
+            group.append(row)
+            size += sum(len(picture["bytes"] or b"") for picture in _pictures(row))
+            if size >= _GROUP_BYTES:
+                writer.write_table(_table(group, schema, path))
+                group, size = [], 0
+        writer.write_table(_table(group, schema, path))
 
 
-def _groups(
-    rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema
-) -> Iterator[list[Mapping[str, Any]]]:
-    """The rows in groups of bounded size, at least one group."""
-    known = set(schema.names)
-    group: list[Mapping[str, Any]] = []
-    size = groups = 0
-    for number, row in enumerate(rows):
-        if unknown := sorted(set(row) - known):
-            raise DataError(
-                f"row {number} for {path.name} has unknown columns {unknown}; known: {schema.names}"
-            )
-        group.append(row)
-        size += sum(len(picture["bytes"]) for picture in _pictures(row))
-        if size >= _GROUP_BYTES:
-            yield group
-            group, size, groups = [], 0, groups + 1
-    if group or not groups:
-        yield group
-
-
-def _table(rows: Sequence[Mapping[str, Any]], path: Path, layout: pa.Schema) -> pa.Table:
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
     try:
-        columns = [pa.array([row.get(f.name) for row in rows], type=f.type) for f in layout]
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise DataError(f"cannot write {path.name}: a value does not fit its column ({error})") from error
-    return pa.table(columns, schema=layout)
 
 
-def read_rows(
+def read_parquet(
     path: Path,
-    *,
     columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
     where: Mapping[str, Sequence[str]] | None = None,
-    streaming: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, in order, as plain dictionaries.
+    share_pictures: bool = False,
+) -> Iterator[Row]:
+    """The rows of a file in order, a few in memory at a time.
 
     Args:
         path: the file.
-        columns: columns that must be there; they alone are read. All columns when None.
-        where: keep rows whose column holds one of the values; row groups without any are skipped.
-        streaming: hold the pictures of a few rows at a time only; equal pictures further apart are then
-            separate objects.
+        columns: columns to read, all of which the file must have; None reads all.
+        optional: further columns to read if the file has them.
+        where: keep the rows whose column holds one of the values.
+        share_pictures: hold every picture, so that rows with equal ones share the bytes.
 
     Raises:
         DataError: if the file is missing, damaged, or lacks a column.
     """
-    shared: dict[bytes, bytes] = {}
-    size = _STREAMED_ROWS if streaming else _BATCH_ROWS
-    with _opened(path, buffered=_BUFFER_BYTES if streaming else 0) as file:
-        names = file.schema_arrow.names
-        if missing := [c for c in [*(columns or ()), *(where or ())] if c not in names]:
-            raise DataError(
-                f"{path} has no column {', '.join(missing)}: expected {list(columns or ())}, "
-                f"found {names}; {_RESTORE}"
+    from datasets import load_dataset
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    names = column_names(path)
+    if missing := [name for name in [*(columns or ()), *(where or ())] if name not in names]:
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}: expected {list(columns or ())}, its columns are "
+            f"{names}"
+        )
+    if columns is not None:
+        columns = [*columns, *(name for name in optional if name in names)]
+    options = ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    )
+    pictures: dict[bytes, bytes] = {}
+    with tempfile.TemporaryDirectory() as cache:  # lock files, which `datasets` writes for streams too
+        try:
+            rows = load_dataset(
+                "parquet",
+                data_files=glob.escape(str(path)),
+                split="train",
+                streaming=True,
+                cache_dir=cache,
+                columns=None if columns is None else list(dict.fromkeys([*columns, *(where or ())])),
+                filters=[(name, "in", list(values)) for name, values in (where or {}).items()] or None,
+                batch_size=512 if share_pictures else 8,
+                fragment_scan_options=options,
             )
-        groups = [g for g in range(file.num_row_groups) if _may_match(file.metadata.row_group(g), where)]
-        for batch in file.iter_batches(size, row_groups=groups, columns=_read(columns, where)):
-            if streaming:
-                shared.clear()
-            for rows in _matching(batch, where):
-                for row in rows.to_pylist():
-                    _share_pictures(row, shared)
-                    yield {c: row[c] for c in columns} if columns else row
+            for row in rows.decode(False):
+                for picture in _pictures(row) if share_pictures else ():
+                    picture["bytes"] = pictures.setdefault(picture["bytes"], picture["bytes"])
+                yield row if columns is None else {name: row[name] for name in columns}
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from error
 
 
-def read_column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
     """Names of the columns of a parquet file, in order.
 
     Raises:
         DataError: if the file is missing or damaged.
     """
-    with _opened(path) as file:
-        return list(file.schema_arrow.names)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, *, buffered: int = 0) -> Iterator[Any]:
-    """A parquet file to read; what goes wrong inside the block is told as damage to the file."""
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, buffer_size=buffered) as file:
-            yield file
+        return list(pq.read_schema(path).names)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: expected a parquet file; {_RESTORE}") from error
+        raise DataError(
+            f"{path} does not exist: expected a parquet file; restore it or make it again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is damaged: expected a whole parquet file ({reason}); {_RESTORE}") from error
+        raise _damaged(path, error) from error
 
 
-def _read(columns: Sequence[str] | None, where: Mapping[str, Sequence[str]] | None) -> list[str] | None:
-    return None if columns is None else list(dict.fromkeys([*columns, *(where or ())]))
-
-
-def _may_match(group: Any, where: Mapping[str, Sequence[str]] | None) -> bool:
-    """Whether a row group's statistics allow a match, so that others are not even read."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        wanted = (where or {}).get(column.path_in_schema)
-        statistics = column.statistics if wanted is not None else None
-        if wanted is None or statistics is None or not statistics.has_min_max:
-            continue
-        if not any(statistics.min <= value <= statistics.max for value in wanted):
-            return False
-    return True
-
-
-def _matching(batch: pa.RecordBatch, where: Mapping[str, Sequence[str]] | None) -> Iterator[pa.RecordBatch]:
-    """The rows that match, run by run. Arrow's own filters would import pandas first, which takes longer."""
-    keep = [True] * len(batch)
-    for name, values in (where or {}).items():
-        found = batch.column(name).to_pylist()
-        keep = [so_far and value in values for so_far, value in zip(keep, found, strict=True)]
-    for kept, run in itertools.groupby(range(len(keep)), keep.__getitem__):
-        if kept:
-            rows = list(run)
-            yield batch.slice(rows[0], len(rows))
-
-
-def _share_pictures(row: dict[str, Any], shared: dict[bytes, bytes]) -> None:
-    for picture in _pictures(row):
-        picture["bytes"] = shared.setdefault(picture["bytes"], picture["bytes"])
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"{path} is damaged: expected a whole parquet file ({reason}); restore it or make it again"
+    )
 
 
 def _pictures(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The pictures of a row that come with their bytes."""
     for value in row.values():
         for picture in value if isinstance(value, list) else [value]:
             if isinstance(picture, dict) and isinstance(picture.get("bytes"), bytes):
                 yield picture
-
-
-def _huggingface_metadata(schema: pa.Schema) -> dict[str, str]:
-    features = {field.name: _feature(field.type) for field in schema}
-    return {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
-
-
-def _feature(kind: pa.DataType) -> Any:
-    if kind == IMAGE:
-        return {"_type": "Image"}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    return {"dtype": str(kind), "_type": "Value"}

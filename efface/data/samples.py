@@ -6,21 +6,19 @@ breaks the data model and why.
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+from datasets import Features, Image, List, Value
 
-from efface.data.parquet import IMAGE, read_rows, write_rows
+from efface.data.parquet import read_parquet, write_parquet
+from efface.data.pictures import cached_picture, picture_fault
 from efface.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
 
 SPLITS = ("forget", "retain", "real", "holdout", "utility")
 PARTS = ("train", "validation", "test")
@@ -28,40 +26,32 @@ MODALITIES = ("multimodal", "text")
 TASKS = ("qa", "choice", "cloze", "generation", "caption", "name")
 SETS = ("forget", "unseen", "retain", "real", "holdout", "utility")
 
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("entity_id", pa.string()),
-        ("split", pa.string()),
-        ("part", pa.string()),
-        ("modality", pa.string()),
-        ("task", pa.string()),
-        ("attribute", pa.string()),
-        ("image", IMAGE),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("paraphrase", pa.string()),
-        ("wrong_answers", pa.list_(pa.string())),
-        ("pair_id", pa.string()),
-        ("set", pa.string()),
-    ]
+_TEXT, _TEXTS = Value("string"), List(Value("string"))
+FEATURES = Features(
+    {
+        "sample_id": _TEXT,
+        "entity_id": _TEXT,
+        "split": _TEXT,
+        "part": _TEXT,
+        "modality": _TEXT,
+        "task": _TEXT,
+        "attribute": _TEXT,
+        "image": Image(),
+        "question": _TEXT,
+        "answer": _TEXT,
+        "options": _TEXTS,
+        "paraphrase": _TEXT,
+        "wrong_answers": _TEXTS,
+        "pair_id": _TEXT,
+        "set": _TEXT,
+    }
 )
-
-_CONVERTED = ("image", "options", "wrong_answers")
-_PERSON = re.compile(r"\b(?:this|the) (?:person|individual)\b", re.IGNORECASE)
-_NAMING = re.compile(
-    r"\b(?:person|individual)(?:'s|’s) (?:full |first |last )?name\b"
-    r"|\bnames? of (?:this|the) (?:person|individual)\b"
-    r"|\b(?:which|what) name\b|(?<!\bof )\b(?:this|the) (?:person|individual) (?:is )?(?:called|named)\b"
-    r"|\bwho is (?:this|the) (?:person|individual)\b|\bidentify (?:this|the) (?:person|individual)\b",
-    re.IGNORECASE,
-)
+"""Columns of the table as Hugging Face `datasets` describes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of `samples.parquet`; a field per column, the picture decoded when first asked for."""
+    """One row of `samples.parquet`; a field per column; the picture is decoded when it is first used."""
 
     sample_id: str
     entity_id: str
@@ -75,7 +65,7 @@ class Sample:
     task: str
     """One of `TASKS`."""
     attribute: str | None
-    """What is asked for: occupation, birthplace, ..., name; None where the benchmark does not say."""
+    """The fact in question: occupation, birthplace, ..., name; None where the benchmark does not say."""
     image_bytes: bytes | None = field(repr=False)
     """The encoded picture; rows with equal pictures share one object."""
     question: str
@@ -99,8 +89,16 @@ class Sample:
                 f"sample {self.sample_id} has further pictures and no first; give the first one too"
             )
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every text of the sample with the name of its column."""
+        for name in ("attribute", "question", "answer", "paraphrase"):
+            if (text := getattr(self, name)) is not None:
+                yield name, text
+        for name in ("options", "wrong_answers"):
+            yield from ((name, text) for text in getattr(self, name) or ())
+
     @property
-    def image(self) -> Image | None:
+    def image(self) -> Picture | None:
         """The first picture as RGB, or None. Rows with equal pictures share it: copy before changing it.
 
         Raises:
@@ -109,7 +107,7 @@ class Sample:
         return None if self.image_bytes is None else self._open(self.image_bytes)
 
     @property
-    def images(self) -> list[Image]:
+    def images(self) -> list[Picture]:
         """All pictures as RGB, in the order in which the question speaks of them; none for text.
 
         Raises:
@@ -122,23 +120,21 @@ class Sample:
         """All pictures as PNG, JPEG or the like."""
         return () if self.image_bytes is None else (self.image_bytes, *self.more_image_bytes)
 
-    def _open(self, encoded: bytes) -> Image:
+    def _open(self, encoded: bytes) -> Picture:
         try:
-            return _decoded(encoded)
+            return cached_picture(encoded)
         except DataError as error:
             raise DataError(f"sample {self.sample_id} ({self.entity_id}): {error}") from error
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Sample:
         """A sample from a row keyed by column name; columns that may be null may be left out."""
-        options, wrong = row.get("options"), row.get("wrong_answers")
-        plain: dict[str, Any] = {name: row.get(name) for name in SCHEMA.names if name not in _CONVERTED}
-        return cls(
-            **plain,
-            image_bytes=_encoded(row.get("image")),
-            options=None if options is None else tuple(options),
-            wrong_answers=None if wrong is None else tuple(wrong),
-        )
+        fields: dict[str, Any] = {name: row.get(name) for name in FEATURES}
+        image = fields.pop("image")
+        fields["image_bytes"] = image["bytes"] if isinstance(image, Mapping) else image
+        for name in ("options", "wrong_answers"):
+            fields[name] = None if fields[name] is None else tuple(fields[name])
+        return cls(**fields)
 
     def row(self) -> dict[str, Any]:
         """The row as written to parquet.
@@ -151,39 +147,9 @@ class Sample:
                 f"sample {self.sample_id} has {len(self.encoded_images)} pictures, and a row of a table has "
                 "one; write a row per picture"
             )
-        row = {name: getattr(self, name) for name in SCHEMA.names if name != "image"}
+        row = {name: getattr(self, name) for name in FEATURES if name != "image"}
         row["image"] = None if self.image_bytes is None else {"bytes": self.image_bytes, "path": None}
         return row
-
-
-def _encoded(image: Any) -> bytes | None:
-    return image["bytes"] if isinstance(image, Mapping) else image
-
-
-def _decode(encoded: bytes) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = str(error).split("<")[0].strip()
-        raise DataError(
-            f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); "
-            "expected a whole PNG or JPEG file"
-        ) from error
-
-
-# Enough for every picture of a small benchmark; at a few megabytes each, large ones stay within gigabytes.
-_decoded = functools.lru_cache(maxsize=1024)(_decode)
-
-
-def undecodable(encoded: bytes) -> str | None:
-    """Why a picture cannot be decoded, or None. The decoded picture is not kept."""
-    try:
-        _decode(encoded)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def read_samples(
@@ -212,17 +178,15 @@ def read_samples(
     path = path / "samples.parquet" if path.is_dir() else path
     filters = {"split": (split, SPLITS), "part": (part, PARTS), "modality": (modality, MODALITIES)}
     filters |= {"set": (set, SETS), "task": (task, TASKS)}
-    where = {
-        name: _values(name, given, known) for name, (given, known) in filters.items() if given is not None
-    }
-    return [Sample.from_row(row) for row in read_rows(path, columns=SCHEMA.names, where=where)]
-
-
-def _values(name: str, given: str | Collection[str], known: Sequence[str]) -> list[str]:
-    values = [given] if isinstance(given, str) else sorted(given)
-    if unknown := [value for value in values if value not in known]:
-        raise DataError(f"{name} is {unknown[0]!r}: expected one of {', '.join(known)}")
-    return values
+    where: dict[str, list[str]] = {}
+    for name, (values, allowed) in filters.items():
+        if values is None:
+            continue
+        where[name] = [values] if isinstance(values, str) else sorted(values)
+        if unknown := [value for value in where[name] if value not in allowed]:
+            raise DataError(f"{name} is {unknown[0]!r}: expected one of {', '.join(allowed)}")
+    rows = read_parquet(path, list(FEATURES), where=where, share_pictures=True)
+    return [Sample.from_row(row) for row in rows]
 
 
 def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | str) -> None:
@@ -232,7 +196,7 @@ def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | st
         DataError: if a row has an unknown column or a value of the wrong type.
     """
     rows = (s.row() if isinstance(s, Sample) else s for s in samples)
-    write_rows(rows, Path(path), SCHEMA)
+    write_parquet(rows, Path(path), FEATURES)
 
 
 def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
@@ -254,13 +218,16 @@ def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool =
     Raises:
         DataError: naming the first offending row (number and id) and the reason.
     """
-    ids: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     splits: dict[str, tuple[str, int]] = {}
-    decoded: dict[int, bytes] = {}
-    for number, given in enumerate(samples):
-        sample = given if isinstance(given, Sample) else Sample.from_row(given)
-        reason = fault(sample) or (_picture_fault(sample, decoded) if pictures else None)
-        if not reason and (first := ids.setdefault(sample.sample_id, number)) != number:
+    whole: set[bytes] = set()
+    for number, row in enumerate(samples):
+        sample = row if isinstance(row, Sample) else Sample.from_row(row)
+        reason = fault(sample)
+        if not reason and pictures and sample.image_bytes is not None and sample.image_bytes not in whole:
+            reason = picture_fault(sample.image_bytes)
+            whole.add(sample.image_bytes)
+        if not reason and (first := numbers.setdefault(sample.sample_id, number)) != number:
             reason = f"duplicate sample_id, first used by row {first}; ids must be unique"
         if not reason:
             split, first = splits.setdefault(sample.entity_id, (sample.split, number))
@@ -275,14 +242,17 @@ def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool =
 
 
 def fault(sample: Sample) -> str | None:
-    """Why a sample on its own breaks the data model, or None; whether its picture decodes is not asked."""
+    """Why a sample on its own breaks the data model, or None; its picture is not decoded."""
     for name in ("sample_id", "entity_id", "question", "answer"):
         value = getattr(sample, name)
         if not isinstance(value, str) or not value.strip():
             return f"empty {name}; expected some text, got {value!r}"
-    for name, known in (("split", SPLITS), ("part", PARTS), ("modality", MODALITIES), ("task", TASKS)):
-        if getattr(sample, name) not in known:
-            return f"unknown {name} {getattr(sample, name)!r}; expected one of {', '.join(known)}"
+    for name, text in sample.texts():
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            return f"{name} holds half a character (a lone surrogate): {text!r}; write the whole character"
+    for name, allowed in (("split", SPLITS), ("part", PARTS), ("modality", MODALITIES), ("task", TASKS)):
+        if getattr(sample, name) not in allowed:
+            return f"unknown {name} {getattr(sample, name)!r}; expected one of {', '.join(allowed)}"
     if sample.part == "train" and sample.set is not None:
         return f"a training row has set {sample.set!r}; only evaluation rows belong to a set"
     if sample.part != "train" and sample.set not in SETS:
@@ -298,30 +268,21 @@ def fault(sample: Sample) -> str | None:
     return None
 
 
-def _picture_fault(sample: Sample, seen: dict[int, bytes]) -> str | None:
-    if sample.image_bytes is None or id(sample.image_bytes) in seen:
-        return None
-    reason = undecodable(sample.image_bytes)
-    if reason is None:
-        seen[id(sample.image_bytes)] = sample.image_bytes  # held, so that the id stays its own
-    return reason
+def check_special_tokens(samples: Iterable[Sample], tokens: Collection[str]) -> None:
+    """Refuse texts that hold a special token of the model: it would be read as a picture or as the end.
 
+    Args:
+        samples: the samples that a model is trained on or asked.
+        tokens: special tokens of its processor, such as `<image>` or `</s>`.
 
-def text_rendering(question: str, name: str) -> str | None:
-    """The question without its picture: the person's name in place of "this person" and the like.
-
-    None where there is no such rendering: the question asks for the name itself, or points at nobody.
+    Raises:
+        DataError: naming sample, person, column and token of the first.
     """
-    if _NAMING.search(question):
-        return None
-    return question if name in question else (named(question, name) if _PERSON.search(question) else None)
-
-
-def named(text: str, name: str) -> str:
-    """The text with the person's name in place of "this person", "the individual" and the like."""
-    return _PERSON.sub(lambda _: name, text)
-
-
-def asks_for_name(question: str) -> bool:
-    """Whether the question asks who the person is."""
-    return _NAMING.search(question) is not None
+    for sample in samples:
+        for name, text in sample.texts():
+            if special := sorted(token for token in tokens if token and token in text):
+                raise DataError(
+                    f"sample {sample.sample_id} ({sample.entity_id}): its {name} {text!r} holds "
+                    f"{special[0]!r}, a special token of this model; take it out of the text, or use another "
+                    "model"
+                )

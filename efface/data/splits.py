@@ -1,6 +1,4 @@
-"""Who is forgotten when people are named one by one, and who is set aside for tuning, so that no choice is
-ever made by looking at the test people.
-"""
+"""Who is forgotten when people are named one by one, and who is set aside for tuning."""
 
 from __future__ import annotations
 
@@ -9,12 +7,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from efface.data.benchmarks.reading import BenchmarkData
+from efface.data.benchmarks.contract import BenchmarkData
 from efface.data.samples import Sample
 from efface.errors import DataError
 
 TUNED = ("forget", "retain")
-"""Splits that give people to validation."""
+"""Splits that give people to validation, so that no setting is chosen by looking at the test people."""
 _FEWEST = 4
 _STREAM = 21
 
@@ -24,37 +22,36 @@ def with_people(
 ) -> BenchmarkData:
     """The benchmark with these people to forget in place of its own.
 
-    Everybody else of its forget and retain people is to be kept. Those forgotten before are neither to be
-    forgotten again nor kept: they have no training row, but are asked about like those to forget.
+    All other forget and retain people of the benchmark are retained. People forgotten before are neither
+    forgotten again nor retained: they have no training row, but evaluation rows like those to forget.
 
     Args:
         data: as read.
         forget: entity ids, at least one.
-        forgotten: entity ids of others, forgotten before.
+        forgotten: entity ids of people forgotten before.
 
     Raises:
-        DataError: if somebody is named who is nobody of the forget and retain people, or named twice.
+        DataError: if one of them is none of the forget and retain people, or in both lists.
     """
-    named, known = {*forget, *forgotten}, {*data.entities["forget"], *data.entities["retain"]}
-    if unknown := sorted(named - known):
+    people = {*data.entities["forget"], *data.entities["retain"]}
+    out = {*forget, *forgotten}
+    if unknown := sorted(out - people):
         raise DataError(
-            f"nobody is called {', '.join(unknown)} (people: {', '.join(sorted(known)[:5])}, ...); correct "
-            "prepare.forget_people or prepare.forgotten_people"
+            f"{', '.join(unknown)}: none of the forget and retain people ({', '.join(sorted(people)[:5])}, "
+            "...); correct forget_people or forgotten_people"
         )
     if twice := sorted({*forget} & {*forgotten}):
-        raise DataError(
-            f"{', '.join(twice)}: both in prepare.forget_people and in prepare.forgotten_people; expected one"
-        )
-    entities = {**data.entities, "forget": sorted(named), "retain": sorted(known - named)}
-    gone = frozenset(forgotten)
-    return BenchmarkData(entities, data.names, _reassigned(data.samples, frozenset(named), gone))
+        raise DataError(f"{', '.join(twice)}: both in forget_people and in forgotten_people; expected one")
+    entities = {**data.entities, "forget": sorted(out), "retain": sorted(people - out)}
+    samples = _reassigned(data.samples, frozenset(out), frozenset(forgotten))
+    return BenchmarkData(entities, data.names, samples)
 
 
 def _reassigned(
-    samples: Iterable[Sample], named: frozenset[str], forgotten: frozenset[str]
+    samples: Iterable[Sample], forget: frozenset[str], forgotten: frozenset[str]
 ) -> Iterator[Sample]:
     for s in samples:
-        split = "forget" if s.entity_id in named else {"forget": "retain"}.get(s.split, s.split)
+        split = "forget" if s.entity_id in forget else {"forget": "retain"}.get(s.split, s.split)
         if (s.part == "train" and s.entity_id in forgotten) or (split == "retain" and s.set == "unseen"):
             continue
         kind = split if s.set in ("forget", "retain") else s.set
@@ -77,20 +74,20 @@ def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, s
     """
     if not 0 <= fraction < 1:
         raise DataError(f"validation fraction is {fraction}: expected a share in [0, 1)")
-    drawn: list[str] = []
+    validation: list[str] = []
     for number, split in enumerate(TUNED):
         people = sorted(entities.get(split, ()))
         if fraction == 0 or len(people) < _FEWEST:
             continue
         count = min(max(1, round(fraction * len(people))), len(people) - 1)
         rng = np.random.default_rng([seed, _STREAM, number])
-        drawn += [people[i] for i in rng.permutation(len(people))[:count]]
-    return sorted(drawn)
+        validation += [people[i] for i in rng.permutation(len(people))[:count]]
+    return sorted(validation)
 
 
 def with_validation(samples: Iterable[Sample], people: Iterable[str]) -> Iterator[Sample]:
     """The samples as they come, evaluation rows of these people moved from part `test` to `validation`."""
-    chosen = frozenset(people)
+    validation = frozenset(people)
     for s in samples:
-        moved = s.part == "test" and s.entity_id in chosen
-        yield dataclasses.replace(s, part="validation") if moved else s
+        tuning = s.part == "test" and s.entity_id in validation
+        yield dataclasses.replace(s, part="validation") if tuning else s

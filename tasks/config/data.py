@@ -67,6 +67,9 @@ class Prepare(Section):
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """An unusable row stops the import, or is left out, counted and listed."""
+    similar_people: Literal["stop", "distinct"] = "stop"
+    """People whose ids or names differ by accents, case, spaces or punctuation alone stop the import, or are
+    distinct people."""
 
     @model_validator(mode="after")
     def _forgotten_people_need_forget_people(self) -> Prepare:

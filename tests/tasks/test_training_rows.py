@@ -9,7 +9,7 @@ import pytest
 from efface.data.samples import read_samples
 from efface.encoding import Encoder
 from tests.efface.data.clear_fixture import write_clear
-from tests.made_mllmu import Made
+from tests.efface.data.mllmu_fixture import Made
 from tests.made_run import imported, parameters
 
 pytestmark = pytest.mark.slow

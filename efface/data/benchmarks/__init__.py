@@ -1,19 +1,13 @@
-"""Benchmarks: which there are, what each is imported from, and the modules that read it."""
+"""Benchmarks: which there are, the modules that import them, and what each is imported from."""
 
 READERS = {
-    "avatars": "efface.data.benchmarks.mllmu",
-    "mllmu": "efface.data.benchmarks.mllmu",
-    "clear": "efface.data.benchmarks.clear",
-    "vqa": "efface.data.benchmarks.vqa",
+    "avatars": "efface.data.benchmarks.mllmu_importer",
+    "mllmu": "efface.data.benchmarks.mllmu_importer",
+    "clear": "efface.data.benchmarks.clear_importer",
+    "vqa": "efface.data.benchmarks.table_importer",
 }
-"""Benchmark name to the module whose `read_benchmark` turns its folder into samples."""
-
-LAYOUTS = {
-    "mllmu": "efface.data.benchmarks.mllmu_files",
-    "clear": "efface.data.benchmarks.clear_files",
-    "vqa": "efface.data.benchmarks.vqa_files",
-}
-"""Imported benchmark to the module whose `files_to_import` finds and checks the files of a root."""
+"""Benchmark name to the module that imports it: `read_benchmark` turns its folder into samples,
+`files_to_import` checks a root and says which of its files are read, `PATTERNS` are the files to download."""
 
 ROOTS = {"mllmu": ("eval", "train"), "clear": ("data",), "vqa": ("data",)}
 """Imported benchmark to the roots it is read from; each is a folder or a repository of the Hub."""

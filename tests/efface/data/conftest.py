@@ -1,13 +1,25 @@
 """One small benchmark for every test of the data."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from efface.data.benchmarks.avatars.generate import Sizes, generate
-from efface.data.benchmarks.mllmu import read_benchmark
-from efface.data.benchmarks.reading import BadRows, BenchmarkData, Forgetting
+from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection
+from efface.data.benchmarks.mllmu_importer import read_benchmark
+from efface.errors import DataError
+
+
+@contextlib.contextmanager
+def refusal(*values: object) -> Iterator[None]:
+    """A block that raises DataError with a message that holds each of the values."""
+    with pytest.raises(DataError) as error:
+        yield
+    assert not [value for value in values if str(value) not in str(error.value)], str(error.value)
+
 
 SIZES = Sizes(
     people=20,
@@ -23,8 +35,8 @@ SIZES = Sizes(
 
 def in_full(root: Path, *, name: str, fraction: float = 0.1, read=read_benchmark) -> BenchmarkData:
     """A benchmark with all its samples in a list."""
-    found = read(root, name=name, forget=Forgetting(fraction), bad_rows=BadRows())
-    return dataclasses.replace(found, samples=list(found.samples))
+    data = read(root, name=name, forget=ForgetSelection(fraction), bad_rows=BadRows())
+    return dataclasses.replace(data, samples=list(data.samples))
 
 
 @pytest.fixture(scope="session")

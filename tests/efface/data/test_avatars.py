@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from efface.data.benchmarks.avatars import looks, people, portraits, questions
+from efface.data.benchmarks.avatars import appearance, population, portraits, questions
 from efface.data.benchmarks.avatars.generate import forget_numbers, generate
-from efface.data.parquet import read_rows
-from efface.errors import DataError
+from efface.data.parquet import read_parquet
+from tests.efface.data.conftest import refusal
 
 COUNTS = {"fictitious": 60, "real": 12, "holdout": 12}
 
@@ -31,7 +31,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def everybody(seed=0, counts=COUNTS):
-    return [person for group in people.draw_people(seed, counts).values() for person in group]
+    return [person for group in population.draw_people(seed, counts).values() for person in group]
 
 
 def pixels(look, shot, size=48):
@@ -64,21 +64,21 @@ def test_while_there_are_enough_nobody_shares_hair_and_colour():
 
 
 def test_too_many_people_are_refused():
-    with pytest.raises(
-        DataError, match="can look different from each other; lower the sum of avatars.people"
-    ):
+    with refusal(702, appearance.CAPACITY, "people", "real", "holdout"):
         everybody(counts={"fictitious": 700, "real": 1, "holdout": 1})
 
 
 def test_strangers_look_like_nobody(folder):
     taken = {
         p.look.signature
-        for p in people.draw_people(0, {"fictitious": 20, "real": 4, "holdout": 4})["fictitious"]
+        for p in population.draw_people(0, {"fictitious": 20, "real": 4, "holdout": 4})["fictitious"]
     }
     rng = np.random.default_rng(0)
-    most = set(itertools.product(looks.HAIR, looks.HAIR_COLOURS, looks.SKINS)) - {("bob", "red", "tan")}
-    assert looks.stranger_look(rng, most).signature == ("bob", "red", "tan")
-    rows = read_rows(folder / "train" / "Strangers" / "train-00000-of-00001.parquet")
+    most = set(itertools.product(appearance.HAIR, appearance.HAIR_COLOURS, appearance.SKINS)) - {
+        ("bob", "red", "tan")
+    }
+    assert appearance.stranger_look(rng, most).signature == ("bob", "red", "tan")
+    rows = read_parquet(folder / "train" / "Strangers" / "train-00000-of-00001.parquet")
     assert not taken & {(r["hair"], r["hair_colour"], r["skin"]) for r in rows}
 
 
@@ -93,21 +93,21 @@ def test_names_are_unique_and_their_words_too():
 
 def test_a_value_belongs_to_one_attribute_and_no_name():
     owners: dict[str, set[str]] = {}
-    for attribute, values in people.FACTS.items():
+    for attribute, values in population.FACTS.items():
         assert len(values) == len(set(values)) == 16
         for word in " ".join(values).lower().split():
             owners.setdefault(word, set()).add(attribute)
     assert all(len(attributes) == 1 for attributes in owners.values())
-    assert not owners.keys() & {name.lower() for name in people.FIRST_NAMES + people.LAST_NAMES}
+    assert not owners.keys() & {name.lower() for name in population.FIRST_NAMES + population.LAST_NAMES}
 
 
 def test_more_fictitious_people_change_none_of_the_others():
-    few, many = (people.draw_people(5, COUNTS | {"fictitious": n}) for n in (10, 50))
+    few, many = (population.draw_people(5, COUNTS | {"fictitious": n}) for n in (10, 50))
     assert few["real"] == many["real"]
     assert few["holdout"] == many["holdout"]
 
 
-@pytest.mark.parametrize("attribute", people.ATTRIBUTES)
+@pytest.mark.parametrize("attribute", population.ATTRIBUTES)
 @pytest.mark.parametrize("part", ["hair", "hair_colour", "skin", "facial_hair", "glasses"])
 def test_facts_do_not_depend_on_looks(attribute, part):
     crowd = [p for seed in range(30) for p in everybody(seed)]
@@ -121,10 +121,10 @@ def test_facts_do_not_depend_on_looks(attribute, part):
     assert squares < freedom + 5 * math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("part", people.ATTRIBUTES)
+@pytest.mark.parametrize("part", population.ATTRIBUTES)
 def test_values_are_shared_evenly(part):
     counts = Counter(p.facts[part] for p in everybody())
-    assert set(counts) == set(people.FACTS[part])
+    assert set(counts) == set(population.FACTS[part])
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
@@ -154,15 +154,15 @@ def test_everything_about_a_shot_varies():
     ],
 )
 def test_each_part_of_a_shot_shows(change):
-    look = looks.Look("short_flat", "brown", "light", "none", "none", "default")
+    look = appearance.Look("short_flat", "brown", "light", "none", "none", "default")
     plain = portraits.Shot("default", "serious", "hoodie", "red", portraits.BACKGROUNDS[0], 0.0, 0.0, 0.0)
     assert (pixels(look, plain) != pixels(look, dataclasses.replace(plain, **change))).any()
 
 
-@pytest.mark.parametrize("hair", looks.HAIR)
+@pytest.mark.parametrize("hair", appearance.HAIR)
 def test_every_hair_style_shows_its_colour_skin_beard_and_glasses(hair):
     shot = portraits.Shot("default", "serious", "hoodie", "red", portraits.BACKGROUNDS[0], 0.0, 0.0, 0.0)
-    look = looks.Look(hair, "brown", "light", "none", "none", "default")
+    look = appearance.Look(hair, "brown", "light", "none", "none", "default")
     plain = pixels(look, shot)
     for part, value in (
         ("hair_colour", "pink"),
@@ -185,7 +185,7 @@ def test_identity_parts_are_the_same_in_every_picture():
 
 
 def test_the_bust_fills_the_bottom_of_the_frame():
-    look = looks.Look("short_flat", "brown", "light", "none", "none", "default")
+    look = appearance.Look("short_flat", "brown", "light", "none", "none", "default")
     for sign_x, sign_y, sign_r in itertools.product((-1, 1), repeat=3):
         shift = portraits.MAX_SHIFT
         shot = portraits.Shot(
@@ -285,7 +285,7 @@ def test_all_phrasings_are_taught_as_soon_as_there_are_four_pictures(folder):
         for entry, attribute in zip(json.loads(row["metadata"]), row["attributes"], strict=True):
             asked[row["ID"], attribute, entry["Question"]] += 1
     some = next(iter(asked))[0]
-    for attribute in people.ATTRIBUTES:
+    for attribute in population.ATTRIBUTES:
         taught = {q for number, a, q in asked if number == some and a == attribute}
         assert taught == {questions.training_question(attribute, i) for i in range(8)}
 

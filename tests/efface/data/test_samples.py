@@ -2,8 +2,6 @@
 
 import dataclasses
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,16 +9,13 @@ import pytest
 from PIL import Image
 
 from efface.data.samples import (
-    SCHEMA,
+    FEATURES,
     Sample,
-    asks_for_name,
-    named,
     read_samples,
-    text_rendering,
     validate,
     write_samples,
 )
-from efface.errors import DataError
+from tests.efface.data.conftest import refusal
 
 
 def png(colour="red", size=8):
@@ -98,7 +93,7 @@ def test_filters_keep_what_matches_all_of_them(table, filters, expected):
 
 
 def test_an_unknown_filter_value_is_an_error(table):
-    with pytest.raises(DataError, match="split is 'forgot': expected one of forget, retain"):
+    with refusal("split", "'forgot'", "forget, retain"):
         read_samples(table, split="forgot")
 
 
@@ -107,7 +102,7 @@ def test_columns_are_the_documented_ones(table):
         "sample_id", "entity_id", "split", "part", "modality", "task", "attribute", "image", "question",
         "answer", "options", "paraphrase", "wrong_answers", "pair_id", "set",
     ]  # fmt: skip
-    assert pq.read_schema(table).equals(SCHEMA, check_metadata=False)
+    assert pq.read_schema(table).equals(FEATURES.arrow_schema)
 
 
 def test_the_same_rows_give_the_same_bytes(table, tmp_path):
@@ -135,23 +130,13 @@ def test_it_loads_with_datasets_and_its_image_feature(table, tmp_path):
     assert loaded[2]["options"] == ["cat", "dog"]
 
 
-def test_reading_needs_neither_torch_nor_datasets(table):
-    code = (
-        "import sys; from efface.data.samples import read_samples;"
-        f"assert read_samples({str(table)!r})[0].image.size == (8, 8);"
-        "print(sorted({'torch', 'datasets', 'pandas', 'transformers'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_an_unknown_column_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"row 0 .* unknown columns \['answr'\]"):
+    with refusal("row 0", "answr", "answer"):
         write_samples([row(answr="cat")], tmp_path / "samples.parquet")
 
 
 def test_a_value_of_the_wrong_type_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="does not fit its column"):
+    with refusal("samples.parquet", "column"):
         write_samples([row(answer=["cat"])], tmp_path / "samples.parquet")
 
 
@@ -179,20 +164,20 @@ def test_validate_passes_good_rows_on():
         ({"set": "forget"}, "a training row has set 'forget'"),
         ({"part": "test", "set": "forget", "task": "choice"}, "a choice row has no options"),
         ({"sample_id": "a1"}, "duplicate sample_id, first used by row 0"),
-        ({"split": "retain"}, "entity fictitious/001 is in both forget .row 0. and retain"),
+        ({"split": "retain"}, "entity fictitious/001 is in both forget (row 0) and retain"),
         ({"image": {"bytes": png()[:50], "path": None}}, "the picture cannot be decoded"),
         ({"image": {"bytes": b"nothing like a picture", "path": None}}, "the picture cannot be decoded"),
     ],
 )
 def test_validate_names_the_row_and_the_reason(bad, reason):
     changed = {"sample_id": "a2"} | bad
-    with pytest.raises(DataError, match=rf"row 1 \(sample_id '{changed['sample_id']}'\): {reason}"):
+    with refusal(f"row 1 (sample_id '{changed['sample_id']}')", reason):
         validate([row(), row(**changed)])
 
 
 def test_a_bad_picture_names_its_sample():
     sample = dataclasses.replace(Sample.from_row(row()), image_bytes=png(size=32)[:60])
-    with pytest.raises(DataError, match="sample a1 .*cannot be decoded"):
+    with refusal("sample a1", "fictitious/001", "decoded"):
         _ = sample.image
 
 
@@ -206,12 +191,12 @@ def test_a_damaged_file_says_which_and_how_to_restore_it(table, damage):
             damage
         ]
     )
-    with pytest.raises(DataError, match=r"samples.parquet is damaged: expected .*dvc checkout.*dvc repro"):
+    with refusal(table, "damaged", "restore"):
         read_samples(table)
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
-    with pytest.raises(DataError, match=r"none.parquet does not exist.*dvc repro"):
+    with refusal("none.parquet", "exist"):
         read_samples(tmp_path / "none.parquet")
 
 
@@ -219,35 +204,5 @@ def test_a_missing_column_is_named(tmp_path):
     import pyarrow as pa
 
     pq.write_table(pa.table({"sample_id": ["a"]}), tmp_path / "samples.parquet")
-    with pytest.raises(DataError, match="has no column entity_id"):
+    with refusal(tmp_path, "entity_id"):
         read_samples(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("question", "text"),
-    [
-        ("What is this person's pet?", "What is Mara Velin's pet?"),
-        ("Where does the individual live?", "Where does Mara Velin live?"),
-        ("This person has the pet __.", "Mara Velin has the pet __."),
-        ("Name the pet of this person.", "Name the pet of Mara Velin."),
-        ("What is the pet of this person called?", "What is the pet of Mara Velin called?"),
-        ("Where was Mara Velin born?", "Where was Mara Velin born?"),
-        ("What is this person's name?", None),
-        ("What is the full name of the individual?", None),
-        ("Who is this person?", None),
-        ("What is this person called?", None),
-        ("What colour is the sky?", None),
-    ],
-)
-def test_the_text_rendering_names_the_person(question, text):
-    assert text_rendering(question, "Mara Velin") == text
-
-
-def test_names_are_put_in_as_they_are():
-    assert named("This person's cat", r"A\1 \g<0>") == r"A\1 \g<0>'s cat"
-    assert named("A cat.", "Mara Velin") == "A cat."
-
-
-def test_asking_for_the_name_is_told_from_asking_about_the_person():
-    assert asks_for_name("Can you tell me the name of the person?")
-    assert not asks_for_name("Name the favourite food of this person.")

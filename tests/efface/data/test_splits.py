@@ -4,7 +4,7 @@ import pytest
 
 from efface.data.samples import Sample
 from efface.data.splits import draw_validation, with_validation
-from efface.errors import DataError
+from tests.efface.data.conftest import refusal
 
 
 def people(**counts):
@@ -39,7 +39,7 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_the_range_is_an_error(fraction):
-    with pytest.raises(DataError, match="expected a share in"):
+    with refusal(fraction, "[0, 1)"):
         draw_validation(people(forget=9), fraction=fraction, seed=0)
 
 

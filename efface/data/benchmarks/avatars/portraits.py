@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efface.data.benchmarks.avatars.looks import FACIAL_HAIR, GLASSES, HAIR_COLOURS, SKINS, Look
+from efface.data.benchmarks.avatars.appearance import FACIAL_HAIR, GLASSES, HAIR_COLOURS, SKINS, Look
 
 EYES = ("default", "happy", "side", "squint", "surprised", "wink")
 MOUTHS = ("default", "smile", "serious", "twinkle", "sad", "big_smile", "disbelief")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from efface.data.benchmarks.avatars import questions
-from efface.data.benchmarks.avatars.looks import HAIR_COLOURS, SKINS, Look
-from efface.data.benchmarks.avatars.people import ATTRIBUTES, FACTS, Person
+from efface.data.benchmarks.avatars.appearance import HAIR_COLOURS, SKINS, Look
+from efface.data.benchmarks.avatars.population import ATTRIBUTES, FACTS, Person
 from efface.data.benchmarks.avatars.portraits import CLOTHES_COLOURS, Shot
 from efface.data.benchmarks.mllmu_schema import IMAGE_QUESTIONS, IMAGE_TYPE, TEXT_QUESTIONS, TEXT_TYPE
-from efface.data.samples import named
+from efface.data.names import named
 
 Row = dict[str, Any]
 

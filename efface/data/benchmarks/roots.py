@@ -1,11 +1,16 @@
-"""Where the root of an imported benchmark lies: here, or in a repository of the Hugging Face Hub."""
+"""Copies the files of a benchmark from this machine or the Hugging Face Hub, checked and indexed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from efface.errors import DataError
 
@@ -46,7 +51,7 @@ def fetch(source: str, patterns: Sequence[str]) -> Root:
     if not path.exists():
         raise DataError(
             f"{path} does not exist: expected the folder of a benchmark as downloaded, or "
-            "hf://datasets/OWNER/NAME@COMMIT; correct benchmark.roots"
+            "hf://datasets/OWNER/NAME@COMMIT; correct the root"
         )
     return Root(path, None, pinned=False)
 
@@ -76,3 +81,63 @@ def _download(source: str, patterns: Sequence[str]) -> Root:
             f"it elsewhere (`{by_hand} --local-dir FOLDER`) and set the root to that folder"
         ) from error
     return Root(Path(folder), Path(folder).name, pinned=_COMMIT.fullmatch(match["revision"]) is not None)
+
+
+def import_benchmark(
+    name: str,
+    sources: Mapping[str, str],
+    patterns: Sequence[str],
+    files_to_import: Callable[[str, Path], list[Path]],
+    target: Path,
+) -> dict[str, Any]:
+    """Copy the files of every root to `target/<role>` and write `target/index.json`.
+
+    Args:
+        name: benchmark name.
+        sources: role to folder, table or address of the Hub.
+        patterns: which files of a repository to download.
+        files_to_import: from a role and its folder or table, the files that are read; raises DataError if the
+            root is not what it should be.
+        target: folder to write.
+
+    Returns:
+        The index: of each root its source, the commit it came from, and size and SHA-256 of each file.
+
+    Raises:
+        DataError: if a root is missing, cannot be downloaded, or is not what it should be.
+    """
+    roots = {role: fetch(source, patterns) for role, source in sources.items()}
+    files = {
+        role: files_to_import(role, root.path) for role, root in roots.items()
+    }  # before anything is copied
+    index: dict[str, Any] = {"benchmark": name, "roots": {}}
+    total = sum(file.stat().st_size for paths in files.values() for file in paths)
+    with tqdm(total=total, desc=f"import {name}", unit="B", unit_scale=True, mininterval=0.5) as progress:
+        for role, root in roots.items():
+            base = root.path if root.path.is_dir() else root.path.parent
+            entries = {}
+            for file in files[role]:
+                path = file.relative_to(base).as_posix()
+                entries[path] = _copy(file, target / role / path, progress)
+            index["roots"][role] = {
+                "source": sources[role],
+                "commit": root.commit,
+                "pinned": root.pinned,
+                "files": entries,
+            }
+    text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False)
+    (target / "index.json").write_text(text + "\n", encoding="utf-8")
+    return index
+
+
+def _copy(source: Path, target: Path, progress: tqdm) -> dict[str, Any]:
+    """Copy a file, and what a link points to in place of the link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(1 << 20):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+            progress.update(len(chunk))
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -12,14 +12,14 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from efface.data.benchmarks.avatars.looks import Look
+from efface.data.benchmarks.avatars.appearance import Look
 from efface.data.benchmarks.avatars.portraits import Shot, portrait
 
 _WORTH = 200
 """Pictures per process from which starting it takes less time than it saves."""
 
 
-class Studio:
+class Renderer:
     """A context in which pictures are taken, with a progress bar.
 
     Args:
@@ -36,7 +36,7 @@ class Studio:
         if workers > 1:
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent)
 
-    def __enter__(self) -> Studio:
+    def __enter__(self) -> Renderer:
         return self
 
     def __exit__(

@@ -235,9 +235,9 @@ class Made:
 
 
 def save(folder: Path, rows: list[dict], layout: pa.Schema, name: str = FILE) -> None:
-    """Row groups of a hundred, as the Hub writes pictures."""
+    """In row groups: a file is read one of them at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=layout), folder / name, row_group_size=100)
+    pq.write_table(pa.Table.from_pylist(rows, schema=layout), folder / name, row_group_size=20)
 
 
 def change(file: Path, edit: Callable[[dict], dict | None]) -> None:

@@ -8,13 +8,13 @@ import time
 DRAWS = """
 import multiprocessing, time
 import numpy as np
-from efface.data.benchmarks.avatars.looks import stranger_look
+from efface.data.benchmarks.avatars.appearance import stranger_look
 from efface.data.benchmarks.avatars.portraits import draw_shot
-from efface.data.benchmarks.avatars.studio import Studio
+from efface.data.benchmarks.avatars.renderer import Renderer
 
 rng = np.random.default_rng(0)
 faces = [(stranger_look(rng, set()), draw_shot(rng)) for _ in range(64)]
-with Studio(16, total=64, workers=2) as studio:
+with Renderer(16, total=64, workers=2) as studio:
     studio.pictures(faces)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(600)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efface.data.benchmarks.avatars.looks import Look, distinct_looks
+from efface.data.benchmarks.avatars.appearance import Look, distinct_looks
 
 GROUPS = ("real", "holdout", "fictitious")
 """In drawing order, so that asking for more fictitious people changes none of the others."""

@@ -1,0 +1,89 @@
+"""What every importer takes and returns, and what happens to a row that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from efface.data.pictures import picture_fault
+from efface.data.samples import Sample, fault
+from efface.errors import DataError
+
+
+@dataclass(frozen=True)
+class ForgetSelection:
+    """Who is to be forgotten: a share that the benchmark or a seed turns into people, or the people."""
+
+    fraction: float
+    """Share of the people, in (0, 1)."""
+    people: tuple[str, ...] | None = None
+    """People to forget, by entity id or name, in place of the share."""
+    seed: int = 0
+    """Draws the people where the benchmark has no sets of its own."""
+
+    @property
+    def percent(self) -> int:
+        """The share in whole percent, as benchmarks name their folders."""
+        return round(100 * self.fraction)
+
+
+@dataclass(frozen=True)
+class BenchmarkData:
+    """A benchmark as read, before validation people are set aside."""
+
+    entities: dict[str, list[str]]
+    """Split to its entity ids, sorted; complete before any sample is read."""
+    names: dict[str, str]
+    """Entity id to name, where the benchmark has one."""
+    samples: Iterable[Sample]
+    """Training rows, then evaluation rows, all with part `train` or `test`. An importer gives a generator
+    that can be walked through once and holds the pictures of a few rows at a time."""
+
+
+@dataclass
+class BadRows:
+    """What to do with a row that cannot be used: stop at the first, or leave it out and list it."""
+
+    policy: Literal["stop", "skip"] = "stop"
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    """Of each row left out: file, row, reason and remedy."""
+
+    def report(self, file: Path | str, row: str, reason: str, remedy: str) -> None:
+        """Stop at a bad row, or list it.
+
+        Args:
+            file: file or folder that holds it.
+            row: its number or id.
+            reason: what is wrong.
+            remedy: what to do about it.
+
+        Raises:
+            DataError: with all of this, unless bad rows are to be skipped.
+        """
+        if self.policy == "stop":
+            raise DataError(f"{file}: {row}: {reason}; {remedy}, or leave such rows out (on_bad_row: skip)")
+        entry = {"file": str(file), "row": row, "reason": reason, "remedy": remedy}
+        if entry not in self.left_out[-50:]:  # two passes may meet the same row
+            self.left_out.append(entry)
+
+    def accepts(self, sample: Sample, file: Path | str, row: str) -> bool:
+        """Whether a sample keeps to the data model; reported if not. Its picture is not decoded."""
+        reason = fault(sample)
+        if reason:
+            self.report(file, f"{row}, question {sample.question!r}", reason, "correct the row")
+        return not reason
+
+    def accepts_picture(self, encoded: bytes | None, file: Path | str, row: str) -> bool:
+        """Whether there is a picture that decodes; reported if not."""
+        reason = picture_fault(encoded)
+        if reason:
+            self.report(file, row, reason, "put a whole picture there or download the file again")
+        return not reason
+
+
+def sample_id(*parts: object) -> str:
+    """Id of a sample or a pair: stable, and unlike any other as soon as one part differs."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""People's names: compared whatever way they are typed, and put in the place of "this person"."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from efface.errors import DataError
+
+_PERSON = re.compile(r"\b(?:this|the) (?:person|individual)\b", re.IGNORECASE)
+_NAME_QUESTION = re.compile(
+    r"\b(?:person|individual)(?:'s|’s) (?:full |first |last )?name\b"
+    r"|\bnames? of (?:this|the) (?:person|individual)\b"
+    r"|\b(?:which|what) name\b|(?<!\bof )\b(?:this|the) (?:person|individual) (?:is )?(?:called|named)\b"
+    r"|\bwho is (?:this|the) (?:person|individual)\b|\bidentify (?:this|the) (?:person|individual)\b",
+    re.IGNORECASE,
+)
+
+
+def name_key(name: str) -> str:
+    """A key that is equal for one name in another Unicode form, case, or kind and number of spaces."""
+    letters = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return " ".join("".join(letters).casefold().split())
+
+
+def similarity_key(name: str) -> str:
+    """A key that is equal for names that differ by accents, and without digits by punctuation, too."""
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", name_key(name)) if not "\u0300" <= c <= "\u036f"
+    )
+    if any(map(str.isdigit, letters)):
+        return letters
+    return "".join(c for c in letters if unicodedata.category(c)[0] in "LM")
+
+
+def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups of entity ids that are likely one person, written in several ways.
+
+    Equal names of different ids are no such group: the ids tell these people apart.
+
+    Args:
+        people: entity ids.
+        names: entity id to name.
+    """
+    spellings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for person in people:
+        for spelling in (person, names.get(person, person)):
+            spellings[similarity_key(spelling)][spelling].add(person)
+    groups = {tuple(sorted(set().union(*ids.values()))) for ids in spellings.values() if len(ids) > 1}
+    return sorted(group for group in groups if len(group) > 1)
+
+
+def resolve_people(typed: Iterable[str], people: Iterable[str], names: Mapping[str, str]) -> list[str]:
+    """Entity ids of people named by id, with or without its namespace, or by name.
+
+    Args:
+        typed: ids or names, in any Unicode form, case and spacing.
+        people: entity ids to choose from.
+        names: entity id to name.
+
+    Raises:
+        DataError: if one of them matches no person, or several.
+    """
+    people = sorted(people)
+    by_key: dict[str, set[str]] = defaultdict(set)
+    for person in people:
+        for spelling in (person, person.partition("/")[2], names.get(person, person)):
+            by_key[name_key(spelling)].add(person)
+    entities: list[str] = []
+    for name in typed:
+        matches = {name} if name in people else by_key[name_key(name)]
+        if len(matches) != 1:
+            which = f"several people: {', '.join(sorted(matches))}" if matches else "no person"
+            raise DataError(
+                f"{name!r} matches {which}; people: {', '.join(people[:10])}, ...; give the id of one, as in "
+                "the table, in forget_people or forgotten_people"
+            )
+        entities += matches
+    return entities
+
+
+def text_rendering(question: str, name: str) -> str | None:
+    """The question without its picture: the person's name in place of "this person" and the like.
+
+    None where there is no such rendering: the question asks for the name itself, or mentions no person.
+    """
+    if asks_for_name(question):
+        return None
+    return question if name in question else (named(question, name) if _PERSON.search(question) else None)
+
+
+def named(text: str, name: str) -> str:
+    """The text with the person's name in place of "this person", "the individual" and the like."""
+    return _PERSON.sub(lambda _: name, text)
+
+
+def asks_for_name(question: str) -> bool:
+    """Whether the question asks who the person is."""
+    return _NAME_QUESTION.search(question) is not None
