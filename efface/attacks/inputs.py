@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from efface.data.samples import Sample, named
+from efface.data.names import named
+from efface.data.samples import Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image

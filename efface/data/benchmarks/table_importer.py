@@ -78,8 +78,8 @@ def tables(root: Path) -> list[Path]:
                 raise DataError(f"{file} has no row that can be read; write one row per question")
         if missing := [name for name in COLUMNS if name not in columns]:
             raise DataError(
-                f"{file} lacks the columns {', '.join(missing)} (its columns: {', '.join(columns)}): expected "
-                f"{', '.join(COLUMNS)}; rename or add them, and separate the cells of csv by commas"
+                f"{file} lacks the columns {', '.join(missing)} (its columns: {', '.join(columns)}): "
+                f"expected {', '.join(COLUMNS)}; rename or add them, and separate the cells of csv by commas"
             )
     return files
 
