@@ -1,1 +1,1 @@
-"""Certificates: what was forgotten, with which model, and how well, so that no change goes unnoticed."""
+"""Certificates: their digests, the chain they form, and their page."""

@@ -1,7 +1,7 @@
 """Digests of certificates, and the chain they form.
 
-A certificate is a mapping that JSON can hold. Its digest covers everything in it, the digest of the one
-before it too; so to change one, all later ones would have to be changed as well.
+A certificate is a mapping that JSON can hold. Its digest covers all of it, including the digest of the
+previous certificate: to change one without a trace, all later ones would have to be changed as well.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ DIGEST = "digest"
 
 
 def digest_of(certificate: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything but the digest itself, as JSON with sorted keys and no spaces.
+    """SHA-256 (hex) of all but the digest itself, as JSON with sorted keys and no spaces.
 
     Raises:
-        ValueError: if a value is NaN or infinite, which JSON has no word for.
+        ValueError: if a value is NaN or infinite, which JSON cannot hold.
     """
     body = {key: value for key, value in certificate.items() if key != DIGEST}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -29,7 +29,7 @@ def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[
     """The certificate that follows another: with its number, the digest of that one, and its own.
 
     Args:
-        body: what it says.
+        body: its content.
         previous: the certificate before it; None for the first.
     """
     link = None if previous is None else {"id": previous["request"]["id"], DIGEST: previous[DIGEST]}
@@ -39,30 +39,30 @@ def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[
 
 
 def chain_faults(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with certificates as a chain, one line each; an empty list if nothing is.
+    """The faults of certificates as a chain, one line each.
 
     Args:
-        certificates: all there are, in any order. That the last ones are missing cannot be seen from them.
+        certificates: all certificates, in any order. That the last ones are missing cannot be detected.
     """
     faults = []
-    before: Mapping[str, Any] | None = None
-    for certificate in sorted(certificates, key=lambda each: int(each["number"])):
-        place = 1 if before is None else int(before["number"]) + 1
+    previous: Mapping[str, Any] | None = None
+    for certificate in sorted(certificates, key=lambda certificate: int(certificate["number"])):
         name = certificate["request"]["id"]
         if digest_of(certificate) != certificate[DIGEST]:
-            faults.append(f"certificate {name}: its content is not what its digest says; it was changed")
-        if int(certificate["number"]) != place:
+            faults.append(f"certificate {name}: its content does not match its digest; it was changed")
+        number = 1 if previous is None else int(previous["number"]) + 1
+        if int(certificate["number"]) != number:
             faults.append(
-                f"certificate {name} is number {certificate['number']}, expected {place}: one before it is "
-                "missing or there twice"
+                f"certificate {name} is number {certificate['number']}, expected {number}: one before it is "
+                "missing or exists twice"
             )
-        expected = None if before is None else {"id": before["request"]["id"], DIGEST: before[DIGEST]}
-        if certificate["previous"] != expected:
+        link = None if previous is None else {"id": previous["request"]["id"], DIGEST: previous[DIGEST]}
+        if certificate["previous"] != link:
             faults.append(
-                f"certificate {name} follows {_short(certificate['previous'])}, expected {_short(expected)}: "
-                "the chain is broken there"
+                f"certificate {name} follows {_short(certificate['previous'])}, expected {_short(link)}: the "
+                "chain is broken"
             )
-        before = certificate
+        previous = certificate
     return faults
 
 

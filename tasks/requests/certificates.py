@@ -92,7 +92,7 @@ def write_certificate(root: Path, certificate: Mapping[str, Any]) -> None:
 
 def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
     """Write a certificate's page."""
-    from efface.certificates.page import render_certificate
+    from efface.certificates.render import render_certificate
 
     page = certificate_path(root, certificate).with_suffix(".html")
     with writing(page) as partial:
@@ -163,7 +163,7 @@ def verify(root: Path, registry: Registry) -> Verification:
 
 
 def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification) -> None:
-    from efface.certificates.page import render_certificate
+    from efface.certificates.render import render_certificate
 
     page, name = certificate_path(root, certificate).with_suffix(".html"), certificate["request"]["id"]
     if not page.is_file() or page.read_bytes() != render_certificate(certificate).encode():

@@ -16,10 +16,11 @@ PLAIN = st.recursive(
 
 
 def chain(*names):
-    found = []
+    certificates = []
     for name in names:
-        found.append(sealed({"request": {"id": name}, "value": 1}, found[-1] if found else None))
-    return found
+        previous = certificates[-1] if certificates else None
+        certificates.append(sealed({"request": {"id": name}, "value": 1}, previous))
+    return certificates
 
 
 def test_the_digest_is_of_sorted_json_without_spaces():
@@ -39,27 +40,28 @@ def test_any_change_changes_the_digest(body, extra):
 
 
 def test_a_chain_of_whole_certificates_has_no_fault_in_any_order():
-    found = chain("A", "B", "C")
-    assert chain_faults(found) == chain_faults(found[::-1]) == chain_faults([]) == []
-    assert [each["number"] for each in found] == [1, 2, 3]
+    certificates = chain("A", "B", "C")
+    assert chain_faults(certificates) == chain_faults(certificates[::-1]) == chain_faults([]) == []
+    assert [certificate["number"] for certificate in certificates] == [1, 2, 3]
 
 
-def test_a_change_is_found_where_it_was_made_and_a_new_digest_does_not_hide_it():
-    found = chain("A", "B", "C")
-    found[1]["value"] = 2
-    assert chain_faults(found) == ["certificate B: its content is not what its digest says; it was changed"]
-    found[1]["digest"] = digest_of(found[1])
-    (fault,) = chain_faults(found)
-    assert fault.startswith("certificate C follows B (") and fault.endswith("the chain is broken there")
+def test_a_change_is_detected_and_a_new_digest_does_not_hide_it():
+    certificates = chain("A", "B", "C")
+    certificates[1]["value"] = 2
+    (fault,) = chain_faults(certificates)
+    assert fault.startswith("certificate B: ")
+    certificates[1]["digest"] = digest_of(certificates[1])
+    (fault,) = chain_faults(certificates)
+    assert fault.startswith("certificate C follows B (")
 
 
-def test_a_missing_one_is_found_unless_it_is_the_last():
-    found = chain("A", "B", "C")
-    assert len(chain_faults([found[0], found[2]])) == 2
-    assert len(chain_faults(found[1:])) == 2
-    assert chain_faults(found[:2]) == []
+def test_a_missing_one_is_detected_unless_it_is_the_last():
+    certificates = chain("A", "B", "C")
+    assert len(chain_faults([certificates[0], certificates[2]])) == 2
+    assert len(chain_faults(certificates[1:])) == 2
+    assert chain_faults(certificates[:2]) == []
 
 
-def test_numbers_that_json_has_no_word_for_are_refused():
+def test_numbers_that_json_cannot_hold_are_refused():
     with pytest.raises(ValueError):
         digest_of({"a": float("nan")})

@@ -1,18 +1,18 @@
-"""The page of a certificate says what the JSON says, safely, and always in the same bytes."""
+"""The page of a certificate holds the values of its JSON, escaped, and is always the same bytes."""
 
 import copy
 
 import pytest
 
-from efface.certificates.page import render_certificate
+from efface.certificates.render import render_certificate
 from efface.certificates.seal import sealed
 
-KNOWN = {"seen": 1.0, "unseen": 0.5, "by_name": None}
-GOOD = {"seen": 0.25, "unseen": 0.125, "by_name": 1.0}
+VANILLA = {"seen": 1.0, "unseen": 0.5, "by_name": None}
+UNLEARNED = {"seen": 0.25, "unseen": 0.125, "by_name": 1.0}
 BODY = {
     "request": {
         "id": "A",
-        "reason": "<b>they</b> asked",
+        "reason": "<b>consent</b> withdrawn",
         "legal_basis": "GDPR Art. 17",
         "received": "2026-01-02",
         "due": "2026-02-01",
@@ -37,8 +37,8 @@ BODY = {
     },
     "scores": {
         "requests": {
-            "A": {"original": KNOWN, "before": KNOWN, "after": GOOD},
-            "B": {"original": KNOWN, "before": GOOD, "after": GOOD},
+            "A": {"original": VANILLA, "before": VANILLA, "after": UNLEARNED},
+            "B": {"original": VANILLA, "before": UNLEARNED, "after": UNLEARNED},
         },
         "retain": {"original": 1.0, "before": 0.98, "after": 0.96},
         "utility": {"original": 0.9, "before": 0.9, "after": None},
@@ -64,8 +64,8 @@ def page(**changes):
     return render_certificate(sealed(body | changes, None))
 
 
-def test_the_page_shows_what_was_asked_and_what_came_of_it():
-    shown = " ".join(page().split())
+def test_the_page_shows_the_request_and_its_result():
+    text = " ".join(page().split())
     for words in (
         "<h1>Certificate of unlearning</h1>",
         "Request <strong>A</strong> to forget 2 people",
@@ -75,23 +75,23 @@ def test_the_page_shows_what_was_asked_and_what_came_of_it():
         "at most 0.35</td><td>yes</td>",
         'Forgotten: exact match by picture<span class="about">, request A</span>',
         "50 people to keep",
-        "None was run.",
+        "None was run:",
         "none, this is the first",
         "abababab abababab",
         "mask with 21.0 % of the weights",
         "requests.retrained is off",
         "epochs 3, lora null, settings {&#34;beta&#34;: 0.1}, start vanilla",
     ):
-        assert words in shown, words
-    assert "–" in shown, "a dash stands for no value"
-    assert "after the due date" not in shown
+        assert words in text, words
+    assert "–" in text, "a dash stands for no value"
+    assert "after the due date" not in text
 
 
 def test_words_of_the_request_are_words_and_not_html():
-    assert "&lt;b&gt;they&lt;/b&gt; asked" in page() and "<b>they</b>" not in page()
+    assert "&lt;b&gt;consent&lt;/b&gt; withdrawn" in page() and "<b>consent</b>" not in page()
 
 
-def test_lateness_attacks_and_the_retrained_model_are_shown_where_they_are():
+def test_lateness_attacks_and_the_retrained_model_are_on_the_page():
     assert "This was 1 day after the due date." in page(request={"days_late": 1})
     attacks = {"relearn": {"exact_match": {"100 steps": {"after": 0.5, "retrained": 0.375}}, "gap": 0.125}}
     assert "relearn: 100 steps</th><td>0.50</td><td>0.38</td>" in page(attacks=attacks)
@@ -99,8 +99,8 @@ def test_lateness_attacks_and_the_retrained_model_are_shown_where_they_are():
     for values in (*scores["requests"].values(), scores["retain"], scores["utility"]):
         if isinstance(values, dict) and "before" in values:
             values["retrained"] = values["before"]
-    shown = page(scores=scores)
-    assert "retrained without them" in shown and "requests.retrained is off" not in shown
+    text = page(scores=scores)
+    assert "retrained without them" in text and "requests.retrained is off" not in text
 
 
 def test_the_same_certificate_gives_the_same_page_which_loads_nothing():
