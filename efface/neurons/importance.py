@@ -21,7 +21,7 @@ from efface.data.samples import Sample
 from efface.encoding import Encoder
 from efface.masks import METADATA_KEY, read_metadata
 from efface.models.anatomy import MLP, anatomy
-from efface.neurons.official_code import official_tables, output_statistics, output_units
+from efface.neurons.official_code import TokenStatistics, official_tables, output_statistics, output_units
 from efface.neurons.scores import Tables, paper_tables
 from efface.neurons.statistics import ActivationStatistics, Units, activation_statistics, neuron_units
 from efface.processes import share
@@ -68,7 +68,7 @@ def measure_importance(
     sets = {"forget": forget, "retain": retain}
     if variant == "official_code":
         units = output_units(model, mlps)
-        by_split = {}
+        by_split: dict[str, dict[str, TokenStatistics]] = {}
         for split, pairs in sets.items():
             by_split[split] = {}
             for tower, rendering in (("vision", 0), ("language", 1)):

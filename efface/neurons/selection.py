@@ -164,9 +164,8 @@ def _layers_by_tower(units: Sequence[MLP | Units], layers: Layers) -> dict[str, 
     """Layers that may be pruned, by tower; empty when all may."""
     if layers is None:
         return {}
-    indices = {
-        tower: sorted({u.layer for u in units if u.tower == tower}) for tower in ("vision", "language")
-    }
+    towers = dict.fromkeys(unit.tower for unit in units)
+    indices = {tower: sorted({unit.layer for unit in units if unit.tower == tower}) for tower in towers}
     if isinstance(layers, str):
         third = _THIRDS.index(layers)
         allowed = {
