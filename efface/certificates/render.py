@@ -48,7 +48,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
             c=certificate,
             columns={name: title for name, title in MODELS.items() if name in scores[request]},
             own=scores[request],
-            others={name: values for name, values in scores.items() if name != request},
+            other_requests={name: values for name, values in scores.items() if name != request},
             questions=QUESTIONS,
             gate_names=GATES,
             worst=_worst,

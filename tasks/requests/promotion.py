@@ -178,16 +178,16 @@ def rollback(
             f"version {newer} of {registry.name} is in production, and cannot be rolled back to version "
             f"{older}: expected one it was made from: {', '.join(map(str, earlier)) or 'none, it is vanilla'}"
         )
-    left = [version for number, version in lineage.items() if number > older]
+    newer_versions = [version for number, version in lineage.items() if number > older]
     states: dict[str, RequestState] = {}
-    for version in left:
+    for version in newer_versions:
         for request, state in _states_of(root, registry, version).items():
             why = f"rolled back from version {newer} to {older}: {reason}"
             update = {"status": "needs-attention", "reasons": [why], "time": now()}
             states[request] = state.model_copy(update=update)
     requests, aliases_after = list(states), dict[str, int | None]({PRODUCTION: older})
     candidate = registry.versions().get(aliases.get(CANDIDATE, 0))
-    if candidate is not None and candidate.parent in {version.number for version in left}:
+    if candidate is not None and candidate.parent in {version.number for version in newer_versions}:
         aliases_after[CANDIDATE] = None
         for request, state in _states_of(root, registry, candidate).items():
             states[request] = state.model_copy(update={"status": "pending", "time": now()})

@@ -180,10 +180,10 @@ def test_a_killed_call_is_completed_by_the_next(root, where, after):
     code = KILLED.format(where=where, after=after)
     if where.startswith("os"):
         (root.parent / "mlflow.db").unlink()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(root)], cwd=PROJECT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert process.returncode == -signal.SIGKILL, process.stderr
     run(params_for(), root)
     client = client_of(root)
     check_numbers(client, root)
@@ -386,7 +386,7 @@ def test_the_receipt_says_where_the_result_is_and_is_gone_while_it_is_not_there(
 
 
 def test_no_secret_reaches_tags_parameters_files_or_the_log(root, monkeypatch, capsys):
-    """A database address with a password, and a parameter somebody put a password into."""
+    """A database address with a password, and a parameter that holds a password."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open-sesame")
     database = root.parent / "mlflow.db"
     monkeypatch.setenv("EFFACE_REMOTE", "https://me:hush-hush@example.org/data")
