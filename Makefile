@@ -1,8 +1,10 @@
 # make run: set up and run everything.   make test: set up and run the tests.
 #
 #   VENV=.venv          the environment to make and use
-#   PYTHON=python3      the Python to make it with (3.11)
+#   PYTHON=python3      the Python to make it with: 3.11, 3.12 or 3.13
 #   TORCH_INDEX=URL     where to take torch from, if the default build does not suit the machine (see README)
+#
+# The tests on another Python: make test PYTHON=python3.13 VENV=.venv313
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -54,7 +56,15 @@ worker: $(READY)          ## runs what is scheduled, on this machine
 
 venv: $(READY)
 
+# What make cannot install, with one line and its remedy.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
 $(READY): constraints.txt pyproject.toml
+	@command -v git >/dev/null || { echo "git is not installed, and DVC needs it: install git first"; exit 1; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is no git repository, and DVC needs \
+	one: clone the project, or run: git init && git add . && git commit -m start"; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "PYTHON=$(PYTHON) is \
+	$$($(PYTHON) --version 2>&1 | head -1), expected Python 3.11, 3.12 or 3.13: make ... PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"

@@ -1,4 +1,4 @@
-"""Compare the hashes two dvc.lock files record: python .ci/same_outputs.py ONE OTHER.
+"""Compare the hashes that two dvc.lock files record: python .ci/same_outputs.py FIRST SECOND.
 
 Run records hold timings and the report shows them, so those two may differ; everything else must not.
 """
@@ -16,18 +16,18 @@ TIMED = ("data/runs/", "data/report/")
 def outputs(lock: Path) -> dict[str, str]:
     """Path to hash of every output that has no timing in it."""
     stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"]
-    found = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-    return {path: md5 for path, md5 in found.items() if not path.startswith(TIMED)}
+    hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    return {path: md5 for path, md5 in hashes.items() if not path.startswith(TIMED)}
 
 
-def main(one: Path, other: Path) -> int:
+def main(first: Path, second: Path) -> int:
     """Print what differs; 1 if anything does."""
-    first, second = outputs(one), outputs(other)
-    different = sorted(path for path in first.keys() | second.keys() if first.get(path) != second.get(path))
+    a, b = outputs(first), outputs(second)
+    different = sorted(path for path in a.keys() | b.keys() if a.get(path) != b.get(path))
     for path in different:
-        print(f"{path}: {first.get(path)} in {one}, {second.get(path)} in {other}")
-    print(f"{len(first)} outputs compared, {len(different)} differ")
-    return 1 if different or not first else 0
+        print(f"{path}: {a.get(path)} in {first}, {b.get(path)} in {second}")
+    print(f"{len(a)} outputs compared, {len(different)} differ")
+    return 1 if different or not a else 0
 
 
 if __name__ == "__main__":
