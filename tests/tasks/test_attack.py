@@ -64,13 +64,12 @@ def table_of(root, label):
     return pd.read_parquet(root / "attacks" / f"{label}.parquet")
 
 
-def test_one_run_makes_every_variant_and_retrained_is_held_beside_it(root, capsys):
+def test_one_run_makes_every_variant_and_is_compared_to_retrained(root, capsys):
     run(few_steps(), "npo", root)
-    said = capsys.readouterr().out
-    assert "the distance to retrained; python -m tasks attack retrained" in said
+    assert "python -m tasks attack retrained" in capsys.readouterr().out
     table = table_of(root, "npo")
-    found = table.groupby("attack", sort=False)["variant"].agg(lambda names: list(dict.fromkeys(names)))
-    assert found.to_dict() == VARIANTS
+    variants = table.groupby("attack", sort=False)["variant"].agg(lambda names: list(dict.fromkeys(names)))
+    assert variants.to_dict() == VARIANTS
     assert set(table["model"]) == {"npo"} and set(table["benchmark"]) == {"avatars"}
     people = table.groupby("attack")["entity_id"].nunique()
     assert people["relearn"] == 2 and set(people.drop("relearn")) == {3}
@@ -79,12 +78,12 @@ def test_one_run_makes_every_variant_and_retrained_is_held_beside_it(root, capsy
     assert table.loc[table["attack"] != "relearn", "budget"].isna().all()
     written = json.loads((root / "attacks" / "npo.json").read_text())
     assert [(r["attack"], r["variant"]) for r in written["results"]] == [
-        (attack, variant) for attack in found.index for variant in VARIANTS[attack]
+        (attack, variant) for attack in variants.index for variant in VARIANTS[attack]
     ]
     assert written["rows"] == len(table) and written["unavailable"] == {}
     record = json.loads((root / "runs" / "attack@npo.json").read_text())
     assert set(record["inputs"]) == {"prepared", "model", "vanilla"}
-    assert not (root / "checkpoints" / "attack@npo").exists()
+    assert list((root / "checkpoints" / "attack@npo").iterdir()) == []
 
     run(few_steps(), "retrained", root)
     run(few_steps(), "npo", root)
@@ -124,4 +123,4 @@ def test_an_attack_that_needs_more_people_is_reported_and_the_others_run(tmp_pat
     assert set(table_of(root, "npo")["attack"]) == {"none", "quantize"}
     written = json.loads((root / "attacks" / "npo.json").read_text())
     assert "two or more people" in written["unavailable"]["relearn"]
-    assert "npo, relearn: not available: relearning needs two or more people" in capsys.readouterr().out
+    assert "npo, relearn: not available" in capsys.readouterr().out

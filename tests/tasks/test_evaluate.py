@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from tasks.evaluate import drawn
+from tasks.evaluate import draw_people
 
 
 def rows(kind, part, people):
@@ -24,11 +24,11 @@ def test_people_for_choosing_settings_are_drawn_apart_from_the_others():
         *rows("forget", "test", range(3)),
         *rows("utility", "test", range(100)),
     ]
-    chosen = drawn(samples, 5, seed=0)
+    chosen = draw_people(samples, 5, seed=0)
     assert len(people(chosen, "retain", "test")) == len(people(chosen, "retain", "validation")) == 5
     assert len(people(chosen, "forget", "test")) == 3
     assert len(people(chosen, "utility", "test")) == 100, "one stranger a row"
     assert len(chosen) == 2 * (5 + 5 + 3 + 100), "all rows of those who are asked about"
-    assert [s.entity_id for s in drawn(samples, 5, seed=0)] == [s.entity_id for s in chosen]
-    assert people(drawn(samples, 5, seed=1), "retain", "test") != people(chosen, "retain", "test")
-    assert drawn(samples, None, seed=0) == samples
+    assert [s.entity_id for s in draw_people(samples, 5, seed=0)] == [s.entity_id for s in chosen]
+    assert people(draw_people(samples, 5, seed=1), "retain", "test") != people(chosen, "retain", "test")
+    assert draw_people(samples, None, seed=0) == samples
