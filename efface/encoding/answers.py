@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from efface.encoding import IGNORED, Inputs
+from efface.encoding.batches import IGNORED, Inputs
+from efface.encoding.forward import forward
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ def answer_log_probs(model: nn.Module, inputs: Inputs) -> AnswerLogProbs:
         ValueError: if a sample has no labelled token.
     """
     labels = inputs["labels"]
-    logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
-    return log_probs_of(logits, labels)
+    return log_probs_of(forward(model, inputs).logits, labels)
 
 
 def log_probs_of(logits: Tensor, labels: Tensor) -> AnswerLogProbs:
@@ -59,10 +59,10 @@ def log_probs_of(logits: Tensor, labels: Tensor) -> AnswerLogProbs:
         raise ValueError(
             f"rows {rows} of the batch have no labelled token: every sample needs a non-empty answer"
         )
-    chosen = torch.nn.functional.cross_entropy(
+    logprobs = -torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets)
-    return AnswerLogProbs(total=-chosen.sum(dim=1), tokens=tokens)
+    return AnswerLogProbs(total=logprobs.sum(dim=1), tokens=tokens)
 
 
 def nll(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -13,12 +13,8 @@ from torch import Tensor, nn
 
 from efface.encoding import IGNORED, Inputs
 from efface.encoding.answers import answer_log_probs
+from efface.encoding.forward import forward
 from efface.errors import ModelError
-
-
-def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    """The model's output for the inputs without their labels."""
-    return model(**{key: value for key, value in inputs.items() if key != "labels"}, **options)
 
 
 def answer_totals(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from efface.data.samples import Sample
 from efface.encoding import Inputs, collate, encode, to_device
+from efface.encoding.forward import forward, supports_batches
 from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
 from efface.evaluation.scoring.asking import Asking
@@ -160,6 +161,8 @@ class Scorer:
         prompts = self.asking.prompts(self.processor, samples)
         tokenizer = self.processor.tokenizer
         batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), self.model.device)
+        if len(samples) > 1 and not supports_batches(self.model, batch):
+            return [self._generate([sample])[0][0] for sample in samples], None
         result = self.model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
             **batch,
             do_sample=False,
@@ -231,7 +234,7 @@ class Scorer:
             rows: list[Inputs] = encode(self.processor, pairs[start : start + size])
             batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
             labels = batch.pop("labels")
-            scores += token_scores(self.model(**batch).logits[:, :-1], labels[:, 1:])
+            scores += token_scores(forward(self.model, batch).logits[:, :-1], labels[:, 1:])
         each = iter(scores)
         return [{text: next(each) for text in texts} for texts in candidates]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from efface.encoding import IGNORED, Encoder
 from efface.encoding.batches import to_device
+from efface.encoding.forward import forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ class Watch:
         for batch in encoder.batches(self.batch_size):
             inputs = to_device(batch, device)
             labels = inputs.pop("labels")
-            known += int(known_answers(model(**inputs).logits, labels).sum())
+            known += int(known_answers(forward(model, inputs).logits, labels).sum())
         return known / len(encoder)
 
 

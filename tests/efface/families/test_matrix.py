@@ -23,6 +23,7 @@ from tests.efface.families.conftest import picture
 from tests.efface.test_encoding import with_prompts_read
 from tests.efface.unlearning.test_methods import settings_of
 from tests.models import FAMILIES
+from tests.models.google import PALIGEMMA_TEMPLATE
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -41,8 +42,10 @@ def answer_text(processor, sample):
     text = processor.apply_chat_template(turns)
     ends = text.startswith(prompt) and text.rstrip() != prompt + sample.answer
     written = text[len(prompt) :].strip() if ends else sample.answer
-    if written == sample.answer:  # LLaVA-1.5's template writes no end token, PaliGemma's no answer
-        written += tokenizer.eos_token
+    if written == sample.answer or processor.chat_template == PALIGEMMA_TEMPLATE:
+        written = (
+            sample.answer + tokenizer.eos_token
+        )  # LLaVA-1.5's writes no end token, PaliGemma's no answer
     return tokenizer.decode(tokenizer(written, add_special_tokens=False)["input_ids"])
 
 
