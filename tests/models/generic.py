@@ -1,0 +1,171 @@
+"""Tiny models of any type that transformers registers, by shrinking the default configuration of the type.
+
+The values follow the names that configurations share; a type that needs others is not built.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 2, 600
+_SIZES: list[tuple[int, tuple[str, ...]]] = [
+    (
+        WIDTH,
+        (
+            "hidden_size",
+            "d_model",
+            "embed_dim",
+            "hidden_dim",
+            "n_embd",
+            "dim",
+            "projection_dim",
+            "out_hidden_size",
+            "output_dim",
+            "vision_output_dim",
+            "projector_input_dim",
+            "projector_output_dim",
+            "text_hidden_size",
+            "vision_hidden_size",
+            "encoder_hidden_size",
+            "model_dim",
+            "projector_hidden_size",
+            "projection_hidden_size",
+            "mm_hidden_size",
+            "hidden_size_per_layer_input",
+            "multimodal_hidden_size",
+            "cross_attention_hidden_size",
+            "fc_hidden_size",
+            "visual_hidden_size",
+            "out_dim",
+        ),
+    ),
+    (
+        48,
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "d_ff",
+            "n_inner",
+            "mlp_dim",
+            "moe_intermediate_size",
+            "intermediate_size_mlp",
+            "shared_expert_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+            "alignment_intermediate_size",
+        ),
+    ),
+    (
+        LAYERS,
+        (
+            "num_hidden_layers",
+            "num_layers",
+            "depth",
+            "n_layer",
+            "encoder_layers",
+            "decoder_layers",
+            "num_decoder_layers",
+            "layers",
+            "resampler_depth",
+        ),
+    ),
+    (
+        HEADS,
+        (
+            "num_attention_heads",
+            "num_heads",
+            "attention_heads",
+            "n_head",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "num_key_value_heads",
+            "heads",
+            "resampler_n_heads",
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "num_mm_kv_heads",
+        ),
+    ),
+    (
+        16,
+        (
+            "head_dim",
+            "d_kv",
+            "global_head_dim",
+            "resampler_head_dim",
+            "attention_head_size",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "v_head_dim",
+            "qk_nope_head_dim",
+        ),
+    ),
+    (8, ("qk_rope_head_dim",)),
+    (4, ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")),
+    (2, ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")),
+    (1, ("n_group", "topk_group", "n_shared_experts", "num_nextn_predict_layers")),
+    (24, ("num_query_tokens", "num_latents", "resampler_n_latents")),
+    (512, ("max_position_embeddings", "n_positions", "max_seq_len")),
+    (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input")),
+]
+_SIZE_OF = {name: value for value, names in _SIZES for name in names}
+_DEFAULT_PARTS = {"text_config": "llama", "vision_config": "siglip_vision_model"}
+
+
+def tiny_config(kind: str) -> PreTrainedConfig:
+    """The default configuration of a model type with a tiny value for every size whose name is common."""
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind]()
+    _shrink(config, itertools.count(VOCABULARY - 40))
+    return config
+
+
+def tiny_model(kind: str, *, seed: int = 0) -> PreTrainedModel:
+    """A tiny untrained model of a type, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    config = tiny_config(kind)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def _shrink(config: Any, numbers: Any) -> None:
+    """Give a configuration and those inside it tiny sizes, and special tokens ids of a tiny vocabulary."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    for name, part in getattr(config, "sub_configs", {}).items():
+        if getattr(config, name, None) is None:
+            default = _DEFAULT_PARTS.get(name)
+            is_auto = part.__name__ == "AutoConfig"
+            if is_auto and default is None:
+                continue
+            setattr(config, name, CONFIG_MAPPING[default]() if is_auto else part())
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _shrink(value, numbers)
+        elif name in _SIZE_OF and isinstance(value, int):
+            setattr(config, name, _SIZE_OF[name])
+        elif name.endswith(("token_id", "token_index")) and isinstance(value, int) and value > 10:
+            setattr(config, name, next(numbers))
+        elif name.endswith("token_id") and isinstance(value, list):
+            setattr(config, name, [next(numbers)])
+        elif name in ("layer_types", "mlp_layer_types", "layers_block_type") and value:
+            setattr(config, name, [value[0], value[-1]])
+        elif name == "mrope_section" or (isinstance(value, dict) and "mrope_section" in value):
+            section = [2, 3, 3]
+            setattr(config, name, section if name == "mrope_section" else value | {"mrope_section": section})
+        elif isinstance(value, list) and name.endswith(("indexes", "indices", "layers")):
+            setattr(config, name, sorted({0, min(1, len(value) - 1)}) if value else value)
+        elif name == "image_size" and isinstance(value, int):
+            patch = getattr(config, "patch_size", 8)
+            setattr(config, name, 4 * (patch if isinstance(patch, int) else 8))
