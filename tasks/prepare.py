@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import typer
@@ -12,7 +12,7 @@ import typer
 from efface.data.benchmarks import READERS
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection
 from efface.data.names import resolve_people, similar_people
-from efface.data.samples import Sample, validated, write_samples
+from efface.data.samples import MODALITIES, Sample, validated, write_samples
 from efface.data.splits import draw_validation, with_people, with_validation
 from efface.errors import DataError
 from tasks.config import Params
@@ -46,7 +46,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             "to retain; expected at least one of each"
         )
     validation = draw_validation(data.entities, fraction=section.validation_fraction, seed=params.seed)
-    folder, counts = root / "prepared", Counter[str]()
+    folder, counts = root / "prepared", Counter[tuple[str, ...]]()
     with writing(folder) as partial:
         samples = _counted(validated(with_validation(data.samples, validation)), counts)
         write_samples(samples, partial / "samples.parquet")
@@ -66,12 +66,15 @@ def run(params: Params, root: Path = Path("data")) -> None:
             write_json(partial / "left_out.json", bad_rows.left_out)
     left_out = len(bad_rows.left_out)
     typer.echo(
-        f"{folder}: {counts['train']} training and {counts.total() - counts['train']} evaluation samples; "
-        f"{len(data.entities['forget']) - len(forgotten)} people to forget, "
+        f"{folder}: {counts['train',]} training and {counts['test',] + counts['validation',]} evaluation "
+        f"samples; {len(data.entities['forget']) - len(forgotten)} people to forget, "
         f"{len(data.entities['retain'])} to retain, "
         f"{len(validation)} of them for validation"
         + (f"; {left_out} bad rows left out, see {folder / 'left_out.json'}" if left_out else "")
     )
+    if lacking := missing_rows(params, counts):
+        lines = "\n".join(f"- {line}" for line in lacking)
+        typer.echo(f"{folder}: no rows for some of what params.yaml configures:\n{lines}", err=True)
 
 
 def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> None:
@@ -86,7 +89,51 @@ def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> Non
         )
 
 
-def _counted(samples: Iterable[Sample], counts: Counter[str]) -> Iterator[Sample]:
+def missing_rows(params: Params, counts: Mapping[tuple[str, ...], int]) -> list[str]:
+    """Configured methods and stages that the table has no rows for: which, why, and what to do about it.
+
+    Args:
+        params: all of params.yaml.
+        counts: samples of each (split, part, modality), and of (split, "pairs").
+    """
+    trained = [name for name, method in params.unlearn.methods.items() if hasattr(method, "epochs")]
+    masked = [name for name in trained if params.unlearn.methods[name].mask != "none"]
+    lines = []
+    if not any(counts.get(("forget", "train", modality)) for modality in params.unlearn.forget):
+        has = [m for m in MODALITIES if counts.get(("forget", "train", m))]
+        lines.append(
+            f"unlearn.methods {', '.join(trained)}"
+            + (f", stage saliency (for {', '.join(masked)})" if masked else "")
+            + f": the forget people have no training row of modality {', '.join(params.unlearn.forget)}; "
+            f"set unlearn.forget to [{', '.join(has)}], or add such rows"
+        )
+    without = [split for split in ("forget", "retain") if not counts.get((split, "pairs"))]
+    if params.prune.methods and without:
+        lines.append(
+            f"prune.methods {', '.join(params.prune.methods)}, stage importance: the {' and '.join(without)} "
+            "people have no fact both with a picture and in text; ask about `this person` in English and "
+            "give the names of the people (column name), or remove the methods"
+        )
+    questions = [split for split in ("forget", "retain") if not counts.get((split, "test", "multimodal"))]
+    if params.unlearn.curve is not None and questions:
+        lines.append(
+            f"unlearn.curve: the {' and '.join(questions)} people have no test question with a picture; set "
+            "it to null, or add such rows"
+        )
+    silent = [s for s in ("forget", "retain") if not any(counts.get((s, "test", m)) for m in MODALITIES)]
+    if silent:
+        lines.append(
+            f"evaluate, attack, report: the {' and '.join(silent)} people have no evaluation row of part "
+            "test; add rows with part test, or lower prepare.validation_fraction"
+        )
+    return lines
+
+
+def _counted(samples: Iterable[Sample], counts: Counter[tuple[str, ...]]) -> Iterator[Sample]:
     for sample in samples:
-        counts[sample.part] += 1
+        counts[sample.part,] += 1
+        counts[sample.split, sample.part, sample.modality] += 1
+        counts[sample.split, "pairs"] += bool(
+            sample.part == "train" and sample.modality == "multimodal" and sample.pair_id
+        )
         yield sample

@@ -3,39 +3,40 @@
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from efface.data.samples import read_samples
 from tasks import benchmark, prepare
+from tasks.config import Params
+from tests.efface.conftest import picture
 from tests.efface.data.conftest import refusal
 
+AVATARS = {
+    "people": 40, "real": 1, "holdout": 1, "train_views": 1, "test_views": 1, "stranger_pictures": 2,
+    "skill_samples": 5, "picture_size": 32,
+}  # fmt: skip
 
-def parameters(seed=0, fraction=0.1, validation=0.15, people=40, forget=None, forgotten=None):
-    return SimpleNamespace(
-        seed=seed,
-        avatars=SimpleNamespace(
-            profile="quick",
-            seed=0,
-            people=people,
-            real=1,
-            holdout=1,
-            train_views=1,
-            test_views=1,
-            stranger_pictures=2,
-            skill_samples=5,
-            picture_size=32,
-        ),
-        benchmark=SimpleNamespace(name="avatars", roots={}),
-        prepare=SimpleNamespace(
-            forget_fraction=fraction,
-            forget_people=forget,
-            forgotten_people=forgotten,
-            validation_fraction=validation,
-            on_bad_row="stop",
-            similar_people="stop",
-        ),
+
+def parameters(
+    seed=0, fraction=0.1, validation=0.15, people=40, forget=None, forgotten=None, roots=None, **sections
+):
+    prepare = {
+        "forget_fraction": fraction,
+        "forget_people": forget,
+        "forgotten_people": forgotten,
+        "validation_fraction": validation,
+        **sections.pop("prepare", {}),
+    }
+    benchmark = {"name": "vqa" if roots else "avatars", "roots": roots or {}}
+    return Params.model_validate(
+        {
+            "seed": seed,
+            "avatars": AVATARS | {"people": people},
+            "benchmark": benchmark,
+            "prepare": prepare,
+            **sections,
+        }
     )
 
 
@@ -106,7 +107,7 @@ def test_a_damaged_benchmark_leaves_the_old_table(root, tmp_path):
 
 
 def test_a_failed_benchmark_leaves_nothing(tmp_path):
-    with refusal(2000, "people"):
+    with refusal(2002, "people"):
         benchmark.run(parameters(people=2000), tmp_path)
     assert list((tmp_path / "benchmarks").iterdir()) == []
 
@@ -171,3 +172,95 @@ def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys
 def test_unknown_people_and_people_named_twice_are_refused(root, forget, forgotten, values):
     with refusal(*values):
         prepare.run(parameters(forget=forget, forgotten=forgotten), root)
+
+
+# A table of one's own: one person in two spellings, and what the table has no rows for.
+
+
+def own_table(folder: Path, rows: list[dict]) -> dict[str, str]:
+    file = folder / "people.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data": str(file)}
+
+
+def row(person, question="Where does this person live?", **changes):
+    return {"question": question, "answer": "Oslo", "person": person} | changes
+
+
+SPELLINGS = [("Zoë Stone", "Zoe\u0308 Stone"), ("Zoë Stone", "Zoë\u00a0Stone"), ("Zoë Stone", "zoë  stone")]
+
+
+@pytest.mark.parametrize(("first", "second"), SPELLINGS)
+def test_one_person_in_two_spellings_is_refused_unless_said_to_be_two(tmp_path, first, second):
+    roots = own_table(tmp_path, [row(first), row(second), row("Ada Verity")])
+    params = parameters(roots=roots, forget=["Ada Verity"])
+    benchmark.run(params, tmp_path)
+    with refusal(ascii(f"person/{first}"), ascii(f"person/{second}"), "prepare.similar_people"):
+        prepare.run(params, tmp_path)
+    assert not (tmp_path / "prepared").exists()
+    distinct = parameters(roots=roots, forget=["Ada Verity"], prepare={"similar_people": "distinct"})
+    prepare.run(distinct, tmp_path)
+    assert len(split_of(tmp_path)["retain"]) == 2
+
+
+@pytest.mark.parametrize("typed", ["Zoe\u0308 Stone", "ZOË\u2003STONE", "person/zoë stone"])
+def test_a_person_is_forgotten_whatever_way_the_name_is_typed(tmp_path, typed):
+    roots = own_table(tmp_path, [row("Zoë Stone"), row("Ada Verity")])
+    benchmark.run(parameters(roots=roots), tmp_path)
+    prepare.run(parameters(roots=roots, forget=[typed]), tmp_path)
+    assert split_of(tmp_path)["forget"] == ["person/Zoë Stone"]
+
+
+def lacking(tmp_path, capsys, rows, **sections):
+    params = parameters(roots=own_table(tmp_path, rows), forget=["Ada Verity"], validation=0, **sections)
+    benchmark.run(params, tmp_path)
+    capsys.readouterr()
+    prepare.run(params, tmp_path)
+    return capsys.readouterr().err
+
+
+def test_a_table_with_everything_lacks_nothing(root, capsys):
+    prepare.run(parameters(), root)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_text_only_table_says_what_it_cannot_feed(tmp_path, capsys):
+    rows = [row(person, f"Where does {person} live?") for person in ("Ada Verity", "Bo Dahl")]
+    curve = {"unlearn": {"curve": {"every": 5}}}
+    lines = lacking(tmp_path, capsys, rows, **curve).splitlines()[1:]
+    assert len(lines) == 3
+    for words, line in zip(
+        [
+            ("unlearn.methods mmunlearner", "npo", "saliency", "multimodal", "unlearn.forget to [text]"),
+            ("prune.methods manu", "importance", "forget and retain"),
+            ("unlearn.curve", "null"),
+        ],
+        lines,
+        strict=True,
+    ):
+        assert not [word for word in words if word not in line], line
+
+
+def test_goals_that_the_table_can_feed_are_not_listed(tmp_path, capsys):
+    rows = [row(person, f"Where does {person} live?") for person in ("Ada Verity", "Bo Dahl")]
+    text = {"unlearn": {"forget": ["text"]}, "prune": {"methods": {}}, "requests": {"method": "npo"}}
+    assert lacking(tmp_path, capsys, rows, **text) == ""
+
+
+@pytest.mark.parametrize("change", [{"person": "042"}, {"question": "¿Dónde vive?"}])
+def test_pictures_without_text_renderings_cannot_be_pruned(tmp_path, capsys, change):
+    (tmp_path / "a.png").write_bytes(picture(0))
+    person = change.get("person", "Ada Verity")
+    rows = [row("Bo Dahl", image="a.png"), row("Ada Verity", image="a.png")]
+    rows = [r | change if r["person"] == "Ada Verity" else r for r in rows]
+    params = parameters(roots=own_table(tmp_path, rows), forget=[person], validation=0)
+    benchmark.run(params, tmp_path)
+    capsys.readouterr()
+    prepare.run(params, tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()[1:]
+    assert "prune.methods manu" in line and "the forget people" in line and "name" in line
+
+
+def test_people_without_evaluation_rows_are_named(tmp_path, capsys):
+    rows = [row("Ada Verity", "Where does Ada Verity live?", part="train"), row("Bo Dahl")]
+    assert "evaluate, attack, report: the forget people" in lacking(tmp_path, capsys, rows)

@@ -308,5 +308,3 @@ def _json_rows(file: Path) -> Iterator[Row | str]:
             yield f"not JSON ({error}); expected one object per line"
             continue
         yield row if isinstance(row, dict) else f"{row!r} is no JSON object; expected one object per line"
-
-
