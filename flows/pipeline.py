@@ -1,77 +1,61 @@
 """The whole pipeline as one Prefect flow: python -m flows.pipeline.
 
-Stages that DVC calls current are Cached; the others run through DVC, side by side where the device allows.
+A stage that DVC calls current is Cached; the others run through DVC, side by side where the device allows.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from prefect import State, flow
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.runtime import environment
-from tasks.runtime.startup import uncollected
+from efface.errors import EffaceError
+from flows.commands import ending_with_flow
+from flows.server import require_server
+from flows.stages import Stages
+from tasks.config import load_params
 
-environment.apply()  # before Prefect is imported: it reads its settings then
-with uncollected():
-    from prefect import State, flow
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.states import Failed
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    from efface.errors import EffaceError
-    from flows.children import interrupted
-    from flows.running import note
-    from flows.server import require_server
-    from flows.stages import Stages
-    from flows.watcher import watch_over_this_process
-    from tasks.config import load_params
-
-# One thread per stage that waits for another; how many compute at once is `workers`.
-_RUNNER = ThreadPoolTaskRunner(max_workers=64)
+# A thread per stage that waits for another; how many compute at once is `workers`.
+_RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(name="pipeline", task_runner=_RUNNER, result_serializer="json", on_running=[note])
+@flow(name="pipeline", task_runner=_RUNNER)
 def pipeline(workers: int | None = None, target: str | None = None) -> State[list[str]]:
-    """Make everything, or what `target` needs; returns one line per stage.
+    """Bring everything up to date, or what `target` needs; returns one line per stage.
 
     Args:
         workers: stages side by side; None: one per GPU and one more, or two on a processor.
         target: a stage of dvc.yaml; None: all of them.
     """
-    try:
-        params, stages = load_params(), Stages(workers, target)
-    except EffaceError as error:
-        return Failed(message=str(error))
-    with stages as run:
-        people = run("benchmark", run("params"))
-        table = run("prepare", people)
-        base = run("base", people, table)
-        vanilla = run("vanilla", table, base)
-        retrained = run("retrained", table, base)
-        masks = {"saliency": run("saliency", table, vanilla)}
-        for name in params.saliency.controls:
-            masks[name] = run(f"control@{name}", table, vanilla, masks["saliency"])
-        neurons = run("importance", table, vanilla)
+    with ending_with_flow():
+        params, run = load_params(), Stages(workers, target)
+        benchmark = run("benchmark", run("params"))
+        samples = run("prepare", benchmark)
+        base = run("base", benchmark, samples)
+        vanilla = run("vanilla", samples, base)
+        retrained = run("retrained", samples, base)
+        masks = {"saliency": run("saliency", samples, vanilla)}
+        for control in params.saliency.controls:
+            masks[control] = run(f"control@{control}", samples, vanilla, masks["saliency"])
+        importance = run("importance", samples, vanilla)
         models = {"base": base, "vanilla": vanilla, "retrained": retrained}
         for name in params.prune.methods:
-            models[f"unlearned/{name}"] = run(f"prune@{name}", table, vanilla, neurons)
-        for name, method in params.unlearn.methods.items():  # each starts from a model made before it
+            models[f"unlearned/{name}"] = run(f"prune@{name}", samples, vanilla, importance)
+        for name, method in params.unlearn.methods.items():  # a method may start from an earlier one's model
             models[f"unlearned/{name}"] = run(
-                f"unlearn@{name}", table, models[method.start], masks.get(method.mask)
+                f"unlearn@{name}", samples, models[method.start], masks.get(method.mask)
             )
         scores = [
-            run(params.evaluation_of(name), table, models[folder]) for name, folder in params.models.items()
+            run(params.evaluation_of(name), samples, models[folder]) for name, folder in params.models.items()
         ]
         attacks = [
-            run(f"attack@{name}", table, vanilla, models[params.models[name]])
+            run(f"attack@{name}", samples, vanilla, models[params.models[name]])
             for name in params.attack.models
         ]
-        run("report", table, *masks.values(), neurons, *models.values(), *scores, *attacks)
-    return run.verdict
+        run("report", samples, *masks.values(), importance, *models.values(), *scores, *attacks)
+        return run.finish()
 
 
 def main(
@@ -83,25 +67,14 @@ def main(
 ) -> None:
     """Run the pipeline; what is current is not run again."""
     try:
-        load_params()  # a mistake is told at once, not after a server has started
+        load_params()  # a mistake is reported at once, not after a server has started
         require_server()
-    except EffaceError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    watch_over_this_process()
-    signal.signal(signal.SIGINT, interrupted)
-    with _without_heartbeat():
         state = pipeline(workers=workers, target=target, return_state=True)
-    if not state.is_completed():
-        typer.echo(f"error: {state.message}", err=True)
-        raise typer.Exit(1)
-
-
-def _without_heartbeat() -> AbstractContextManager[object]:
-    """Prefect's heartbeat holds a finished flow for up to a second; a run from a terminal needs none."""
-    if PREFECT_FLOWS_HEARTBEAT_FREQUENCY.name in os.environ:  # somebody watches for it
-        return nullcontext()
-    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        if not state.is_completed():
+            raise EffaceError(str(state.message))
+    except (EffaceError, RuntimeError) as error:  # RuntimeError: Prefect's temporary server does not start
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,196 +1,296 @@
 """Many runs of the pipeline as one Prefect flow: python -m flows.study.
 
-Methods, fractions, seeds and settings are those of `study` in params.yaml. Every combination is a cell: a DVC
-project in `.study/` that shares this project's cache, so a finished cell is never computed again, wherever it
-was computed first. A cell that fails leaves the others alone.
+A cell is a combination of the seeds, fractions, methods and settings under `study` in params.yaml, and runs as
+one DVC experiment: `dvc exp show` lists them, and `dvc exp apply NAME` brings one into the workspace. DVC's run
+cache keeps a stage from being computed twice. A cell that fails does not stop the others.
 """
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import itertools
+import json
+import re
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from prefect import State, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.runtime import environment
-from tasks.runtime.startup import uncollected
+from efface.errors import EffaceError
+from flows.commands import CommandFailed, dvc, ending_with_flow, outcome_of, query
+from flows.devices import default_workers, device
+from flows.server import require_server
+from flows.summary import Row, publish
+from tasks.config import REFERENCE_MODELS, Params, load_params
+from tasks.runtime.sharing import process_count
+from tasks.studies import comparison
 
-environment.apply()  # before Prefect is imported: it reads its settings then
-with uncollected():
-    from prefect import State, flow, get_run_logger, task
-    from prefect.futures import PrefectFuture
-    from prefect.runtime import flow_run
-    from prefect.states import Completed, Failed
-
-    from efface.errors import EffaceError
-    from flows.children import StageFailed, interrupted, reproduce, terminate_all
-    from flows.devices import default_workers, device
-    from flows.ledger import Ledger
-    from flows.runners import runner, running_on
-    from flows.running import note
-    from flows.server import require_server
-    from flows.summary import Row, publish
-    from flows.watcher import watch_over_this_process
-    from flows.workspaces import Cell, cells_of, first_round, prepare
-    from tasks.config import REFERENCE_MODELS, Params, load_params
-    from tasks.runtime.sharing import process_count
-    from tasks.studies import comparison as results
-
-_UNFINISHED = ("failed", "not run")
-_MASKS = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
-_Future = PrefectFuture[Any]
-_Stages = Callable[[str | None], list[str]]
+FOLDER = Path(".study")
+_RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
-@task(task_run_name="{name}", persist_result=False)
-def run_cell(name: str, folder: str, stages: list[str], workers: int, world: Any) -> State[dict[str, Any]]:
-    """Bring a cell's stages up to date; `world` is what the yardsticks' task returned."""
-    log, started = get_run_logger(), time.monotonic()
-    try:
-        with device(gpu=True, workers=workers, processes=process_count()) as granted:
-            outcome = reproduce(
-                stages, granted, log.info, folder=folder, upstream=True, flow_run_id=str(flow_run.get_id())
-            )
-    except StageFailed as error:
-        return Failed(message=str(error))
-    done = {"outcome": outcome, "seconds": time.monotonic() - started}
-    return Completed(name={"ran": "Completed"}.get(outcome, outcome.capitalize()), data=done)
+@dataclass(frozen=True)
+class Cell:
+    """One experiment: a seed and a fraction, and for these a method with its settings.
 
+    Attributes:
+        seed: draws people, weights and batches.
+        fraction: share of the people to forget.
+        method: a name under `unlearn.methods`, `prune.methods` or `study.methods`; None: the reference models.
+        settings: values that replace the method's own.
+    """
 
-@flow(name="study", result_serializer="json", on_running=[note])
-def study(workers: int) -> State[list[str]]:
-    """Run every cell, then compare them; returns one line per cell."""
-    try:
-        params = load_params()
-        with running_on(runner(params.study.runner, workers)):
-            return _compared(params, workers)
-    except EffaceError as error:
-        return Failed(message=str(error))
+    seed: int
+    fraction: float
+    method: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def variant(self) -> str:
+        """Method and settings, the same for all seeds: `npo, learning_rate 2e-05`."""
+        return ", ".join([self.method or "reference models", *(f"{k} {v}" for k, v in self.settings.items())])
 
-def _compared(params: Params, workers: int) -> State[list[str]]:
-    cells = cells_of(params)
-    first = first_round(cells, params)
-    stages = _stages(params, Ledger.open())
-    futures = _submit(first, params, stages, workers, {})
-    done = {cell.name: _row(cell.name, futures[cell.name]) for cell in first}
-    chosen = results.chosen(params, _finished(first, done))
-    second = [c for c in cells if c not in first and chosen.get((c.fraction, c.method)) == c.variant]
-    futures |= _submit(second, params, stages, workers, futures)
-    rows = {cell.name: done.get(cell.name) or _row(cell.name, futures[cell.name]) for cell in first + second}
-    finished = _finished(first + second, rows)
-    if params.study.attacks:
-        reported = [
-            cell
-            for cell in first + second
-            if cell.name in finished
-            and chosen.get((cell.fraction, cell.method), cell.variant) == cell.variant
-        ]
-        attacks = _attack(reported, workers)
-        futures |= attacks
-        rows |= {name: _row(name, future) for name, future in attacks.items()}
-    unfinished = {
-        name: str(futures[name].state.message) if row.outcome == "failed" else "its yardsticks failed"
-        for name, row in rows.items()
-        if row.outcome in _UNFINISHED
-    }
-    if finished:
-        results.run(params, finished, unfinished)
-        results.track(finished)
-    publish(list(rows.values()), title="study", page=results.PAGE)
-    if unfinished:
-        return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))
-    return Completed(data=[f"{name}: {row.outcome}" for name, row in rows.items()])
+    @property
+    def title(self) -> str:
+        """The cell in tables and in Prefect."""
+        return f"seed {self.seed}, forget {self.fraction:g}: {self.variant}"
 
-
-def _submit(
-    cells: Sequence[Cell], params: Params, stages: _Stages, workers: int, worlds: Mapping[str, _Future]
-) -> dict[str, _Future]:
-    """One task per cell, each after its world's, which is among the cells or in `worlds`."""
-    # All are checked before one runs. A cluster's workers may stand elsewhere.
-    folders = {cell.name: str(prepare(cell, params).resolve()) for cell in cells}
-    futures: dict[str, _Future] = {}
-    for cell in cells:
-        upstream = None if cell.method is None else {**worlds, **futures}[cell.world.name]
-        futures[cell.name] = run_cell.with_options(name=cell.variant).submit(
-            cell.name, folders[cell.name], stages(cell.method), workers, upstream
+    @property
+    def name(self) -> str:
+        """The name of the experiment in DVC: letters, digits, dots, dashes and underscores."""
+        return re.sub(r"[^\w.-]+", "-", f"seed-{self.seed}-forget-{self.fraction:g}-{self.variant}").strip(
+            "-."
         )
-    return futures
+
+    @property
+    def folder(self) -> Path:
+        """Where its score tables and run records are."""
+        return FOLDER / self.name
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose attacks are compared."""
+        return (self.method,) if self.method else ("vanilla", "retrained")
+
+    def described(self) -> dict[str, Any]:
+        """The cell as the comparison reads it."""
+        return {
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "method": self.method,
+            "variant": self.variant,
+            "folder": self.folder.as_posix(),
+        }
 
 
-def _attack(cells: Sequence[Cell], workers: int) -> dict[str, _Future]:
-    """One task per cell that attacks its model; a world's attacks its vanilla and retrained models."""
-    return {
-        f"{cell.name}, attacked": run_cell.with_options(name=f"{cell.variant}, attacked").submit(
-            f"{cell.name}, attacked",
-            str(cell.folder),
-            [f"attack@{name}" for name in cell.attacked],
-            workers,
-            None,
-        )
-        for cell in cells
-    }
+def cells_of(params: Params) -> list[Cell]:
+    """All cells of the study: the reference models of every seed and fraction, then the methods."""
+    study = params.study
+    methods = [*params.unlearn.methods, *study.methods, *params.prune.methods]
+    fractions = study.fractions or [params.prepare.forget_fraction]
+    references = [Cell(seed, fraction) for seed, fraction in itertools.product(study.seeds, fractions)]
+    return references + [
+        Cell(reference.seed, reference.fraction, method, settings)
+        for reference in references
+        for method in methods
+        for settings in _combinations(study.grid.get(method, {}))
+    ]
 
 
-def _finished(cells: Sequence[Cell], rows: Mapping[str, Row]) -> dict[str, Mapping[str, Any]]:
-    return {cell.name: _described(cell) for cell in cells if rows[cell.name].outcome not in _UNFINISHED}
+def first_round(cells: Sequence[Cell], params: Params) -> list[Cell]:
+    """The cells to run before settings are selected: all but the grids of seeds that are not for tuning."""
+    tuning = params.study.seeds[: params.study.tuning_seeds]
+    variants = Counter((cell.seed, cell.fraction, cell.method) for cell in cells)
+    return [c for c in cells if c.seed in tuning or variants[c.seed, c.fraction, c.method] == 1]
 
 
-def _stages(params: Params, ledger: Ledger) -> _Stages:
-    """What each cell brings up to date. What several methods read, such as the mask, is made in its world."""
-    extra = params.study.methods
-    methods = [*params.unlearn.methods, *params.prune.methods]
-    own = {f"{kind}@{name}" for name in methods for kind in ("unlearn", "prune", "evaluate")}
-    needed = set[str]().union(*(ledger.upstream(f"evaluate@{name}") for name in methods))
-    needed |= {_MASKS[method.mask] for method in extra.values() if method.mask in _MASKS}
-    shared = sorted({params.evaluation_of(name) for name in REFERENCE_MODELS} | (needed - own))
-    return lambda method: shared if method is None else [f"evaluate@{method}"]
+def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
 
 
-def _row(name: str, future: PrefectFuture[Any]) -> Row:
-    future.wait()
-    state = future.state
-    if state.is_pending():  # its world failed
-        return Row(name)
-    if not state.is_completed():
-        return Row(name, "failed")
-    done = future.result()
-    return Row(name, done["outcome"], done["seconds"])
-
-
-def _described(cell: Cell) -> Mapping[str, Any]:
-    return {
+def overrides(cell: Cell, params: Params) -> list[str]:
+    """What the cell changes in params.yaml, as ``dvc exp run --set-param`` takes it."""
+    values: dict[str, Any] = {
         "seed": cell.seed,
-        "fraction": cell.fraction,
-        "method": cell.method,
-        "variant": cell.variant,
-        "folder": cell.folder.as_posix(),
+        "avatars.seed": cell.seed,
+        "prepare.forget_fraction": cell.fraction,
     }
+    removed = []
+    if cell.method is not None:
+        kind = "prune" if cell.method in params.prune.methods else "unlearn"
+        if entry := params.study.methods.get(cell.method):
+            removed.append(f"~study.methods.{cell.method}")
+            for key, value in entry.model_dump(mode="json", exclude_unset=True).items():
+                values[f"+unlearn.methods.{cell.method}.{key}"] = value
+        values |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
+    if params.study.attacks:
+        values["attack.models"] = list(cell.models)
+    return removed + [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def targets(cell: Cell, params: Params) -> list[str]:
+    """Stages that the cell brings up to date; what several methods read is made with the reference models."""
+    if cell.method in params.study.methods:
+        return [f"evaluate_unlearned@{cell.method}"]
+    if cell.method is not None:
+        return [params.evaluation_of(cell.method)]
+    masks = {method.mask for method in (params.unlearn.methods | params.study.methods).values()} - {"none"}
+    stages = [f"evaluate@{name}" for name in REFERENCE_MODELS]
+    stages += [mask if mask == "saliency" else f"control@{mask}" for mask in sorted(masks)]
+    return stages + (["importance"] if params.prune.methods else [])
+
+
+@task(task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
+def run_cell(
+    title: str, cell: Cell, stages: list[str], changes: list[str], slots: Slots, reference: Any
+) -> State[Row]:
+    """Run a cell's experiment and fetch its tables; `reference` is the row of its reference models."""
+    log, started = get_run_logger(), time.monotonic()
+    settings = [word for change in changes for word in ("--set-param", change)]
+    try:
+        with slots.free, device(processes=process_count(), workers=slots.workers) as environment:
+            with contextlib.suppress(CommandFailed):  # there may be no earlier one of that name
+                query("--wait-for-lock", "exp", "remove", cell.name)
+            lines = dvc(
+                "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name, *settings, *stages,
+                log=log.info, environment=environment,
+            )  # fmt: skip
+            for name in ("scores", "runs", *(["attacks"] if any("attack@" in s for s in stages) else [])):
+                source, copy = f"data/{name}", cell.folder / "data" / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                query("get", "--force", "--rev", cell.name, "--out", str(copy), ".", source)
+    except (CommandFailed, EffaceError) as error:
+        return Failed(message=str(error))
+    outcome = outcome_of(lines)
+    return Completed(
+        name="Completed" if outcome == "ran" else outcome.capitalize(),
+        data=Row(title, outcome, time.monotonic() - started),
+    )
+
+
+class Slots:
+    """How many cells run at once."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.free = threading.Semaphore(workers)
+
+
+@flow(name="study", task_runner=_RUNNER)
+def study(workers: int | None = None) -> State[list[str]]:
+    """Run every cell, then compare them; returns one line per cell.
+
+    Args:
+        workers: cells side by side; None: one per GPU and one more, or two on a processor.
+    """
+    with ending_with_flow():
+        params, slots = load_params(), Slots(workers or default_workers())
+        cells = cells_of(params)
+        first = first_round(cells, params)
+        run = _Runs(params, slots)
+        run.start(first, lambda cell: targets(cell, params))
+        choices = comparison.choices(params, run.finished())
+        second = [
+            c for c in cells if c not in first and choices.get((c.fraction, c.method or "")) == c.variant
+        ]
+        run.start(second, lambda cell: targets(cell, params))
+        if params.study.attacks:
+            finished = run.finished()
+            run.start(
+                [
+                    cell
+                    for cell in first + second
+                    if cell.title in finished
+                    and choices.get((cell.fraction, cell.method or ""), cell.variant) == cell.variant
+                ],
+                lambda cell: [*targets(cell, params), *(f"attack@{name}" for name in cell.models)],
+                suffix=", attacks",
+            )
+        finished, unfinished = run.finished(), run.unfinished()
+        if finished:
+            comparison.run(params, finished, unfinished)
+            comparison.track(params, finished)
+        publish(list(run.rows().values()), title="study", page=comparison.PAGE)
+        if unfinished:
+            return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))
+        return Completed(data=[f"{name}: {row.outcome}" for name, row in run.rows().items()])
+
+
+class _Runs:
+    """The tasks of the cells that were started, by title."""
+
+    def __init__(self, params: Params, slots: Slots) -> None:
+        self._params, self._slots = params, slots
+        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._cells: dict[str, Cell] = {}
+
+    def start(self, cells: Sequence[Cell], stages: Callable[[Cell], list[str]], suffix: str = "") -> None:
+        """Submit the cells, each after the reference models of its seed and fraction."""
+        for cell in cells:
+            reference = None if cell.method is None else self._futures[Cell(cell.seed, cell.fraction).title]
+            title = cell.title + suffix
+            self._cells[title] = cell
+            self._futures[title] = run_cell.with_options(name=cell.variant + suffix).submit(
+                title, cell, stages(cell), overrides(cell, self._params), self._slots, reference
+            )
+
+    def rows(self) -> dict[str, Row]:
+        """Wait for all; title to row."""
+        rows = {}
+        for title, future in self._futures.items():
+            future.wait()
+            if future.state.is_completed():
+                rows[title] = future.result()
+            else:
+                rows[title] = Row(title, "not run" if future.state.is_pending() else "failed")
+        return rows
+
+    def finished(self) -> dict[str, Mapping[str, Any]]:
+        """The cells whose scores there are, for the comparison."""
+        return {
+            title: self._cells[title].described()
+            for title, row in self.rows().items()
+            if row.outcome not in ("failed", "not run") and title == self._cells[title].title
+        }
+
+    def unfinished(self) -> dict[str, str]:
+        """Title to why the cell has no result."""
+        return {
+            title: str(self._futures[title].state.message)
+            if row.outcome == "failed"
+            else "its reference models failed"
+            for title, row in self.rows().items()
+            if row.outcome in ("failed", "not run")
+        }
 
 
 def main(
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Cells side by side; by default one per GPU, or two.")
+        int | None,
+        typer.Option(min=1, help="Cells side by side; by default one per GPU and one more, or two."),
     ] = None,
 ) -> None:
-    """Run the study that params.yaml describes; what is finished is not run again."""
-    watch_over_this_process()
-    signal.signal(signal.SIGINT, interrupted)
-    count = workers or default_workers()
+    """Run the study that params.yaml describes; DVC restores what is finished."""
     try:
+        load_params()  # a mistake is reported at once, not after a server has started
         require_server()
-        runner(load_params().study.runner, count)  # a mistake is told at once, not after a server has started
-        state = study(count, return_state=True)
-    except EffaceError as error:
+        state = study(workers=workers, return_state=True)
+        if not state.is_completed():
+            raise EffaceError(str(state.message))
+    except (EffaceError, RuntimeError) as error:  # RuntimeError: Prefect's temporary server does not start
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    finally:
-        terminate_all()
-    if not state.is_completed():
-        typer.echo(f"error: {state.message}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

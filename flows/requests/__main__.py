@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,25 +100,15 @@ def run(
 ) -> None:
     """Carry out pending requests: unlearn, evaluate, gates, registry, certificates."""
     with _errors_in_words():
-        from flows.watcher import watch_over_this_process
         from tasks.config import load_params
 
-        load_params()  # a mistake is told at once, not after a server has started
-        watch_over_this_process()
-        from flows.children import terminate_all
-        from flows.requests.stopping import SIGNALS, leave
-
-        for number in SIGNALS:
-            signal.signal(number, leave)
+        load_params()  # a mistake is reported at once, not after a server has started
         from flows.requests.flow import run as run_flow
         from flows.server import require_server
 
         require_server()
-        try:
-            good = run_flow(request or [], lambda line: typer.echo(line, err=line.startswith("error")))
-        finally:
-            terminate_all()
-    if not good:
+        success = run_flow(request or [], lambda line: typer.echo(line, err=line.startswith("error")))
+    if not success:
         raise typer.Exit(1)
 
 
@@ -257,9 +246,7 @@ def _show(*tables: Table) -> None:
 def _errors_in_words() -> Iterator[None]:
     """Our own errors end the program with their text alone."""
     from efface.errors import EffaceError
-    from tasks.runtime import environment
 
-    environment.apply()
     try:
         yield
     except EffaceError as error:

@@ -15,12 +15,12 @@ from tasks.runtime.results import project_of, read_attacks, read_records, read_s
 if TYPE_CHECKING:
     import pandas as pd
 
-    from efface.studies.compare import Line, Run
+    from efface.evaluation.studies import Line, Run
 
 PAGE = Path("data/study/index.html")
 _Attacks = tuple["pd.DataFrame", dict[str, Any]] | None
 Cells = Mapping[str, Mapping[str, Any]]
-"""Name of a finished cell to `seed, fraction, method (None: the yardsticks), variant, folder`."""
+"""Title of a finished cell to `seed, fraction, method (None: the reference models), variant, folder`."""
 
 
 def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Path = PAGE.parent) -> None:
@@ -34,10 +34,10 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
 
     Raises:
         EvaluationError: if no cell finished.
-        ArtifactError: if scores are damaged, or of different samples within one world.
+        ArtifactError: if scores are damaged, or of different samples within one seed and fraction.
     """
-    from efface.studies.compare import compare
-    from efface.studies.page import StudyPage, render_study, study_summary
+    from efface.evaluation.studies import compare
+    from efface.report.study import StudyPage, render_study, study_summary
 
     runs = _runs(cells)
     lines = compare(runs, goal=params.study.goal)
@@ -55,53 +55,55 @@ def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Pat
     typer.echo(f"study: {folder / 'index.html'} compares {len(lines)} models over {len(cells)} cells")
 
 
-def track(cells: Cells, folder: Path = PAGE.parent) -> None:
-    """Send the comparison and its cells to MLflow, or say that it is not there to take them."""
-    from tasks.runtime.results import read_splits
+def track(params: Params, cells: Cells, folder: Path = PAGE.parent) -> None:
+    """Send the comparison and its cells to MLflow, or report that it does not answer."""
     from tasks.tracking import runs
 
-    benchmark = read_splits(Path(next(iter(cells.values()))["folder"]) / "data")["benchmark"]
     payload = runs.study_payload(cells, folder)
-    runs.track(payload, f"efface-{benchmark}", project_of(folder.parent), quiet_if_unreachable=True)
+    experiment = f"efface-{params.benchmark.name}"
+    runs.track(payload, experiment, project_of(folder.parent), quiet_if_unreachable=True)
 
 
-def chosen(params: Params, cells: Cells) -> dict[tuple[float, str], str]:
-    """The variant of each method that did best on validation people, by fraction and method."""
-    from efface.studies.compare import choose
+def choices(params: Params, cells: Cells) -> dict[tuple[float, str], str]:
+    """The variant with the best score on validation people, by fraction and method."""
+    from efface.evaluation.studies import choose
 
     return {key: choice.variant for key, choice in choose(_runs(cells), goal=params.study.goal).items()}
 
 
 def _runs(cells: Cells) -> list[Run]:
-    """Every score table with the yardsticks of its world; cells of an unfinished world are left out."""
-    from efface.studies.compare import Run
+    """Every score table with its reference models; without those a cell is left out."""
+    from efface.evaluation.studies import Run
 
-    found = []
-    worlds = {(c["seed"], c["fraction"]): Path(c["folder"]) for c in cells.values() if c["method"] is None}
-    for (seed, fraction), folder in worlds.items():
-        world, beside = folder / "data", read_attacks(folder / "data", "retrained")
-        yardsticks = {name: read_scores(world, name)[0] for name in REFERENCE_MODELS}
-        tables = {(name, name): (table, dict[str, float](), world) for name, table in yardsticks.items()}
+    runs = []
+    for reference in cells.values():
+        if reference["method"] is not None:
+            continue
+        key = reference["seed"], reference["fraction"]
+        shared = Path(reference["folder"]) / "data"
+        references = {name: read_scores(shared, name)[0] for name in REFERENCE_MODELS}
+        models = {(name, name): (table, dict[str, float](), shared) for name, table in references.items()}
         for cell in cells.values():
-            if (cell["seed"], cell["fraction"]) == (seed, fraction) and cell["method"] is not None:
+            if (cell["seed"], cell["fraction"]) == key and (method := cell["method"]) is not None:
                 data = Path(cell["folder"]) / "data"
-                table = read_scores(data, cell["method"])[0]
-                tables[cell["method"], cell["variant"]] = table, _costs(data, world, cell["method"]), data
-        found += [
+                costs = _costs(data, shared, method)
+                models[method, cell["variant"]] = read_scores(data, method)[0], costs, data
+        retrained_attacks = read_attacks(shared, "retrained")
+        runs += [
             Run(
-                fraction=fraction,
-                seed=seed,
+                fraction=reference["fraction"],
+                seed=reference["seed"],
                 model=model,
                 variant=variant,
                 table=table,
-                vanilla=yardsticks["vanilla"],
-                retrained=yardsticks["retrained"],
+                vanilla=references["vanilla"],
+                retrained=references["retrained"],
                 costs=costs,
-                gaps=_gaps(read_attacks(data, model), beside),
+                gaps=_gaps(read_attacks(data, model), retrained_attacks),
             )
-            for (model, variant), (table, costs, data) in tables.items()
+            for (model, variant), (table, costs, data) in models.items()
         ]
-    return found
+    return runs
 
 
 def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
@@ -116,9 +118,9 @@ def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
     return {name: gap for name, gap in gaps if gap is not None}
 
 
-def _costs(data: Path, world: Path, method: str) -> dict[str, float]:
+def _costs(data: Path, shared: Path, method: str) -> dict[str, float]:
     """Time and memory of the stages that make a method's model, its mask or its importance among them."""
-    from efface.studies.compare import COSTS
+    from efface.evaluation.studies import COSTS
 
     records = {record.label: record.content for record in read_records(data)}
     own = records.get(f"unlearn@{method}") or records[f"prune@{method}"]
@@ -127,7 +129,7 @@ def _costs(data: Path, world: Path, method: str) -> dict[str, float]:
     if own["stage"] == "prune" and own["params"]["selection"] != "random":
         labels.append("importance")
     used = [own, *(records[label] for label in labels if label in records)]
-    retrained = next(record.content for record in read_records(world) if record.label == "retrained")
+    retrained = next(record.content for record in read_records(shared) if record.label == "retrained")
     seconds = sum(record["seconds"] for record in used) / retrained["seconds"]
     return dict(zip(COSTS, (seconds, max(record["peak_memory_mib"] for record in used)), strict=True))
 

@@ -1,8 +1,7 @@
-"""Many runs of one method become one line of a table: mean over seeds, interval, and the settings chosen.
+"""Comparison of the runs of a study: the settings of each method by validation score, means over seeds.
 
-Settings are chosen on the validation people and reported on the others, every method with the settings it was
-given to choose from. A number is the mean over seeds of that number in each seed's run; its interval is
-Student's t over the seeds.
+Settings are selected on the validation people and reported on the test people. A number is the mean over
+seeds; its interval is Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ COSTS = ("time, share of retraining", "peak memory, MiB")
 
 @dataclass(frozen=True)
 class Run:
-    """The score tables of one model, with the yardsticks it is held against.
+    """The score tables of one model, with the reference models of the same seed and fraction.
 
     Attributes:
         fraction: share of the people to forget.
         seed: of people, weights and batches.
-        model: name of the method, or of a yardstick.
-        variant: the method with its settings; for a yardstick its name.
+        model: name of the method or reference model.
+        variant: the method with its settings; the name of a reference model.
         table: score table of the model.
         vanilla: score table of the model that unlearning started from.
         retrained: score table of the model that never saw the people to forget.
@@ -63,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds with its 95 % interval, None with fewer than two seeds; None for what no run has."""
+    """Mean over seeds with its 95 % interval, which is None with fewer than two seeds."""
 
     value: float
     interval: tuple[float, float] | None
@@ -77,11 +76,11 @@ class Line:
     Attributes:
         fraction, model: what was run.
         variant: the settings that were reported.
-        tried: how many variants there were to choose from.
+        tried: how many variants were compared.
         seeds: seeds whose run finished, for this variant.
         numbers: column (of ``COLUMNS``, ``SCORES`` or ``COSTS``) to its mean; a refused score is missing.
         gaps: attack to the mean of its gap, over the seeds in which the model was attacked so.
-        refused: why there is no score, or why settings could not be chosen; None: there is, and they were.
+        refused: why there is no score, or why settings could not be selected; else None.
     """
 
     fraction: float
@@ -113,7 +112,7 @@ def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant to report; `refused` says why it could not be chosen by its score, and is the first."""
+    """The variant to report; where `refused` says why no score could select one, it is the first."""
 
     variant: str
     refused: str | None = None
@@ -121,19 +120,19 @@ class Choice:
 
 def choose(runs: Sequence[Run], *, goal: Goal) -> dict[tuple[float, str], Choice]:
     """The variant to report, by fraction and model, in the order in which they first come."""
-    chosen = {}
+    choices = {}
     for fraction, model in dict.fromkeys((run.fraction, run.model) for run in runs):
         own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
         variants = list(dict.fromkeys(run.variant for run in own))
         try:
             best = _best(own, variants, goal) if len(variants) > 1 else variants[0]
-        except EvaluationError as error:  # a yardstick that never learnt the validation people
-            chosen[fraction, model] = Choice(
+        except EvaluationError as error:  # a reference model that never learnt the validation people
+            choices[fraction, model] = Choice(
                 variants[0], f"{model}: first settings of {len(variants)}; {error}"
             )
         else:
-            chosen[fraction, model] = Choice(best)
-    return chosen
+            choices[fraction, model] = Choice(best)
+    return choices
 
 
 def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
@@ -171,7 +170,7 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
             unlearning_score(run.table, vanilla=run.vanilla, retrained=run.retrained, goal=goal, resamples=0)
             for run in runs
         ]
-    except EvaluationError as error:  # a yardstick that never learnt: shown instead of a number
+    except EvaluationError as error:  # a reference model that never learnt: shown instead of a number
         refused = str(error)
     else:
         numbers["score"] = _mean([score.value for score in scores])

@@ -1,4 +1,4 @@
-"""The page of a study: one table over seeds, forgetting against keeping, and what did not finish."""
+"""The page of a study: tables of means over seeds, trade-off plots, and the cells that did not finish."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from efface.evaluation.studies import COLUMNS, COSTS, SCORES, Line
 from efface.report.compose import tradeoff_plots
 from efface.report.figures import Plot
 from efface.report.measures import Estimate, Estimates
 from efface.report.page import number, svg_uri
-from efface.studies.compare import COLUMNS, COSTS, SCORES, Line
 
 _DIGITS = {"score": 1, COSTS[1]: 0}
-"""After the point, where it is not two."""
+"""Digits after the point, where not two."""
 
 
 GAPS = "exact match after an attack, above retrained after the same"
@@ -56,7 +56,7 @@ def render_study(page: StudyPage) -> str:
     environment.filters["data_uri"] = svg_uri
     environment.filters["words"] = _words
     template = environment.from_string(
-        files("efface.studies").joinpath("page.html.j2").read_text(encoding="utf-8")
+        files("efface.report").joinpath("study.html.j2").read_text(encoding="utf-8")
     )
     return template.render(
         page=page,
@@ -68,9 +68,9 @@ def render_study(page: StudyPage) -> str:
 
 def tables(page: StudyPage) -> dict[str, list[str]]:
     """Title of each table to its columns."""
-    found = {"exact match": list(COLUMNS), f"score, goal {page.goal}": list(SCORES), "cost": list(COSTS)}
+    columns = {"exact match": list(COLUMNS), f"score, goal {page.goal}": list(SCORES), "cost": list(COSTS)}
     attacks = list(dict.fromkeys(attack for line in page.lines for attack in line.gaps))
-    return found | ({GAPS: attacks} if attacks else {})
+    return columns | ({GAPS: attacks} if attacks else {})
 
 
 def study_summary(page: StudyPage) -> str:
@@ -114,11 +114,11 @@ def _cell(line: Line, column: str) -> str:
 
 
 def _estimates(line: Line) -> Estimates:
-    found: Estimates = {}
+    estimates: Estimates = {}
     for column, (kind, modality) in COLUMNS.items():
         mean = line.numbers.get(column)
         if mean is not None:
             low, high = mean.interval or (None, None)
             cell = Estimate(mean.value, low, high, len(mean.seeds), len(mean.seeds))
-            found.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
-    return found
+            estimates.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
+    return estimates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from efface.errors import EvaluationError
-from efface.studies.compare import COSTS, Run, compare
+from efface.evaluation.studies import COSTS, Run, compare
 from tests.made_study import SKILL, _prepared, score_table
 
 

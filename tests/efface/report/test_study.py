@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from efface.studies.compare import COSTS, Line, Mean
-from efface.studies.page import GAPS, StudyPage, render_study, study_summary, tables
+from efface.evaluation.studies import COSTS, Line, Mean
+from efface.report.study import GAPS, StudyPage, render_study, study_summary, tables
 
 
 def line(model, score=None, gaps=(), refused=None):

@@ -1,1 +1,0 @@
-"""Many runs side by side: means over seeds, settings chosen on validation people, one page."""

@@ -1,0 +1,193 @@
+"""Child processes of a flow: DVC's public commands, each in a process group that ends with the flow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+from efface.errors import EffaceError
+from tasks.tracking.client import redact
+
+LAST_LINES = 15
+_OUTCOMES = (
+    ("Running stage ", "ran"),
+    ("is cached - skipping run, checking out outputs", "restored"),
+    ("didn't change, skipping", "cached"),
+)
+_children: set[subprocess.Popen[str]] = set()
+_ending = threading.Event()
+
+
+class CommandFailed(EffaceError):
+    """A command ended with an error; the message holds its last lines."""
+
+    def __init__(self, command: str, code: int, lines: list[str]) -> None:
+        self.last_line = lines[-1] if lines else f"exit code {code}"
+        super().__init__(
+            f"{command} failed (exit code {code}). The last lines:\n" + "\n".join(lines[-LAST_LINES:])
+        )
+
+
+def dvc(
+    *arguments: str,
+    log: Callable[[str], None],
+    folder: str = ".",
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Run a DVC command and pass on its output line by line.
+
+    Args:
+        arguments: of ``dvc``.
+        log: gets each line as it comes.
+        folder: the DVC project.
+        environment: variables beside those of this process.
+
+    Returns:
+        All lines.
+
+    Raises:
+        CommandFailed: if the command ends with an error, or the flow is ending.
+    """
+    if _ending.is_set():
+        raise CommandFailed(f"dvc {' '.join(arguments)}", 1, ["the flow is ending"])
+    # setpriv (util-linux) makes the kernel end the child with this process, even after kill -9.
+    setpriv = shutil.which("setpriv")
+    child = subprocess.Popen(
+        [*([setpriv, "--pdeathsig", "TERM"] if setpriv else []), sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env={**_environment(), **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    _children.add(child)
+    lines: list[str] = []
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if text := redact(line.rstrip()):
+                lines.append(text)
+                log(text)
+        code = child.wait()
+    finally:
+        _terminate(child)
+        _children.discard(child)
+    if code:
+        raise CommandFailed(f"dvc {' '.join(arguments)}", code, lines)
+    return lines
+
+
+def query(*arguments: str, folder: str = ".") -> str:
+    """What a short DVC command prints.
+
+    Raises:
+        CommandFailed: if it ends with an error.
+    """
+    answer = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode:
+        lines = [redact(line) for line in answer.stderr.splitlines() if line.strip()]
+        raise CommandFailed(f"dvc {' '.join(arguments)}", answer.returncode, lines)
+    return answer.stdout
+
+
+def stale_stages() -> set[str]:
+    """Names of the stages that DVC does not call current.
+
+    Raises:
+        CommandFailed: if another DVC process holds the project, or dvc.yaml or dvc.lock is damaged.
+    """
+    status: dict[str, Any] = json.loads(query("status", "--json"))
+    return set(status)
+
+
+def reproduce(
+    *stages: str,
+    log: Callable[[str], None],
+    folder: str = ".",
+    options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Bring stages up to date with ``dvc repro``.
+
+    Returns:
+        "ran", "restored" (from DVC's cache) or "cached" (there was nothing to do): the first of these that
+        holds for any stage.
+
+    Raises:
+        CommandFailed: with the last lines of the stage that failed.
+    """
+    # Stages run side by side and finish at the same moment; each waits for DVC's lock.
+    lines = dvc(
+        "--wait-for-lock", "repro", *options, *stages, log=log, folder=folder, environment=environment
+    )
+    return outcome_of(lines)
+
+
+def outcome_of(lines: Iterable[str]) -> str:
+    """The outcome of several stages together, from the output of ``dvc repro`` or ``dvc exp run``."""
+    outcomes = {outcome for line in lines for words, outcome in _OUTCOMES if words in line}
+    return next((outcome for _, outcome in _OUTCOMES if outcome in outcomes), "cached")
+
+
+@contextlib.contextmanager
+def ending_with_flow() -> Iterator[None]:
+    """Terminate the children when the block ends, however it ends.
+
+    Without a Prefect server of its own, a flow that runs in a terminal ends at once on Ctrl-C or SIGTERM: its
+    temporary server gets the same signal, and Prefect would wait minutes for it to take the last state.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+        _terminate_all()
+        sys.stderr.write("interrupted; finished stages are kept, and the next run resumes\n")
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+    _ending.clear()
+    handlers = {}
+    if not PREFECT_API_URL.value() and threading.current_thread() is threading.main_thread():
+        handlers = {n: signal.signal(n, end_at_once) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _terminate_all()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _terminate_all() -> None:
+    _ending.set()
+    for child in list(_children):
+        _terminate(child)
+
+
+def _terminate(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the interpreter's folder first on the path: dvc.yaml runs `python`."""
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10"}

@@ -1,0 +1,54 @@
+"""The folder of a run of requests: a DVC project with a copy of the code and the main project's cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.commands import query
+
+_CODE = ("efface", "tasks")
+_FILES = (".dvcignore", "data/masks/none.safetensors", ".dvc/config", ".dvc/config.local")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collection[str] = ()) -> Path:
+    """Make the folder a DVC project; what it made before stays.
+
+    Args:
+        folder: relative to the project in the current directory.
+        parameters: dotted key to value, set in the project's params.yaml.
+        without: stages that it does not have, because their outputs are put there.
+
+    Returns:
+        The folder.
+    """
+    for name in _CODE:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(name, folder / name, ignore=_IGNORED)
+    for name in filter(lambda name: Path(name).exists(), _FILES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(name, folder / name)
+    yaml = YAML()
+    params = yaml.load(Path("params.yaml"))
+    for key, value in parameters.items():
+        *sections, last = key.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    yaml.dump(params, folder / "params.yaml")
+    stages = yaml.load(Path("dvc.yaml"))
+    for name in without:
+        del stages["stages"][name]
+    stages["stages"]["evaluate"]["foreach"].append("original")  # the first vanilla model, put there
+    stages.pop("plots", None)  # of the report
+    yaml.dump(stages, folder / "dvc.yaml")
+    cache = query("cache", "dir").strip()
+    for setting in (("core.no_scm", "true"), ("core.autostage", "false"), ("cache.dir", cache)):
+        query("config", "--local", *setting, folder=str(folder))
+    return folder

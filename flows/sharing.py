@@ -1,0 +1,41 @@
+"""Stages' outputs on shared storage, as Prefect tasks: a DVC remote, where the project has one."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.commands import CommandFailed, dvc, query
+
+
+def has_remote(folder: str = ".") -> bool:
+    """Whether the project has a default remote (``dvc remote default``)."""
+    try:
+        return bool(query("config", "core.remote", folder=folder).strip())
+    except CommandFailed:  # DVC's answer for a setting that is not there
+        return False
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def fetch() -> bool:
+    """Fetch what other machines made, with DVC's record of what it was made of; False without a remote.
+
+    A remote that does not answer fails nothing: the stages run here instead.
+    """
+    return has_remote() and _transfer("fetch", ".")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def share(folder: str = ".") -> bool:
+    """Send what was made here; whether that worked. A failure loses nothing: the next run sends it."""
+    return has_remote(folder) and _transfer("push", folder)
+
+
+def _transfer(command: str, folder: str) -> bool:
+    log = get_run_logger()
+    try:
+        dvc(command, "--run-cache", log=log.debug, folder=folder)
+    except CommandFailed as error:
+        log.warning("dvc %s failed, the run goes on without it: %s", command, error.last_line)
+        return False
+    return True
