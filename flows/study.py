@@ -1,8 +1,8 @@
 """Many runs of the pipeline as one Prefect flow: python -m flows.study.
 
-A cell is a combination of the seeds, fractions, methods and settings under `study` in params.yaml, and runs as
-one DVC experiment: `dvc exp show` lists them, and `dvc exp apply NAME` brings one into the workspace. DVC's run
-cache keeps a stage from being computed twice. A cell that fails does not stop the others.
+A cell is a combination of the seeds, fractions, methods and settings under `study` in params.yaml. It runs as
+one DVC experiment: `dvc exp show` lists them, and `dvc exp apply NAME` brings one into the workspace. DVC's
+run cache keeps a stage from being computed twice. A cell that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cell:
     Attributes:
         seed: draws people, weights and batches.
         fraction: share of the people to forget.
-        method: a name under `unlearn.methods`, `prune.methods` or `study.methods`; None: the reference models.
+        method: a name in `unlearn.methods`, `prune.methods` or `study.methods`; None: the reference models.
         settings: values that replace the method's own.
     """
 
@@ -132,11 +132,11 @@ def overrides(cell: Cell, params: Params) -> list[str]:
         if entry := params.study.methods.get(cell.method):
             removed.append(f"~study.methods.{cell.method}")
             for key, value in entry.model_dump(mode="json", exclude_unset=True).items():
-                values[f"+unlearn.methods.{cell.method}.{key}"] = value
+                values[f"unlearn.methods.{cell.method}.{key}"] = value
         values |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
     if params.study.attacks:
         values["attack.models"] = list(cell.models)
-    return removed + [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return removed + [f"++{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def targets(cell: Cell, params: Params) -> list[str]:
