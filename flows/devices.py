@@ -61,11 +61,9 @@ def device(*, processes: int, workers: int) -> Iterator[dict[str, str]]:
     locks = {name: FileLock(Path(tempfile.gettempdir()) / f"efface-gpu-{name}.lock") for name in names}
     held: dict[str, FileLock] = {}
     try:
-        with FileLock(
-            Path(tempfile.gettempdir()) / "efface-gpus.lock"
-        ):  # one waits at a time, the others queue
+        with FileLock(Path(tempfile.gettempdir()) / "efface-gpus.lock"):  # one waits, the others queue
             while len(held) < processes:
-                for name in locks.keys() - held.keys():
+                for name in [name for name in names if name not in held]:
                     with contextlib.suppress(Timeout):
                         locks[name].acquire(timeout=0)
                         held[name] = locks[name]
@@ -73,7 +71,7 @@ def device(*, processes: int, workers: int) -> Iterator[dict[str, str]]:
                         break
                 else:
                     time.sleep(_POLL_SECONDS)
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(sorted(held))}
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(name for name in names if name in held)}
     finally:
         for lock in held.values():
             lock.release()

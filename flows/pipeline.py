@@ -47,14 +47,12 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
             models[f"unlearned/{name}"] = run(
                 f"unlearn@{name}", samples, models[method.start], masks.get(method.mask)
             )
-        scores = [
-            run(params.evaluation_of(name), samples, models[folder]) for name, folder in params.models.items()
-        ]
-        attacks = [
-            run(f"attack@{name}", samples, vanilla, models[params.models[name]])
-            for name in params.attack.models
-        ]
-        run("report", samples, *masks.values(), importance, *models.values(), *scores, *attacks)
+        scores = {
+            name: run(params.evaluation_of(name), samples, models[folder])
+            for name, folder in params.models.items()
+        }
+        attacks = [run(f"attack@{name}", samples, vanilla, scores[name]) for name in params.attack.models]
+        run("report", samples, *masks.values(), importance, *models.values(), *scores.values(), *attacks)
         return run.finish()
 
 

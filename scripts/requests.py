@@ -99,15 +99,14 @@ def make_project(folder: Path, cache: Path, settings: Sequence[str]) -> Path:
 
 def parameters(settings: Sequence[str]) -> dict[str, Any]:
     """What params.yaml holds, with these values in place of its own, and what passes promoted at once."""
-    from flows.workspaces import replace, values_of
-    from tasks.config import load_params
-
-    edits = {"requests.auto_promote": True}
-    for each in settings:
-        key, _, value = each.partition("=")
-        edits[key] = yaml.safe_load(value)
-    document = values_of(Path())
-    replace(document, edits)
+    document: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for setting in ["requests.auto_promote=true", *settings]:
+        key, _, value = setting.partition("=")
+        *sections, last = key.split(".")
+        section = document
+        for name in sections:
+            section = section[name]
+        section[last] = yaml.safe_load(value)
     return document
 
 

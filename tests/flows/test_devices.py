@@ -1,20 +1,16 @@
-"""No two stages meet on one GPU, and a dead holder's GPU is free at once."""
+"""No two stages compute on one GPU, and the processor is divided among them."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 
 import pytest
 
 from efface.errors import EffaceError
 from flows import devices
+from flows.devices import device
 
 
 @pytest.fixture(autouse=True)
-def guards_of_our_own(tmp_path, monkeypatch):
+def own_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
@@ -22,115 +18,53 @@ def guards_of_our_own(tmp_path, monkeypatch):
     ("visible", "names"),
     [("0,1", ["0", "1"]), ("GPU-abc", ["GPU-abc"]), ("", []), ("-1", []), (" 2 , 3 ", ["2", "3"])],
 )
-def test_the_environment_says_which_gpus_there_are(monkeypatch, visible, names):
+def test_gpus_are_those_of_the_environment(monkeypatch, visible, names):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.gpus() == names
 
 
-def test_two_stages_take_two_gpus_and_the_third_waits(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    third: list[str] = []
-
-    def wait_for_one() -> None:
-        with devices.device(gpu=True, workers=3) as got:
-            third.append(got.environment["CUDA_VISIBLE_DEVICES"])
-
-    with devices.device(gpu=True, workers=3) as first:
-        with devices.device(gpu=True, workers=3) as second:
-            assert {d.environment["CUDA_VISIBLE_DEVICES"] for d in (first, second)} == {"0", "1"}
-            thread = threading.Thread(target=wait_for_one)
-            thread.start()
-            time.sleep(1.0)
-            assert third == []
-        thread.join(timeout=10)
-    assert third == [second.environment["CUDA_VISIBLE_DEVICES"]]
-
-
-def test_a_stage_without_a_model_takes_no_gpu(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with devices.device(gpu=True, workers=1), devices.device(gpu=False, workers=1) as other:
-        assert other.descriptors == ()
-
-
-def test_a_killed_holder_keeps_nothing(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    code = "import sys, time; print('up', flush=True); time.sleep(60)"
-    with devices.device(gpu=True, workers=1) as got:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=got.descriptors
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-    # The flow let go, as if killed; its child still computes, so the GPU is not free yet.
-    with pytest.raises(TimeoutError), _within(1.5), devices.device(gpu=True, workers=1):
-        pass
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    with _within(5), devices.device(gpu=True, workers=1) as again:
-        assert again.environment == {"CUDA_VISIBLE_DEVICES": "0"}
-
-
-def test_the_processor_is_shared_out(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with devices.device(gpu=True, workers=2) as got:
-        assert got.environment == {"OMP_NUM_THREADS": "4"}
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    with devices.device(gpu=True, workers=2) as got:
-        assert got.environment == {"OMP_NUM_THREADS": "3"}
-
-
-class _within:
-    """Raise TimeoutError in the block after some seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __enter__(self) -> None:
-        def late(number: int, frame: object) -> None:
-            raise TimeoutError
-
-        self.before = signal.signal(signal.SIGALRM, late)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.before)
-
-
-def test_processes_that_share_a_stage_get_a_gpu_each_and_all_at_once(monkeypatch):
+@pytest.mark.parametrize(("processes", "granted"), [(1, {"0", "1", "2"}), (2, {"0,1"})])
+def test_a_stage_waits_until_its_gpus_are_free(monkeypatch, processes, granted):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    later: list[str] = []
+    waiting: list[str] = []
 
-    def wait_for_two() -> None:
-        with devices.device(gpu=True, workers=1, processes=2) as got:
-            later.append(got.environment["CUDA_VISIBLE_DEVICES"])
+    def wait() -> None:
+        with device(processes=3, workers=1) as environment:
+            waiting.append(environment["CUDA_VISIBLE_DEVICES"])
 
-    with devices.device(gpu=True, workers=1, processes=2) as first:
-        assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,1" and len(first.descriptors) == 2
-        thread = threading.Thread(target=wait_for_two)
+    with device(processes=processes, workers=1) as environment:
+        assert environment["CUDA_VISIBLE_DEVICES"] in granted
+        thread = threading.Thread(target=wait)
         thread.start()
-        time.sleep(1.0)
-        with _within(5), devices.device(gpu=True, workers=1) as third:  # nobody waits while holding it
-            assert third.environment["CUDA_VISIBLE_DEVICES"] == "2"
-        assert later == []
+        thread.join(timeout=1.5)
+        assert waiting == []
     thread.join(timeout=10)
-    assert later == ["0,1"]
+    assert waiting == ["0,1,2"]
+
+
+def test_two_stages_hold_different_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with device(processes=1, workers=2) as first, device(processes=1, workers=2) as second:
+        assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+        with device(processes=0, workers=2) as third:  # a stage without a model
+            assert "CUDA_VISIBLE_DEVICES" not in third
 
 
 def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with (
-        pytest.raises(EffaceError, match="EFFACE_PROCESSES is 2, and there is a GPU for 1"),
-        devices.device(gpu=True, workers=1, processes=2),
-    ):
+    with pytest.raises(EffaceError) as error, device(processes=2, workers=1):
         pass
+    assert "EFFACE_PROCESSES is 2" in str(error.value) and "1" in str(error.value)
 
 
-def test_the_processor_is_divided_among_the_processes_of_all_stages(monkeypatch):
+@pytest.mark.parametrize(
+    ("preset", "processes", "threads"), [(None, 1, "4"), (None, 2, "2"), (None, 0, "4"), ("3", 1, "3")]
+)
+def test_the_processor_is_divided_among_processes_and_stages(monkeypatch, preset, processes, threads):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(devices.os, "cpu_count", lambda: 16)
-    with devices.device(gpu=True, workers=2, processes=4) as got:
-        assert got.environment == {"OMP_NUM_THREADS": "2"}
+    if preset:
+        monkeypatch.setenv("OMP_NUM_THREADS", preset)
+    with device(processes=processes, workers=2) as environment:
+        assert environment == {"OMP_NUM_THREADS": threads}

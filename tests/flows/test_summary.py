@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect: its table, links that a browser can follow, plots inside the text."""
+"""What a run leaves in Prefect: its table, and links that a browser can follow."""
 
 import json
 from pathlib import Path
@@ -6,58 +6,57 @@ from pathlib import Path
 import pytest
 
 from flows import summary
-from flows.summary import Row, links, plots
+from flows.summary import Row, mlflow_run, publish
 
 
 @pytest.fixture
-def tracked(tmp_path, monkeypatch):
+def track_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EFFACE_MLFLOW_PAGES", raising=False)
 
-    def at(address: str) -> None:
+    def track(address: str) -> None:
         Path(".efface").mkdir(exist_ok=True)
         receipt = {"experiment": "3", "run": "abc", "at": address}
         Path(".efface/mlflow.json").write_text(json.dumps(receipt))
 
-    return at
+    return track
 
 
-def test_links_lead_to_the_server_that_has_the_result(tracked):
-    assert links(summary.REPORT) == []
-    tracked("http://***@box:5000/")
-    (line,) = links(summary.REPORT)
-    run = "http://box:5000/#/experiments/3/runs/abc"
-    assert line == f"[Report]({run}/artifacts/report/index.html) and [all numbers in MLflow]({run})"
-    assert links(Path("data/study/index.html")) == []
+@pytest.mark.parametrize(
+    ("address", "pages", "link"),
+    [
+        ("http://***@box:5000/", None, "http://box:5000/#/experiments/3/runs/abc"),
+        ("sqlite:////home/me/mlflow.db", None, "http://127.0.0.1:5000/#/experiments/3/runs/abc"),
+        ("http://box", "https://me:hush@pages.org/", "https://pages.org/#/experiments/3/runs/abc"),
+    ],
+)
+def test_the_run_is_linked_where_a_browser_can_see_it(track_at, monkeypatch, address, pages, link):
+    assert mlflow_run() is None
+    track_at(address)
+    if pages:
+        monkeypatch.setenv("EFFACE_MLFLOW_PAGES", pages)
+    assert mlflow_run() == link
 
 
-def test_a_result_in_a_local_database_is_linked_where_make_ui_shows_it(tracked, monkeypatch):
-    tracked("sqlite:////home/me/efface/mlflow.db")
-    assert "(http://127.0.0.1:5000/#/experiments/3/runs/abc)" in links(summary.REPORT)[0]
-    monkeypatch.setenv("EFFACE_MLFLOW_PAGES", "https://me:hush-hush@mlflow.example.org/")
-    assert "(https://mlflow.example.org/#/experiments/3/runs/abc)" in links(summary.REPORT)[0]
-
-
-def test_a_damaged_receipt_costs_the_link_alone(tracked):
-    tracked("http://box:5000")
+def test_a_damaged_receipt_costs_the_link_alone(track_at):
+    track_at("http://box:5000")
     Path(".efface/mlflow.json").write_text("[]")
-    assert links(summary.REPORT) == []
+    assert mlflow_run() is None
 
 
-def test_plots_are_inside_the_text_unless_they_are_huge(tracked):
-    summary.PLOTS.mkdir(parents=True)
-    (summary.PLOTS / "forget_retain.svg").write_text("<svg/>")
-    (summary.PLOTS / "picture_text.svg").write_text("x" * (1 << 20))
-    assert plots() == ["![forget retain](data:image/svg+xml;base64,PHN2Zy8+)"]
-
-
-def test_the_artifact_has_all_of_it(tracked, monkeypatch):
-    made = {}
-    monkeypatch.setattr(summary, "create_markdown_artifact", lambda **values: made.update(values))
-    tracked("http://box:5000")
-    rows = [Row("prepare", "cached"), Row("report", "ran", 2.0)]
-    summary.publish(rows, notes=["pull: prepare from /mnt/share"])
-    for part in ("| prepare | cached |", "pull: prepare from /mnt/share", "[Report](http://box:5000/"):
-        assert part in made["markdown"]
-    summary.publish([Row("report", "failed", 2.0)])
-    assert "[Report]" not in made["markdown"]
+def test_artifacts_are_the_table_and_the_links(track_at, monkeypatch, capsys):
+    artifacts: dict[str, object] = {}
+    monkeypatch.setattr(
+        summary, "create_table_artifact", lambda rows, key, description: artifacts.update({key: rows})
+    )
+    monkeypatch.setattr(
+        summary, "create_link_artifact", lambda link, key, link_text: artifacts.update({key: link})
+    )
+    track_at("http://box:5000")
+    publish([Row("prepare", "cached"), Row("report", "ran", 2.04)])
+    assert artifacts["pipeline"] == [
+        {"name": "prepare", "outcome": "cached", "seconds": 0.0},
+        {"name": "report", "outcome": "ran", "seconds": 2.0},
+    ]
+    assert str(artifacts["pipeline-report"]).endswith("runs/abc/artifacts/report/index.html")
+    assert "2 in all: 1 cached, 1 ran" in capsys.readouterr().out

@@ -1,0 +1,69 @@
+"""DVC's commands as child processes: outcome, failure, end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flows import commands
+from flows.commands import CommandFailed, ending_with_flow, outcome_of, query, reproduce, stale_stages
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Two stages; the second reads what the first writes."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
+    (tmp_path / "params.yaml").write_text("first: 1\n")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n"
+        "  first: {cmd: echo made > one, params: [first], outs: [one]}\n"
+        "  second: {cmd: cat one > two, deps: [one], outs: [two]}\n"
+        "  broken: {cmd: echo broken on purpose; exit 3, outs: [three]}\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome"),
+    [
+        (["Running stage 'a':", "Stage 'b' didn't change, skipping"], "ran"),
+        (["Stage 'a' is cached - skipping run, checking out outputs"], "restored"),
+        (["Stage 'a' didn't change, skipping"], "cached"),
+    ],
+)
+def test_outcome_of_several_stages(lines, outcome):
+    assert outcome_of(lines) == outcome
+
+
+def test_stages_run_once_and_come_back_from_the_cache(project):
+    lines: list[str] = []
+    assert stale_stages() == {"first", "second", "broken"}
+    assert reproduce("second", log=lines.append) == "ran"
+    assert any("Running stage 'first'" in line for line in lines)
+    assert stale_stages() == {"broken"}
+    assert reproduce("second", log=lines.append) == "cached"
+    (project / "two").unlink()
+    assert stale_stages() == {"broken", "second"}
+    assert reproduce("second", log=lines.append, options=("--single-item",)) == "restored"
+
+
+def test_a_failure_has_the_last_lines_of_the_stage(project):
+    with pytest.raises(CommandFailed) as error:
+        reproduce("broken", log=lambda line: None)
+    assert "broken on purpose" in str(error.value) and "repro broken" in str(error.value)
+
+
+def test_a_question_that_fails_names_its_command(project):
+    with pytest.raises(CommandFailed) as error:
+        query("dag", "--dot", "nothing")
+    assert "nothing" in str(error.value)
+
+
+def test_nothing_starts_while_the_flow_ends(project, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    with ending_with_flow():
+        assert reproduce("first", log=lambda line: None) == "ran"
+    with pytest.raises(CommandFailed):
+        reproduce("second", log=lambda line: None)
+    commands._ending.clear()
