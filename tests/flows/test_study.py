@@ -1,63 +1,106 @@
-"""A study of real stages by real DVC and Prefect: nothing twice, and a failed cell takes no other with it."""
+"""The cells of a study, what each changes, and a whole study by real DVC and Prefect."""
 
 import json
-import re
+from pathlib import Path
 
 import pytest
 
-from tests.flows.test_whole_runs import Copy, make_copy
+from flows.study import Cell, cells_of, first_round, overrides, targets
+from tasks.config import checked
+from tasks.config.file import read_yaml
+from tests.flows.project import PROJECT, make_project, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some forty processes, one after the other
-
-STUDY = {
-    r"^  seeds: \[0, 1, 2\]": "  seeds: [0, 1]",
-    r"^  methods: null .*": "  methods: [npo]",
-    r"^  run: \[relearn.*": "  run: [cross_modal]",
-    r"^    npo: \{learning_rate: \*rates\}": "    npo: {learning_rate: [1.0e-6, 4.0e-5]}",
-}
-WORLD, CELL = "seed {}, forget 0.1: yardsticks", "seed {}, forget 0.1: npo, learning_rate {}"
-RATES = ("1e-06", "4e-05")
+TITLE = "seed {}, forget 0.1: {}"
 
 
-def outcomes(output: str) -> dict[str, str]:
-    found = re.findall(r"^│ (seed .+?) +│ (cached|restored|ran|failed|not run) +│", output, re.MULTILINE)
-    return dict(found)
+def parameters(**study):
+    document = read_yaml(PROJECT / "params.yaml")
+    document["unlearn"]["methods"] = {"npo": {"start": "vanilla", "mask": "saliency", "learning_rate": 1e-5}}
+    document["prune"]["methods"] = {}
+    document["requests"]["method"] = "npo"
+    document["study"] |= {"methods": {}, "grid": {}, "tuning_seeds": 1, "seeds": [0, 1]} | study
+    return checked(document, Path("params.yaml"))
 
 
-@pytest.fixture
-def project(tmp_path, server) -> Copy:
-    copy = make_copy(tmp_path / "project")
-    copy.environment["PREFECT_API_URL"] = server.url
-    for pattern, text in STUDY.items():
-        copy.edit("params.yaml", pattern, text)
-    return copy
+def test_cells_are_all_combinations_after_their_reference_models():
+    params = parameters(fractions=[0.05, 0.1], grid={"npo": {"learning_rate": [1e-5, 2e-5], "beta": [0.1]}})
+    cells = cells_of(params)
+    references = [Cell(seed, fraction) for seed in (0, 1) for fraction in (0.05, 0.1)]
+    assert cells[:4] == references and len(cells) == 4 + 4 * 2
+    assert cells[4] == Cell(0, 0.05, "npo", {"learning_rate": 1e-5, "beta": 0.1})
+    assert len({cell.name for cell in cells}) == len(cells)
 
 
-def test_a_study_runs_every_cell_once_and_the_others_although_one_fails(project):
-    """Two settings on the first seed; the better one on the second, where it fails at first."""
-    for rate in RATES:
-        in_the_way = project.folder / f".study/seed-1/forget-0.1/npo+learning_rate={rate}/data/models"
-        in_the_way.parent.mkdir(parents=True)
-        in_the_way.write_text("a file where a folder should be")
-    first = outcomes(project.run("flows.study", good=False, seconds=600))
-    assert first.items() >= {WORLD.format(0): "ran", WORLD.format(1): "ran"}.items()
-    assert [first[CELL.format(0, rate)] for rate in RATES] == ["ran", "ran"]
-    (failed,) = [name for name, outcome in first.items() if outcome == "failed"]
-    assert failed in [CELL.format(1, rate) for rate in RATES], "one of them was chosen"
+def test_settings_are_tried_on_the_tuning_seeds_alone():
+    params = parameters(grid={"npo": {"learning_rate": [1e-5, 2e-5]}})
+    cells = cells_of(params)
+    later = [cell for cell in cells if cell not in first_round(cells, params)]
+    assert {(cell.seed, cell.method) for cell in later} == {(1, "npo")}
+    params = parameters(tuning_seeds=None, grid={"npo": {"learning_rate": [1e-5, 2e-5]}})
+    assert first_round(cells_of(params), params) == cells_of(params)
+
+
+def test_a_method_without_a_grid_runs_on_all_seeds_at_once():
+    params = parameters()
+    assert first_round(cells_of(params), params) == cells_of(params)
+
+
+def test_the_name_of_an_experiment_is_one_that_git_allows():
+    cell = Cell(0, 0.1, "npo", {"learning_rate": 2e-05, "instruction": "Do not, please."})
+    assert cell.name == "seed-0-forget-0.1-npo-learning_rate-2e-05-instruction-Do-not-please"
+
+
+def test_overrides_set_the_seed_and_the_settings_and_move_methods_of_the_study():
+    extra = {"kl_min": {"start": "vanilla", "mask": "none", "epochs": 3}}
+    params = parameters(methods=extra, attacks=False)
+    assert overrides(Cell(4, 0.1, "npo", {"beta": 0.2}), params) == [
+        "++seed=4",
+        "++avatars.seed=4",
+        "++prepare.forget_fraction=0.1",
+        "++unlearn.methods.npo.beta=0.2",
+    ]
+    changes = overrides(Cell(4, 0.1, "kl_min"), params)
+    assert changes[0] == "~study.methods.kl_min"
+    assert {'++unlearn.methods.kl_min.start="vanilla"', "++unlearn.methods.kl_min.epochs=3"} <= set(changes)
+
+
+def test_what_methods_share_is_made_with_the_reference_models():
+    params = parameters()
+    stages = ["evaluate@base", "evaluate@vanilla", "evaluate@retrained", "saliency"]
+    assert targets(Cell(0, 0.1), params) == stages
+    assert targets(Cell(0, 0.1, "npo"), params) == ["evaluate_unlearned@npo"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_study_selects_settings_and_restores_what_is_finished(tmp_path):
+    """Two settings on the first seed, the better one on the second; again: nothing is computed."""
+    rates = [1.0e-6, 4.0e-5]
+    project = make_project(
+        tmp_path / "project",
+        {
+            "study.seeds": [0, 1],
+            "study.grid": {"npo": {"learning_rate": rates}},
+            "unlearn.methods": {"npo": {"start": "vanilla", "mask": "none"}},
+            "prune.methods": {},
+            "requests.method": "npo",
+            "attack.run": ["cross_modal"],
+        },
+    )
+    outcomes = table(project.run("flows.study", seconds=900))
+    variants = [f"npo, learning_rate {rate}" for rate in rates]
+    tuning = [TITLE.format(0, variant) for variant in ("reference models", *variants)]
+    assert all(outcomes[title] == "ran" for title in tuning)
+    (selected,) = [variant for variant in variants if TITLE.format(1, variant) in outcomes]
+    assert f"{TITLE.format(1, selected)}, attacks" in outcomes and "failed" not in outcomes.values()
     results = json.loads(project.read("data/study/results.json"))
-    lines = {line["model"]: line for line in results["lines"]}
-    assert lines["vanilla"]["seeds"] == [0, 1]
-    assert (lines["npo"]["seeds"], lines["npo"]["tried"]) == ([0], 2)
-    assert failed.endswith(lines["npo"]["variant"])
-    assert failed in project.read("data/study/index.html"), "the page says what is missing"
-    assert {"no attack, gap", "cross_modal, gap"} <= lines["npo"]["numbers"].keys()
+    line = {line["model"]: line for line in results["lines"]}["npo"]
+    assert (line["variant"], line["seeds"], line["tried"]) == (selected, [0, 1], 2)
+    assert {"no attack, gap", "cross_modal, gap"} <= line["numbers"].keys()
+    rows = json.loads(project.run("dvc", "exp", "show", "--json"))
+    names = {experiment["name"] for row in rows for experiment in row["experiments"] or []}
+    assert Cell(1, 0.1, "npo", {"learning_rate": float(selected.split()[-1])}).name in names
 
-    for rate in RATES:
-        (project.folder / f".study/seed-1/forget-0.1/npo+learning_rate={rate}/data/models").unlink()
-    second = outcomes(project.run("flows.study"))
-    once = dict.fromkeys(first, "cached")
-    assert second == {**once, failed: "ran", f"{failed}, attacked": "ran"}
-    results = json.loads(project.read("data/study/results.json"))
-    assert {line["model"]: line["seeds"] for line in results["lines"]}["npo"] == [0, 1]
-    # What the study's yardsticks made, the pipeline does not make again.
+    assert set(table(project.run("flows.study", seconds=900)).values()) <= {"cached", "restored"}
+    # The pipeline fetches from the cache what the study's cell of its own seed made.
     assert "Running stage" not in project.repro("evaluate@vanilla")
