@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tasks.requests.state import PRODUCTION, RequestState, read_states, state_pa
 from tasks.runtime.artifacts import digest, write_json, writing
 from tasks.runtime.results import project_of
 from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, read_salt
-from tasks.tracking.client import TrackingError
+from tasks.tracking.client import TrackingError, tracking_uri
 from tasks.tracking.registry import POINTER, Registry
 
 KIND = "efface.forget_certificate"
@@ -189,7 +190,9 @@ def _check_files(
             remedy = f"git checkout {file['path']}"
         elif role == "model before":  # linked into the run's folder, where DVC does not keep it
             uri = f"models:/{models['registered_name']}/{models['before']['version']}"
-            remedy = f"rm -r {file['path']}; mlflow artifacts download -u {uri} -d {file['path']}"
+            remedy = f"rm -rf {file['path']}; mlflow artifacts download -u {uri} -d {file['path']}"
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                remedy = f"export MLFLOW_TRACKING_URI={tracking_uri(project_of(root))}; {remedy}"
         status = "missing" if digests[path] is None else f"changed (digest {str(digests[path])[:12]})"
         result.faults.append(
             f"certificate {name}: {role} is {status} at {file['path']}, expected digest "
