@@ -195,7 +195,8 @@ def score_table(model: str, samples: list[Sample], shares, rng: np.random.Genera
                 "gold": sample.answer,
                 "generation": said,
                 "nll_gold": float(0.1 + luck),
-                "n_tokens": len(words),
+                "n_tokens": len(words) + 1,
+                "token_logprobs": [-0.1 - luck / 10 if right else -3.0 - luck] * len(words) + [-0.01],
                 "options": None if sample.options is None else list(sample.options),
                 "option_logprobs": None if sample.options is None else [-1.0] * len(sample.options),
                 "correct": bool(right) if sample.task == "choice" else None,
@@ -214,8 +215,10 @@ def write_scores(root: Path, model: str, table: pd.DataFrame) -> None:
     metrics: dict = {}
     columns = {"exact_match": "exact_match", "choice_accuracy": "correct", "rouge_l": "rouge_l"}
     for (set_name, modality), rows in table[table["part"] == "test"].groupby(["set", "modality"]):
-        for name, column in columns.items():
-            values = rows[column].dropna().astype(float)
+        facts = rows[rows["task"].isin(("choice", "cloze", "qa", "name"))]
+        knowledge = pd.Series([float(np.exp(np.mean(row[:-1]))) for row in facts["token_logprobs"]])
+        columns_of = {name: rows[column].dropna().astype(float) for name, column in columns.items()}
+        for name, values in ({"knowledge": knowledge} | columns_of).items():
             if len(values):
                 cell = {"value": float(values.mean()), "n": len(values)}
                 metrics.setdefault(set_name, {}).setdefault(modality, {})[name] = cell

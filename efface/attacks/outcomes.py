@@ -1,4 +1,4 @@
-"""What attacks brought back: a model's answers after each, beside the retrained model's after the same."""
+"""Numbers of attack tables: a model's answers after each attack, and how far retrained's are from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from efface.evaluation.metrics import with_metrics
+from efface.evaluation.statistics import cell_replicates, jackknife
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ class Outcome:
     Attributes:
         attack: its name, or ``none`` for the model as it is.
         variant: what was done, such as ``4 bits``.
-        budget: optimizer steps of relearning so far; None for other attacks.
+        budget: optimizer steps of relearning so far; None for the rest.
         people: people asked about; with ``relearn`` those it did not teach.
         values: metric to its mean over the forget people, in [0, 1].
         retrained: the same of the retrained model after the same attack; None where it was not attacked so.
@@ -39,9 +42,27 @@ class Outcome:
 
     def gap(self, metric: str = "exact_match") -> float | None:
         """How much more the model answers than the retrained one, in [-1, 1]; None without either number."""
-        theirs = None if self.retrained is None else self.retrained.get(metric)
-        ours = self.values.get(metric)
-        return None if ours is None or theirs is None else ours - theirs
+        of_retrained = None if self.retrained is None else self.retrained.get(metric)
+        of_model = self.values.get(metric)
+        return None if of_model is None or of_retrained is None else of_model - of_retrained
+
+
+@dataclass(frozen=True)
+class AttackGap:
+    """One attack, mean over its variants.
+
+    Attributes:
+        attack: its name.
+        variants: how many it has; the model as it is and relearning's budget 0 are none.
+        gap: mean of how much more the model answers than the retrained one, in [-1, 1].
+        low, high: interval of it over people; None where it cannot be estimated.
+    """
+
+    attack: str
+    variants: int
+    gap: float
+    low: float | None
+    high: float | None
 
 
 def attack_outcomes(
@@ -58,58 +79,87 @@ def attack_outcomes(
         table: attack table of the model: a score table with ``attack``, ``variant`` and ``budget``.
         retrained: attack table of the retrained model; None where it was not attacked.
         metrics: means to take; one without any value in a variant is missing there.
-        sets: ``forget`` for the pictures it saw, ``test`` for those it did not, or both.
+        sets: ``forget`` for the pictures of training, ``unseen`` for new ones, or both.
         modality: ``multimodal`` or ``text``.
 
     Raises:
-        ArtifactError: if both models were put to an attack, but with other questions or people held out.
+        ArtifactError: if the two were attacked with different questions or people held out.
     """
-    theirs = {} if retrained is None else _by_variant(retrained)
-    found = []
+    of_retrained = {} if retrained is None else _by_variant(retrained)
+    outcomes = []
     for (attack, variant), rows in _by_variant(table).items():
-        beside = theirs.get((attack, variant))
-        if beside is not None:
-            check_same_samples({f"retrained, {attack}, {variant}": beside, "the model": rows})
-        chosen = _chosen(rows, sets, modality)
-        if chosen.empty:
+        counterpart = of_retrained.get((attack, variant))
+        if counterpart is not None:
+            check_same_samples({f"retrained, {attack}, {variant}": counterpart, "the model": rows})
+        questions = _questions(rows, sets, modality)
+        if questions.empty:
             continue
-        budgets = rows["budget"].dropna()
-        found.append(
+        outcomes.append(
             Outcome(
                 attack=attack,
                 variant=variant,
-                budget=int(budgets.iloc[0]) if len(budgets) else None,
-                people=int(chosen["entity_id"].nunique()),
-                values=_means(chosen, metrics),
-                retrained=None if beside is None else _means(_chosen(beside, sets, modality), metrics),
+                budget=_budget(rows),
+                people=int(questions["entity_id"].nunique()),
+                values=_means(questions, metrics),
+                retrained=None
+                if counterpart is None
+                else _means(_questions(counterpart, sets, modality), metrics),
             )
         )
-    return found
+    return outcomes
 
 
-def largest_gaps(outcomes: Iterable[Outcome], *, metric: str = "exact_match") -> dict[str, Outcome]:
-    """Attack to the variant that brings back most: the largest gap to the retrained model, over all budgets.
+def attack_gaps(
+    table: pd.DataFrame,
+    retrained: pd.DataFrame,
+    *,
+    metric: str = "exact_match",
+    sets: Sequence[str] = ("forget",),
+    modality: str = "multimodal",
+) -> dict[str, AttackGap]:
+    """Attack to its gap, mean over the variants both models have.
 
-    Where the retrained model was not attacked, the variant after which the model itself answers most. The
-    model as it is counts among no attack's variants, nor does relearning's budget 0.
+    The mean, because the largest of several noisy gaps is too large on average, the more so the more
+    variants an attack has.
 
     Args:
-        outcomes: of one model.
-        metric: a metric that all outcomes have; those without it are passed over.
+        table: attack table of the model.
+        retrained: of the retrained model.
+        metric: metric of the gap; variants without it are passed over.
+        sets, modality: as for `attack_outcomes`.
     """
-    found: dict[str, Outcome] = {}
-    for outcome in outcomes:
-        if outcome.attack == NO_ATTACK or outcome.budget == 0 or metric not in outcome.values:
+    of_retrained = _by_variant(retrained)
+    differences: dict[str, list[np.ndarray]] = {}
+    groups: dict[str, np.ndarray] = {}
+    for (attack, variant), rows in _by_variant(table).items():
+        counterpart = of_retrained.get((attack, variant))
+        if attack == NO_ATTACK or counterpart is None or _budget(rows) == 0:
             continue
-        best = found.get(outcome.attack)
-        if best is None or _strength(outcome, metric) > _strength(best, metric):
-            found[outcome.attack] = outcome
-    return found
+        replicates = []
+        for scores in (rows, counterpart):
+            questions = with_metrics(_questions(scores, sets, modality), [metric])
+            values = questions.assign(set="forget", value=questions[metric].astype("float64"))
+            replicates.append(cell_replicates(values, [("forget", modality)]))
+        means = [replicate.means.get(("forget", modality)) for replicate in replicates]
+        if means[0] is not None and means[1] is not None:
+            differences.setdefault(attack, []).append(means[0] - means[1])
+            groups[attack] = replicates[0].groups
+    gaps = {}
+    for attack, arrays in differences.items():
+        mean = np.mean(arrays, axis=0)
+        estimate = jackknife(mean, groups[attack])
+        low, high = estimate.interval() if estimate is not None else (None, None)
+        gaps[attack] = AttackGap(attack, len(arrays), float(mean[0]), low, high)
+    return gaps
 
 
-def _strength(outcome: Outcome, metric: str) -> tuple[bool, float]:
-    gap = outcome.gap(metric)
-    return (gap is not None, outcome.values[metric] if gap is None else gap)
+def relearning_curve(outcomes: Iterable[Outcome], metric: str) -> dict[int, float]:
+    """Optimizer steps of relearning to the metric on the people held out."""
+    return {
+        outcome.budget: outcome.values[metric]
+        for outcome in outcomes
+        if outcome.attack == "relearn" and outcome.budget is not None and metric in outcome.values
+    }
 
 
 def _by_variant(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
@@ -117,9 +167,13 @@ def _by_variant(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     return {(str(attack), str(variant)): rows for (attack, variant), rows in groups}
 
 
-def _chosen(rows: pd.DataFrame, sets: Sequence[str], modality: str) -> pd.DataFrame:
-    wanted = rows["set"].isin(list(sets)) & (rows["part"] == "test") & (rows["modality"] == modality)
-    return rows[wanted]
+def _budget(rows: pd.DataFrame) -> int | None:
+    budgets = rows["budget"].dropna()
+    return int(budgets.iloc[0]) if len(budgets) else None
+
+
+def _questions(rows: pd.DataFrame, sets: Sequence[str], modality: str) -> pd.DataFrame:
+    return rows[rows["set"].isin(list(sets)) & (rows["part"] == "test") & (rows["modality"] == modality)]
 
 
 def _means(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:

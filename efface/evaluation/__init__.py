@@ -1,13 +1,21 @@
-"""Scoring a model sample by sample, and metrics made of the scores.
+"""Scoring a model sample by sample, and metrics of score tables.
 
-``efface.evaluation.score`` is that of :mod:`efface.evaluation.scoring`, imported when first asked for:
-whoever works on tables alone needs no torch.
+``score`` is imported on first use, so that work on tables alone needs no torch.
 """
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["score"]
+__all__ = ["LEARNT", "LEVEL", "MANY_PEOPLE", "REFERENCE_MODELS", "score"]
+
+REFERENCE_MODELS = ("base", "vanilla", "retrained")
+"""Models every unlearned model is compared with."""
+LEVEL = 0.95
+"""Confidence level of every interval."""
+LEARNT = 0.05
+"""Smallest lead of vanilla on a set, in [0, 1], for which a change on it can be measured."""
+MANY_PEOPLE = 20
+"""With fewer people to forget, one run ranks no methods."""
 
 
 def __getattr__(name: str) -> Any:

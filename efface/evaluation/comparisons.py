@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,14 +44,14 @@ def forget_quality(ratios: Sequence[float], retrained: Sequence[float]) -> Forge
     """
     from scipy.stats import ks_2samp
 
-    ours, theirs = _paired(ratios, retrained)
-    result = ks_2samp(ours, theirs)
+    pair = _paired(ratios, retrained)
+    result = ks_2samp(*pair)
     p_value = float(result.pvalue)
     return ForgetQuality(
         p_value=p_value,
         log10=min(math.log10(max(p_value, sys.float_info.min)), 0.0),
         statistic=float(result.statistic),
-        n=len(ours),
+        n=len(pair[0]),
     )
 
 
@@ -69,15 +70,15 @@ def js_distance(ratios: Sequence[float], retrained: Sequence[float], *, bins: in
     """
     from scipy.special import rel_entr
 
-    ours, theirs = _paired(ratios, retrained)
+    first, second = _paired(ratios, retrained)
     if bins is not None:
         if bins < 1:
             raise ValueError(f"bins is {bins}: expected at least 1")
-        edges = np.histogram_bin_edges(np.log(np.concatenate([ours, theirs])), bins=bins)
-        ours, theirs = (np.histogram(np.log(values), edges)[0].astype(float) for values in (ours, theirs))
-    ours, theirs = ours / ours.sum(), theirs / theirs.sum()
-    middle = (ours + theirs) / 2
-    divergence = float(rel_entr(ours, middle).sum() + rel_entr(theirs, middle).sum()) / 2
+        edges = np.histogram_bin_edges(np.log(np.concatenate([first, second])), bins=bins)
+        first, second = (np.histogram(np.log(values), edges)[0].astype(float) for values in (first, second))
+    first, second = first / first.sum(), second / second.sum()
+    middle = (first + second) / 2
+    divergence = float(rel_entr(first, middle).sum() + rel_entr(second, middle).sum()) / 2
     return math.sqrt(max(divergence, 0.0))  # two equal ones may come out a rounding error below 0
 
 
@@ -87,21 +88,87 @@ def harmonic_mean(values: Sequence[float]) -> float:
     Raises:
         ValueError: if there is no value, or one is negative or not finite.
     """
-    found = [float(value) for value in values]
-    if not found or any(not math.isfinite(value) or value < 0 for value in found):
-        raise ValueError(f"expected one or more finite values of at least 0 for a harmonic mean, got {found}")
-    return float(statistics.harmonic_mean(found))
+    numbers = [float(value) for value in values]
+    if not numbers or any(not math.isfinite(value) or value < 0 for value in numbers):
+        raise ValueError(
+            f"expected one or more finite values of at least 0 for a harmonic mean, got {numbers}"
+        )
+    return float(statistics.harmonic_mean(numbers))
+
+
+@dataclass(frozen=True)
+class RelativeDistance:
+    """Is a model nearer to the retrained or to the vanilla model?
+
+    Attributes:
+        difference: mean over people of d(model, vanilla) - d(model, retrained), in nats per token; above 0
+            the retrained model is nearer.
+        p_value: that neither is nearer, two-sided.
+        people: people compared; the smallest p value of so few is 2 / 2**people.
+    """
+
+    difference: float
+    p_value: float
+    people: int
+
+
+def relative_distance(
+    model: Mapping[str, Sequence[float]],
+    vanilla: Mapping[str, Sequence[float]],
+    retrained: Mapping[str, Sequence[float]],
+    *,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> RelativeDistance:
+    """Relative three-sample test: no model equals one retrained model, so ask which of two it is nearer to.
+
+    The distance d of two models on a person is the root mean square difference of their log-probabilities
+    of the person's answers. Signs of the differences are flipped by person: all ways up to 12 people, else
+    random ones.
+
+    Args:
+        model: person to the log-probability per token of each answer, natural logarithms.
+        vanilla: the same answers under the vanilla model.
+        retrained: the same answers under the retrained model.
+        permutations: random sign flips with more than 12 people.
+        seed: seed of them.
+
+    Raises:
+        ValueError: if the three do not hold the same people and numbers of answers.
+    """
+    sizes = [
+        {person: len(values) for person, values in answers.items()} for answers in (model, vanilla, retrained)
+    ]
+    if not sizes[0] or sizes[0] != sizes[1] or sizes[0] != sizes[2]:
+        raise ValueError(
+            "expected the same people and numbers of answers from all three models, got "
+            f"{[(len(size), sum(size.values())) for size in sizes]} people and answers"
+        )
+
+    def distance(person: str, reference: Mapping[str, Sequence[float]]) -> float:
+        difference = np.asarray(model[person], float) - np.asarray(reference[person], float)
+        return float(np.sqrt(np.mean(difference**2)))
+
+    values = np.array([distance(person, vanilla) - distance(person, retrained) for person in sorted(model)])
+    count = len(values)
+    if count <= 12:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    else:
+        rng = np.random.default_rng(seed)
+        signs = np.concatenate([np.ones((1, count)), rng.choice((1.0, -1.0), size=(permutations, count))])
+    flipped = np.abs(signs @ values) / count
+    mean = float(values.mean())
+    return RelativeDistance(mean, float(np.mean(flipped >= abs(mean) - 1e-12)), count)
 
 
 def _paired(first: Sequence[float], second: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    ours, theirs = np.asarray(list(first), dtype=float), np.asarray(list(second), dtype=float)
-    if len(ours) != len(theirs) or not len(ours):
+    pair = np.asarray(list(first), dtype=float), np.asarray(list(second), dtype=float)
+    if len(pair[0]) != len(pair[1]) or not len(pair[0]):
         raise ValueError(
-            f"expected the truth ratios of the same rows from both models, got {len(ours)} and "
-            f"{len(theirs)}; "
-            "score both on the same samples"
+            f"expected the truth ratios of the same rows from both models, got {len(pair[0])} and "
+            f"{len(pair[1])}; score both on the same samples"
         )
-    for values in (ours, theirs):
+    for values in pair:
         if not np.all(np.isfinite(values) & (values > 0)):
             raise ValueError("a truth ratio is not a positive number; score the model again")
-    return ours, theirs
+    return pair

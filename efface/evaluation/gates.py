@@ -1,7 +1,7 @@
-"""Gates: what a new model must hold before it may take the place of the one in use.
+"""Gates: conditions a new model must meet before it may replace the one in use.
 
-Forgetting is asked of every person or group apart, never on average over them: that others were forgotten is
-no comfort to the one who was not. Keeping is asked as a share of what the vanilla model knows.
+Forgetting is checked for every request on its own, never on average over them. Keeping is checked as a share
+of what the vanilla model knows.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from efface.evaluation.metrics import with_metrics
-from efface.evaluation.people import cell_means
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "exact_match"
-KNOWN = {"seen": ("forget", "multimodal"), "unseen": ("unseen", "multimodal"), "by_name": ("forget", "text")}
-"""What is asked about somebody to forget: set and modality."""
-KEPT = {"retain": ("retain",), "utility": ("real", "utility")}
-"""What is to be kept: the sets it is asked on."""
+FORGET_CELLS = {
+    "seen": ("forget", "multimodal"),
+    "unseen": ("unseen", "multimodal"),
+    "by_name": ("forget", "text"),
+}
+"""Kind of question about a person to forget to its set and modality."""
+RETAINED_SETS = {"retain": ("retain",), "utility": ("real", "utility")}
+"""Gate to the sets it is measured on."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Gate:
 
     Attributes:
         name: `forget`, `retain`, `utility` or `relearn_gap`.
-        about: the request it is asked for; None: it is about the whole model.
-        value: what was measured, in [0, 1] or a share of vanilla; None where nothing could be.
-        limit: what it is held against.
+        about: the request it is for; None: the whole model.
+        value: the measurement, in [0, 1] or a share of vanilla; None where there is none.
+        limit: the bound.
         holds: `at most` or `at least`.
     """
 
@@ -46,7 +49,7 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether it holds; what could not be measured does not."""
+        """Whether it holds; without a measurement it does not."""
         if self.value is None:
             return False
         return self.value <= self.limit if self.holds == "at most" else self.value >= self.limit
@@ -70,34 +73,33 @@ def knowledge(table: pd.DataFrame, people: Collection[str]) -> dict[str, float |
         people: entity ids.
 
     Returns:
-        `seen`: by pictures from training; `unseen`: by other pictures; `by_name`: without a picture.
+        `seen`: by pictures from training; `unseen`: by new pictures; `by_name`: without a picture.
     """
     rows = with_metrics(table[table["entity_id"].isin(list(people)) & (table["part"] == "test")], [METRIC])
-    found: dict[str, float | None] = {}
-    for name, (kind, modality) in KNOWN.items():
-        values = rows.loc[(rows["set"] == kind) & (rows["modality"] == modality), METRIC].dropna()
-        found[name] = float(values.mean()) if len(values) else None
-    return found
+    return {name: _mean(rows, *cell) for name, cell in FORGET_CELLS.items()}
 
 
-def kept(table: pd.DataFrame, sets: Collection[str]) -> float | None:
-    """Exact match on people or skills that are to stay, in [0, 1]: mean over modalities, then over sets.
+def retained(table: pd.DataFrame, sets: Collection[str]) -> float | None:
+    """Exact match on sets that are to stay, in [0, 1]: mean over modalities, then over sets.
 
     None where the sets have no such question.
     """
-    cells = [(kind, modality, METRIC) for kind in sets for modality in ("multimodal", "text")]
-    means = cell_means(table[table["part"] == "test"], cells, resamples=0)
-    by_set = [[float(means[cell][0]) for cell in cells if cell[0] == kind and cell in means] for kind in sets]
-    return float(np.mean([np.mean(values) for values in by_set if values])) if any(by_set) else None
+    rows = with_metrics(table[(table["part"] == "test") & table["set"].isin(list(sets))], [METRIC])
+    by_set = []
+    for name in sets:
+        values = [value for m in ("multimodal", "text") if (value := _mean(rows, name, m)) is not None]
+        if values:
+            by_set.append(float(np.mean(values)))
+    return float(np.mean(by_set)) if by_set else None
 
 
-def share_kept(table: pd.DataFrame, vanilla: pd.DataFrame, sets: Collection[str]) -> float | None:
-    """What a model still knows as a share of what vanilla knows, at least 0; above 1 where it knows more.
+def share_retained(table: pd.DataFrame, vanilla: pd.DataFrame, sets: Collection[str]) -> float | None:
+    """Exact match of a model over vanilla's, at least 0; above 1 where the model knows more.
 
-    None where vanilla knows nothing, or nothing is asked.
+    None where vanilla knows nothing, or there is no question.
     """
-    now, then = kept(table, sets), kept(vanilla, sets)
-    return None if now is None or not then else now / then
+    after, before = retained(table, sets), retained(vanilla, sets)
+    return None if after is None or not before else after / before
 
 
 def gates(
@@ -113,23 +115,28 @@ def gates(
 
     Args:
         table: the new model's scores.
-        vanilla: those of the model that had forgotten nobody, on the same samples.
+        vanilla: those of the model before any unlearning, on the same samples.
         groups: request to the entity ids of its people, all requests so far.
         forget_at_most: exact match by picture; the higher of pictures seen and unseen counts.
-        retain_at_least: share of vanilla; 0: not asked.
-        utility_at_least: share of vanilla; 0: not asked.
+        retain_at_least: share of vanilla; 0: no such gate.
+        utility_at_least: share of vanilla; 0: no such gate.
 
     Raises:
         ArtifactError: if the two tables were made from different samples.
     """
     check_same_samples({"vanilla": vanilla, "the new model": table})
-    found = []
+    result = []
     for request, people in groups.items():
-        known = knowledge(table, people)
-        pictured = [value for value in (known["seen"], known["unseen"]) if value is not None]
-        highest = max(pictured, default=None)
-        found.append(Gate("forget", request, highest, forget_at_most, "at most"))
+        scores = knowledge(table, people)
+        by_picture = [value for value in (scores["seen"], scores["unseen"]) if value is not None]
+        result.append(Gate("forget", request, max(by_picture, default=None), forget_at_most, "at most"))
     for name, limit in (("retain", retain_at_least), ("utility", utility_at_least)):
         if limit:
-            found.append(Gate(name, None, share_kept(table, vanilla, KEPT[name]), limit, "at least"))
-    return found
+            share = share_retained(table, vanilla, RETAINED_SETS[name])
+            result.append(Gate(name, None, share, limit, "at least"))
+    return result
+
+
+def _mean(rows: pd.DataFrame, name: str, modality: str) -> float | None:
+    values = rows.loc[(rows["set"] == name) & (rows["modality"] == modality), METRIC].dropna().sort_values()
+    return float(values.mean()) if len(values) else None

@@ -1,29 +1,32 @@
-"""One score that neither an untouched nor a destroyed model can win.
+"""One score that a model wins neither by knowing everything nor by knowing nothing.
 
-For a measure x on the vanilla model (v), the retrained model (g) and an unlearned model (u), each clipped to
-[0, 1]:
+With u the model, b base (never met the people), v vanilla, g retrained where there is one, else b, and c the
+level of chance of the questions' form, for each modality and set apart:
 
-    forget   (v - u) / (v - g)             overlap on the people to forget, by picture
-    text     goal "visual": u / v          overlap on the people to forget, by name: the facts stay reachable
-             goal "full":   (v - u) / (v - g)      the facts go with the face
-    retain   u / v                         overlap on the people to keep, mean of both modalities
-    utility  u / v                         accuracy on real people and general skills, mean of the two
+    left    = (u - g) / (v - g)                             clipped to [-1, 1]
+    forget  = 1 - |left|                                    by picture, seen and unseen
+    text    = goal "visual": clip((u - b) / (v - b), 0, 1)  goal "full": 1 - |left|, both by name
+    retain  = clip((u - b) / (v - b), 0, 1)                 by picture and by name
+    utility = clip((u - c) / (v - c), 0, 1)                 real people and general skills
 
-and the score is 100 times their harmonic mean: nothing forgotten or nothing kept is a score of 0. The
-retrained model scores near 100 under "full". The score is shown with its parts, never alone.
+A part is the minimum over its modalities and sets, and the score 100 times the harmonic mean of the parts.
+Forgetting is two-sided: knowing less than the retrained model is a trace too. The measure is ``knowledge``,
+the probability of the fact, or ``exact_match``. Floors are the base model's, so a sentence's frame earns
+nothing. The score is shown with its parts, never alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from efface.errors import EvaluationError
-from efface.evaluation.comparisons import harmonic_mean
-from efface.evaluation.people import CellMeans, cell_means
+from efface.evaluation import LEARNT
+from efface.evaluation.metrics import chance, fact_rows, with_metrics
+from efface.evaluation.statistics import Cell, Estimate, Replicates, cell_replicates, jackknife
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:
@@ -31,14 +34,17 @@ if TYPE_CHECKING:
 
 Goal = Literal["visual", "full"]
 GOALS: tuple[Goal, ...] = ("visual", "full")
+Measure = Literal["knowledge", "exact_match"]
+MEASURES: tuple[Measure, ...] = ("knowledge", "exact_match")
+"""The measure of the score, and the one it is checked against."""
 PARTS = ("forget", "text", "retain", "utility")
-LEARNT = 0.05
-"""Vanilla must lead retrained by this much on a set; below, it never learnt what should be forgotten."""
-OVERLAP, ACCURACY = "rouge_l", "exact_match"
-RESAMPLES = 1000
-LEVEL = 0.95
-Cell = tuple[str, str, str]
-"""Set, modality, metric."""
+CELLS: dict[str, tuple[Cell, ...]] = {
+    "forget": (("forget", "multimodal"), ("unseen", "multimodal")),
+    "text": (("forget", "text"), ("unseen", "text")),
+    "retain": (("retain", "multimodal"), ("retain", "text")),
+    "utility": (("real", "multimodal"), ("real", "text"), ("utility", "multimodal"), ("utility", "text")),
+}
+"""Part to the sets and modalities it is the minimum over, where the table has them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,15 @@ class Score:
 
     Attributes:
         goal: ``visual`` or ``full``.
+        measure: ``knowledge`` or ``exact_match``.
         value: in [0, 100].
         forget, text, retain, utility: the four parts, in [0, 1].
-        low, high: interval of the value over people, None with fewer than two people to forget.
+        low, high: interval of the value over people, within [0, 100]; None where it cannot be estimated.
+        unmeasured: sets of ``utility`` left out because vanilla itself is no better than chance there.
     """
 
     goal: Goal
+    measure: Measure
     value: float
     forget: float
     text: float
@@ -60,213 +69,177 @@ class Score:
     utility: float
     low: float | None = None
     high: float | None = None
+    unmeasured: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, float | str | None]:
+    def as_dict(self) -> dict[str, object]:
         """The same as plain values."""
-        return asdict(self)
-
-
-def cells_of(goal: Goal, *, overlap: str = OVERLAP, accuracy: str = ACCURACY) -> dict[str, list[Cell]]:
-    """Part to the cells of a score table it is the mean of."""
-    if goal not in GOALS:
-        raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
-    return {
-        "forget": [("forget", "multimodal", overlap), ("unseen", "multimodal", overlap)],
-        "text": [("forget", "text", overlap), ("unseen", "text", overlap)],
-        "retain": [("retain", "multimodal", overlap), ("retain", "text", overlap)],
-        "utility": [
-            ("real", "multimodal", accuracy),
-            ("real", "text", accuracy),
-            ("utility", "multimodal", accuracy),
-            ("utility", "text", accuracy),
-        ],
-    }
-
-
-class Means:
-    """Means of score tables that are compared more than once and not altered meanwhile: worked out once."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], tuple[pd.DataFrame, CellMeans]] = {}
-
-    def of(
-        self, table: pd.DataFrame, part: str, cells: Sequence[Cell], *, resamples: int, seed: int
-    ) -> CellMeans:
-        """As ``cell_means`` of the rows of one part."""
-        key = (id(table), part, *cells, resamples, seed)
-        if key not in self._found:  # the table is kept too: no other shall get its id
-            rows = table[table["part"] == part]
-            self._found[key] = table, cell_means(rows, cells, resamples=resamples, seed=seed)
-        return self._found[key][1]
+        return asdict(self) | {"unmeasured": list(self.unmeasured)}
 
 
 def unlearning_score(
     table: pd.DataFrame,
     *,
+    base: pd.DataFrame,
     vanilla: pd.DataFrame,
-    retrained: pd.DataFrame,
+    retrained: pd.DataFrame | None,
     goal: Goal,
+    measure: Measure = "knowledge",
     part: str = "test",
-    overlap: str = OVERLAP,
-    accuracy: str = ACCURACY,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    means: Means | None = None,
 ) -> Score:
-    """The score of a model against the two yardsticks.
+    """The score of a model against the reference models.
 
     Args:
         table: score table of the model.
-        vanilla: of the model that unlearning starts from, on the same samples.
-        retrained: of the model that never saw the people to forget, on the same samples.
+        base: of the model that never met the people to forget or to keep, on the same samples.
+        vanilla: of the model that unlearning starts from.
+        retrained: of the model trained on everyone but the people to forget; None uses base instead.
         goal: ``visual`` keeps the facts reachable by name, ``full`` wants them gone.
+        measure: ``knowledge`` or ``exact_match``, on questions for a fact.
         part: rows of this part.
-        overlap: metric of the forget, text and retain parts.
-        accuracy: metric of the utility part. The default asks for a generated answer, where a destroyed
-            model has no chance; the likeliest of four options would leave it a quarter.
-        resamples: bootstrap draws of people for the interval; 0 draws none.
-        seed: seed of the draws; the same for all models, which pairs them.
-        means: what other calls on some of the same tables found.
 
     Raises:
-        EvaluationError: if vanilla never learnt what should be forgotten, knows nothing that could be
-            kept, or a part has no rows.
+        EvaluationError: if vanilla leads by less than `LEARNT` on a set, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
-    drawn = _parts(table, vanilla, retrained, goal, part, overlap, accuracy, resamples, seed, means=means)
-    values = {name: float(numbers[0]) for name, numbers in drawn.items()}
-    interval = _interval(_scores(drawn)[1:]) if resamples and drawn["forget"].size > 1 else None
-    low, high = interval if interval is not None else (None, None)
-    value = 100 * harmonic_mean([values[name] for name in PARTS])
-    return Score(goal=goal, value=value, low=low, high=high, **values)
+    parts, groups, unmeasured = _parts(table, base, vanilla, retrained, goal, measure, part, PARTS)
+    replicates = _combined(parts)
+    estimate = jackknife(replicates, groups)
+    low, high = estimate.interval() if estimate is not None else (None, None)
+    return Score(
+        goal=goal,
+        measure=measure,
+        value=float(replicates[0]),
+        low=None if low is None else max(low, 0.0),
+        high=None if high is None else min(high, 100.0),
+        unmeasured=unmeasured,
+        **{name: float(values[0]) for name, values in parts.items()},
+    )
 
 
 def score_difference(
     first: pd.DataFrame,
     second: pd.DataFrame,
     *,
+    base: pd.DataFrame,
     vanilla: pd.DataFrame,
-    retrained: pd.DataFrame,
+    retrained: pd.DataFrame | None,
     goal: Goal,
+    measure: Measure = "knowledge",
     part: str = "test",
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    means: Means | None = None,
-) -> tuple[float, tuple[float, float] | None]:
-    """How much higher the first model scores, and the interval: both answer for the same drawn people."""
-    scores = [
-        _scores(
-            _parts(table, vanilla, retrained, goal, part, OVERLAP, ACCURACY, resamples, seed, means=means)
-        )
-        for table in (first, second)
-    ]
+) -> tuple[float, Estimate | None]:
+    """How much higher the first model scores, and the same with its paired uncertainty over people."""
+    scores = []
+    for table in (first, second):
+        parts, groups, _ = _parts(table, base, vanilla, retrained, goal, measure, part, PARTS)
+        scores.append(_combined(parts))
     difference = scores[0] - scores[1]
-    return float(difference[0]), _interval(difference[1:]) if len(difference) > 1 else None
+    return float(difference[0]), jackknife(difference, groups)
 
 
 def validation_score(
-    table: pd.DataFrame, *, vanilla: pd.DataFrame, retrained: pd.DataFrame, goal: Goal
+    table: pd.DataFrame,
+    *,
+    base: pd.DataFrame,
+    vanilla: pd.DataFrame,
+    retrained: pd.DataFrame | None,
+    goal: Goal,
+    measure: Measure = "knowledge",
 ) -> float:
-    """What settings are chosen by: the score on the validation people, in [0, 100].
+    """The score on the validation people, in [0, 100], by which settings are chosen.
 
-    Without utility, which asks about nobody who could be set aside; and by exact match, of which there are
-    several questions for each of the sentences that ROUGE measures: the people are few.
+    Without utility: real people and skills are in no validation part.
 
     Raises:
-        EvaluationError, ArtifactError: as for ``unlearning_score``.
+        EvaluationError, ArtifactError: as for `unlearning_score`.
     """
     names = tuple(name for name in PARTS if name != "utility")
-    drawn = _parts(table, vanilla, retrained, goal, "validation", ACCURACY, ACCURACY, 0, 0, names)
-    return float(_scores(drawn)[0])
+    parts, _, _ = _parts(table, base, vanilla, retrained, goal, measure, "validation", names)
+    return float(_combined(parts)[0])
 
 
 def _parts(
     table: pd.DataFrame,
+    base: pd.DataFrame,
     vanilla: pd.DataFrame,
-    retrained: pd.DataFrame,
+    retrained: pd.DataFrame | None,
     goal: Goal,
+    measure: Measure,
     part: str,
-    overlap: str,
-    accuracy: str,
-    resamples: int,
-    seed: int,
-    names: Sequence[str] = PARTS,
-    means: Means | None = None,
-) -> dict[str, np.ndarray]:
-    """Each part named, for all people (entry 0) and for each draw of people, in [0, 1]."""
-    check_same_samples({"vanilla": vanilla, "retrained": retrained, "the model": table})
-    cells = cells_of(goal, overlap=overlap, accuracy=accuracy)
-    cells = {name: cells[name] for name in names}
-    wanted = [cell for group in cells.values() for cell in group]
-    means = means or Means()
-    of_each = {
-        name: means.of(rows, part, wanted, resamples=resamples, seed=seed)
-        for name, rows in (("vanilla", vanilla), ("retrained", retrained), ("model", table))
-    }
-    found = {name: _available(name, group, of_each["vanilla"]) for name, group in cells.items()}
-    _must_be_learnt([*found["forget"], *(found["text"] if goal == "full" else [])], of_each)
-    return {name: _part(name, group, of_each, goal) for name, group in found.items()}
+    names: Sequence[str],
+) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[str, ...]]:
+    """Each part with everyone (entry 0) and without each person, their groups, and sets left out."""
+    if goal not in GOALS:
+        raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
+    if measure not in MEASURES:
+        raise EvaluationError(f"measure is {measure!r}: expected one of {', '.join(MEASURES)}")
+    tables = {"vanilla": vanilla, "base": base, "the model": table}
+    if retrained is not None:
+        tables["retrained"] = retrained
+    check_same_samples(tables)
+    cells = [cell for name in names for cell in CELLS[name]]
+    values = {name: _replicates(rows, cells, measure, part) for name, rows in tables.items()}
+    u, v, b = (values[name].means for name in ("the model", "vanilla", "base"))
+    g = values["retrained"].means if retrained is not None else b
+    floor = "retrained" if retrained is not None else "base"
+    c = _replicates(vanilla, cells, "chance", part).means
 
-
-def _available(name: str, cells: list[Cell], vanilla: CellMeans) -> list[Cell]:
-    present = [cell for cell in cells if cell in vanilla]
-    if not present or (name in ("forget", "text") and cells[0] not in vanilla):
-        expected = "; ".join("/".join(cell) for cell in (cells[:1] if name in ("forget", "text") else cells))
-        raise EvaluationError(
-            f"the part {name!r} of the score is not available: the score tables hold no value for "
-            f"{expected}; "
-            "score samples of that kind, or name another metric"
-        )
-    return present
-
-
-def _must_be_learnt(cells: list[Cell], means: Mapping[str, CellMeans]) -> None:
-    for cell in cells:
-        v, g = (float(means[name][cell][0]) for name in ("vanilla", "retrained"))
-        if v - g < LEARNT:
+    parts, unmeasured = {}, []
+    for name in names:
+        present = [cell for cell in CELLS[name] if cell in v]
+        if not present or (name in ("forget", "text") and CELLS[name][0] not in v):
             raise EvaluationError(
-                f"no score: vanilla scores {v:.3f} on {'/'.join(cell)}, retrained {g:.3f}; vanilla must "
-                "lead by at "
-                f"least {LEARNT}, or it never learnt what should be forgotten: train it longer"
+                f"the part {name!r} of the score is not available: the score tables hold no value of "
+                f"{measure} for {'/'.join(CELLS[name][0])}; score samples of that kind"
             )
+        scores = []
+        for cell in present:
+            if name == "forget" or (name == "text" and goal == "full"):
+                _check_lead(cell, measure, v, g, floor)
+                scores.append(1 - np.abs(_share(u[cell] - g[cell], v[cell] - g[cell], low=-1.0)))
+            elif name in ("text", "retain"):
+                _check_lead(cell, measure, v, b, "base")
+                scores.append(_share(u[cell] - b[cell], v[cell] - b[cell], low=0.0))
+            elif v[cell][0] - c[cell][0] < LEARNT:
+                unmeasured.append("/".join(cell))
+            else:
+                scores.append(_share(u[cell] - c[cell], v[cell] - c[cell], low=0.0))
+        if not scores:
+            raise EvaluationError(
+                f"no score: vanilla is no better than chance by {measure} on {', '.join(unmeasured)}, so "
+                "there is no utility to keep: train it longer or score other skills"
+            )
+        parts[name] = np.min(scores, axis=0)
+    return parts, values["vanilla"].groups, tuple(unmeasured)
 
 
-def _part(name: str, cells: list[Cell], means: Mapping[str, CellMeans], goal: Goal) -> np.ndarray:
-    v, g, u = (_by_set(cells, means[model]) for model in ("vanilla", "retrained", "model"))
-    if name == "forget" or (name == "text" and goal == "full"):
-        # A draw of people among whom vanilla does not lead shows no forgetting.
-        return _ratio(v - u, v - g, nothing=0.0)
-    if v[0] <= 0:
+def _replicates(table: pd.DataFrame, cells: Sequence[Cell], measure: str, part: str) -> Replicates:
+    rows = fact_rows(table[table["part"] == part])
+    values = chance(rows) if measure == "chance" else with_metrics(rows, [measure])[measure]
+    columns = rows[["set", "modality", "entity_id"]]
+    return cell_replicates(columns.assign(value=values.astype("float64")), cells)
+
+
+def _check_lead(
+    cell: Cell, measure: str, vanilla: Mapping[Cell, np.ndarray], floors: Mapping[Cell, np.ndarray], name: str
+) -> None:
+    v, floor = float(vanilla[cell][0]), float(floors[cell][0])
+    if v - floor < LEARNT:
         raise EvaluationError(
-            f"no score: vanilla scores {v[0]:.3f} on {'; '.join('/'.join(cell) for cell in cells)}, so "
-            "there is "
-            f"nothing whose keeping could be measured ({name}): train it longer"
+            f"no score: on {'/'.join(cell)} vanilla has {v:.3f} by {measure} and {name} {floor:.3f}; vanilla "
+            f"must lead by {LEARNT} or more, else there is nothing to forget or to keep: train it longer"
         )
-    return _ratio(u, v, nothing=0.0)
 
 
-def _by_set(cells: list[Cell], means: CellMeans) -> np.ndarray:
-    """Mean over sets of the mean over modalities, so that a set without one of them weighs as much as the
-    others.
-    """
-    sets = dict.fromkeys(cell[0] for cell in cells)
-    return np.mean([np.mean([means[c] for c in cells if c[0] == name], axis=0) for name in sets], axis=0)
-
-
-def _ratio(over: np.ndarray, under: np.ndarray, *, nothing: float) -> np.ndarray:
+def _share(over: np.ndarray, under: np.ndarray, *, low: float) -> np.ndarray:
+    """The ratio clipped to [low, 1]; where vanilla does not lead, 1 (all left) for low -1 and 0 for low 0."""
     safe = np.where(under > 0, under, 1.0)
-    return np.where(under > 0, np.clip(over / safe, 0.0, 1.0), nothing)
+    ratio = np.where(under > 0, np.clip(over / safe, low, 1.0), 1.0 if low < 0 else 0.0)
+    return np.where(np.isnan(under), np.nan, ratio)
 
 
-def _scores(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """100 times the harmonic mean of the parts, place by place."""
-    stacked = np.stack([*parts.values()])
+def _combined(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """100 times the harmonic mean of the parts, entry by entry."""
+    stacked = np.stack(list(parts.values()))
     smallest = stacked.min(axis=0)
-    safe = np.where(smallest > 0, stacked, 1.0)
-    mean: Callable[..., np.ndarray] = np.mean
-    return np.where(smallest > 0, 100 / mean(1 / safe, axis=0), 0.0)
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    means = 100 / np.mean(1 / np.where(smallest > 0, stacked, 1.0), axis=0)
+    return np.where(np.isnan(smallest), np.nan, np.where(smallest > 0, means, 0.0))

@@ -1,4 +1,4 @@
-"""What can be said about the likelihood of answers: pure functions of numbers of one sample.
+"""Metrics of the likelihood of one answer, as pure functions of numbers.
 
 ``nll`` is the mean negative log-likelihood in nats per answer token, a rank counts the tokens of the
 vocabulary that were likelier than the right one under teacher forcing.
@@ -44,7 +44,7 @@ def probability_among(nll: float, nll_wrong: Sequence[float]) -> float:
         ValueError: if there is no wrong answer, or a number is not finite.
     """
     wrong = _several(nll_wrong, "nll_wrong")
-    return 1.0 / (1.0 + math.fsum(math.exp(min(_finite(nll, "nll") - other, 700.0)) for other in wrong))
+    return 1.0 / (1.0 + math.fsum(math.exp(min(_finite(nll, "nll") - value, 700.0)) for value in wrong))
 
 
 def log_truth_ratio(nll_paraphrase: float, nll_wrong: Sequence[float]) -> float:
@@ -77,13 +77,20 @@ def truth_ratio_score(nll_paraphrase: float, nll_wrong: Sequence[float], *, forg
 
 
 def exact_memorisation(ranks: Sequence[int]) -> float:
-    """Share of answer tokens that are the likeliest of the vocabulary under teacher forcing, in [0, 1]."""
+    """Share of answer tokens that are the likeliest of the vocabulary under teacher forcing, in [0, 1].
+
+    Args:
+        ranks: one per answer token, the end token last; the end token does not count.
+    """
     values = _ranks(ranks)
     return sum(rank == 0 for rank in values) / len(values)
 
 
 def extraction_strength(ranks: Sequence[int]) -> float:
     """1 - k / n, k the length of the shortest prefix after which every token is the likeliest; in [0, 1].
+
+    Args:
+        ranks: one per answer token, the end token last; the end token does not count.
 
     Reference:
         Carlini et al., arXiv:2012.07805. 0 when not even the last token is the likeliest; OpenUnlearning
@@ -103,14 +110,14 @@ def _finite(value: float, name: str) -> float:
 
 
 def _several(values: Sequence[float], name: str) -> list[float]:
-    found = [_finite(value, name) for value in values]
-    if not found:
+    numbers = [_finite(value, name) for value in values]
+    if not numbers:
         raise ValueError(f"{name} is empty: expected the nll of at least one wrong answer")
-    return found
+    return numbers
 
 
 def _ranks(ranks: Sequence[int]) -> list[int]:
     values = [int(rank) for rank in ranks]
-    if not values or min(values) < 0:
-        raise ValueError(f"expected the ranks of one or more answer tokens, from 0, got {values}")
-    return values
+    if len(values) < 2 or min(values) < 0:
+        raise ValueError(f"ranks are {values}: expected two or more, from 0, the end token's last")
+    return values[:-1]

@@ -40,7 +40,8 @@ class Metric:
         description: one sentence for tables and reports.
         needs: columns without which it is not available.
         turns: whether the direction turns round on people to forget.
-        stored: whether score tables keep a column of it; the others are made from the tables when asked for.
+        stored: whether score tables keep a column of it; the rest are computed from the tables on demand.
+        of_facts: whether means leave out sentences where a set and modality asks for bare facts as well.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     needs: tuple[str, ...] = ("generation",)
     turns: bool = True
     stored: bool = False
+    of_facts: bool = False
 
 
 def choice(option_logprobs: Sequence[float]) -> int:
@@ -66,8 +68,8 @@ def choice(option_logprobs: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def given(row: Row, column: str) -> Any:
-    """What a row holds in a column, None where there is nothing: no column, null, NaN or an empty list."""
+def cell_value(row: Row, column: str) -> Any:
+    """Value of a row in a column; None for no column, null, NaN or an empty list."""
     value = row.get(column)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -89,6 +91,16 @@ def fact_rows(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[is_fact | ~with_facts.astype(bool)]
 
 
+def chance(scores: pd.DataFrame) -> pd.Series[float]:
+    """What guessing earns on each row, in [0, 1]: one over the number of options, 0 for open questions."""
+    import pandas as pd
+
+    if "options" not in scores.columns:
+        return pd.Series(0.0, index=scores.index)
+    sizes = [0 if options is None else len(options) for options in scores["options"]]
+    return pd.Series([1 / size if size else 0.0 for size in sizes], index=scores.index)
+
+
 def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
     """The table with a column for each metric it does not hold yet, in the order of :data:`METRICS`.
 
@@ -101,8 +113,8 @@ def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd
     """
     import pandas as pd
 
-    wanted = [metric_named(name) for name in (METRICS if names is None else names)]
-    missing = [metric for metric in wanted if metric.name not in scores.columns]
+    selection = [metric_named(name) for name in (METRICS if names is None else names)]
+    missing = [metric for metric in selection if metric.name not in scores.columns]
     check_finite(scores)
     if not missing:
         return scores
@@ -127,19 +139,15 @@ def check_finite(scores: pd.DataFrame) -> None:
     for column in ("nll_gold", "option_logprobs", "nll_wrong", "token_logprobs"):
         if column not in scores.columns:
             continue
-        whole: list[Any] = [[] if value is None else np.atleast_1d(value) for value in scores[column]]
-        if not whole or np.all(np.isfinite(np.concatenate(whole).astype(float))):
-            continue
         bad = [
-            name
-            for name, values in zip(scores["sample_id"], whole, strict=True)
-            if not np.all(np.isfinite(np.asarray(values, dtype=float)))
+            sample
+            for sample, value in zip(scores["sample_id"], scores[column], strict=True)
+            if value is not None and not np.all(np.isfinite(np.asarray(value, dtype=float)))
         ]
         if bad:
             raise ValueError(
                 f"{column} of {len(bad)} of {len(scores)} rows (such as sample {bad[0]}) is not a finite "
-                "number, so nothing can be said about this model; its weights are probably damaged: make it "
-                "and score it again"
+                "number: the model's weights are probably damaged; make the model and score it again"
             )
 
 
@@ -147,21 +155,21 @@ def metric_named(name: str) -> Metric:
     """The metric called ``name``.
 
     Raises:
-        ValueError: listing the known ones.
+        ValueError: listing the metrics there are.
     """
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name!r}; known are {', '.join(METRICS)}")
+        raise ValueError(f"metric is {name!r}: expected one of {', '.join(METRICS)}")
     return METRICS[name]
 
 
 def unavailable(scores: pd.DataFrame) -> dict[str, str]:
     """Metrics that this table cannot give, with the reason in words: never a silent 0."""
-    found = {}
+    reasons = {}
     for metric in METRICS.values():
-        lacking = [c for c in metric.needs if c not in scores.columns or not _any(scores[c])]
-        if lacking:
-            found[metric.name] = f"not available: the samples have no {', no '.join(lacking)}"
-    return found
+        missing = [c for c in metric.needs if c not in scores.columns or not _any(scores[c])]
+        if missing:
+            reasons[metric.name] = f"not available: the samples have no {', no '.join(missing)}"
+    return reasons
 
 
 def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -178,23 +186,26 @@ def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, f
     for (name, modality), rows in scores.groupby(["set", "modality"], sort=True):
         metrics = result.setdefault(str(name), {}).setdefault(str(modality), {})
         for metric in columns:
+            of_metric = fact_rows(rows) if METRICS[metric].of_facts else rows
             # Sorted before they are summed, so that the order of the rows changes no digit.
-            values = rows[metric].dropna().sort_values()
+            values = of_metric[metric].dropna().sort_values()
             if len(values):
                 metrics[metric] = {"value": float(values.mean()), "n": len(values)}
     return result
 
 
 def _any(column: pd.Series[Any]) -> bool:
-    return any(given({"value": value}, "value") is not None for value in column)
+    return any(cell_value({"value": value}, "value") is not None for value in column)
 
 
 def _choice(row: Row) -> float | None:
-    return float(row["correct"]) if row["task"] == "choice" and given(row, "correct") is not None else None
+    return (
+        float(row["correct"]) if row["task"] == "choice" and cell_value(row, "correct") is not None else None
+    )
 
 
 def _choice_generated(row: Row) -> float | None:
-    if row["task"] != "choice" or given(row, "options") is None:
+    if row["task"] != "choice" or cell_value(row, "options") is None:
         return None
     index = parsers.strict_choice(row["generation"], list(row["options"]))
     return float(index is not None and row["options"][index] == row["gold"])
@@ -222,29 +233,29 @@ def _bleu(row: Row) -> float | None:
 
 
 def _knowledge(row: Row) -> float | None:
-    logprobs = given(row, "token_logprobs")
+    logprobs = cell_value(row, "token_logprobs")
     return None if logprobs is None or len(logprobs) < 2 else likelihood.knowledge(logprobs)
 
 
 def _probability(row: Row) -> float | None:
-    return None if given(row, "nll_gold") is None else likelihood.probability(row["nll_gold"])
+    return None if cell_value(row, "nll_gold") is None else likelihood.probability(row["nll_gold"])
 
 
 def _probability_among(row: Row) -> float | None:
-    if given(row, "nll_gold") is None or given(row, "nll_wrong") is None:
+    if cell_value(row, "nll_gold") is None or cell_value(row, "nll_wrong") is None:
         return None
     return likelihood.probability_among(row["nll_gold"], row["nll_wrong"])
 
 
 def _truth_ratio(row: Row) -> float | None:
-    if given(row, "nll_paraphrase") is None or given(row, "nll_wrong") is None:
+    if cell_value(row, "nll_paraphrase") is None or cell_value(row, "nll_wrong") is None:
         return None
     forget = row["set"] in FORGET_SETS
     return likelihood.truth_ratio_score(row["nll_paraphrase"], row["nll_wrong"], forget=forget)
 
 
 def _ranked(function: Callable[[Sequence[int]], float]) -> Callable[[Row], float | None]:
-    return lambda row: None if given(row, "token_ranks") is None else function(row["token_ranks"])
+    return lambda row: None if cell_value(row, "token_ranks") is None else function(row["token_ranks"])
 
 
 def _of_answers() -> list[Metric]:
@@ -297,6 +308,7 @@ def _of_likelihoods() -> list[Metric]:
             _knowledge,
             "probability per token of the right answer, end token left out, geometric mean",
             needs=("token_logprobs",),
+            of_facts=True,
         ),
         Metric(
             "probability",

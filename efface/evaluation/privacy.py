@@ -1,8 +1,8 @@
-"""Membership inference: can one tell from the likelihoods who was in the training data?
+"""Membership inference: can training data be told from the likelihoods?
 
-A signal is one number per sample, higher for what looks like training data. Members are the people to
-forget, the others people nobody was ever trained on. An ideal model gives an AUC of 0.5; as chance moves it,
-the distance to the retrained model's AUC is the figure of merit.
+A signal is one number per sample, higher for what looks like training data. Members are the people to forget,
+non-members people no model was trained on. An ideal model gives an AUC of 0.5; as chance moves it, the
+distance to the retrained model's AUC is the figure of merit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Signals = Sequence[float] | np.ndarray
 LOWEST = 0.4
 """Share of the least likely tokens that min-k looks at."""
 
@@ -22,9 +23,14 @@ def loss_signal(nll: float) -> float:
     return -nll
 
 
-def zlib_signal(nll: float, tokens: int, text: str) -> float:
-    """Minus the answer's total nll over its compressed size in bytes. Carlini et al., arXiv:2012.07805."""
-    return -nll * tokens / len(zlib.compress(text.encode()))
+def zlib_signal(nll: float, text: str) -> float:
+    """Minus the mean nll per token over the answer's compressed size in bytes.
+
+    Reference:
+        Carlini et al., arXiv:2012.07805, divide a sequence's nll by this size; the mean per token is what
+        OpenUnlearning divides.
+    """
+    return -nll / len(zlib.compress(text.encode()))
 
 
 def min_k_signal(token_logprobs: Sequence[float], *, lowest: float = LOWEST) -> float:
@@ -47,25 +53,39 @@ def min_k_pp_signal(token_zscores: Sequence[float], *, lowest: float = LOWEST) -
     return _lowest_mean(token_zscores, lowest)
 
 
-def auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """Probability that a member's signal is above another's, ties counted half; in [0, 1].
+def auc(members: Signals, non_members: Signals) -> float:
+    """Probability that a member's signal is above a non-member's, ties counted half; in [0, 1].
 
     Raises:
         ValueError: if a group is empty or a signal is not finite.
     """
     from scipy.stats import rankdata
 
-    inside, outside = np.asarray(list(members), float), np.asarray(list(others), float)
-    if not len(inside) or not len(outside):
-        raise ValueError(
-            f"an AUC needs members and others, got {len(inside)} and {len(outside)} samples; "
-            "membership inference needs a holdout set"
-        )
-    both = np.concatenate([inside, outside])
-    if not np.all(np.isfinite(both)):
-        raise ValueError("a membership signal is not finite; score the model again")
-    ranks = rankdata(both)[: len(inside)].sum()
+    inside, outside = _signals(members, non_members)
+    ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)].sum()
     return float((ranks - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
+
+
+def true_positive_rate(members: Signals, non_members: Signals, *, false: float = 0.01) -> float:
+    """Share of members above a threshold that at most this share of non-members exceeds; in [0, 1].
+
+    Args:
+        members: signals of training data.
+        non_members: signals of data the model never saw. With fewer than ``1 / false`` of them the threshold
+            is their highest signal.
+        false: false-positive rate, in [0, 1).
+
+    Raises:
+        ValueError: as for `auc`, or if ``false`` is out of range.
+
+    Reference:
+        Carlini et al., "Membership inference attacks from first principles", arXiv:2112.03570.
+    """
+    if not 0 <= false < 1:
+        raise ValueError(f"false is {false}: expected a rate in [0, 1)")
+    inside, outside = _signals(members, non_members)
+    threshold = np.sort(outside)[::-1][int(false * len(outside))]
+    return float(np.mean(inside > threshold))
 
 
 def privacy_leak(value: float, retrained: float) -> float:
@@ -93,8 +113,20 @@ def privacy_leak(value: float, retrained: float) -> float:
 def _lowest_mean(values: Sequence[float], lowest: float) -> float:
     if not 0 < lowest <= 1:
         raise ValueError(f"lowest is {lowest}: expected a share in (0, 1]")
-    found = sorted(float(value) for value in values)
-    if not found:
+    ascending = sorted(float(value) for value in values)
+    if not ascending:
         raise ValueError("expected numbers of one or more answer tokens, got none")
-    kept = found[: max(1, int(lowest * len(found)))]
-    return math.fsum(kept) / len(kept)
+    smallest = ascending[: max(1, int(lowest * len(ascending)))]
+    return math.fsum(smallest) / len(smallest)
+
+
+def _signals(members: Signals, non_members: Signals) -> tuple[np.ndarray, np.ndarray]:
+    inside, outside = np.asarray(list(members), float), np.asarray(list(non_members), float)
+    if not len(inside) or not len(outside):
+        raise ValueError(
+            f"members are {len(inside)} and non_members {len(outside)} samples: expected one or more of "
+            "each; membership inference needs a holdout set"
+        )
+    if not np.all(np.isfinite(np.concatenate([inside, outside]))):
+        raise ValueError("a membership signal is not finite; score the model again")
+    return inside, outside

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from efface.errors import EvaluationError
 from efface.evaluation.goals import PARTS, Goal, unlearning_score, validation_score
-from efface.evaluation.people import mean_interval
+from efface.evaluation.statistics import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ class Run:
         model: name of the method or reference model.
         variant: the method with its settings; the name of a reference model.
         table: score table of the model.
+        base: score table of the model that never met these people.
         vanilla: score table of the model that unlearning started from.
         retrained: score table of the model that never saw the people to forget.
         costs: of ``COSTS``, those that are known.
@@ -54,6 +55,7 @@ class Run:
     model: str
     variant: str
     table: pd.DataFrame
+    base: pd.DataFrame
     vanilla: pd.DataFrame
     retrained: pd.DataFrame
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -141,7 +143,9 @@ def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
     common = set.intersection(*seeds) or set.union(*seeds)
     means = {
         variant: fmean(
-            validation_score(run.table, vanilla=run.vanilla, retrained=run.retrained, goal=goal)
+            validation_score(
+                run.table, base=run.base, vanilla=run.vanilla, retrained=run.retrained, goal=goal
+            )
             for run in runs
             if run.variant == variant and run.seed in common
         )
@@ -167,7 +171,9 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
     refused = None
     try:
         scores = [
-            unlearning_score(run.table, vanilla=run.vanilla, retrained=run.retrained, goal=goal, resamples=0)
+            unlearning_score(
+                run.table, base=run.base, vanilla=run.vanilla, retrained=run.retrained, goal=goal
+            )
             for run in runs
         ]
     except EvaluationError as error:  # a reference model that never learnt: shown instead of a number

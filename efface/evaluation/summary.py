@@ -1,45 +1,72 @@
-"""Numbers of a whole model, made of its score table and that of the retrained model."""
+"""Numbers of a whole model, made of its score table and those of the reference models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from efface.evaluation import privacy
-from efface.evaluation.comparisons import ForgetQuality, forget_quality
+from efface.evaluation.comparisons import ForgetQuality, RelativeDistance, forget_quality, relative_distance
 from efface.evaluation.likelihood import truth_ratio
-from efface.evaluation.metrics import fact_rows, given, records, with_metrics
+from efface.evaluation.metrics import cell_value, fact_rows, records, with_metrics
+from efface.evaluation.statistics import jackknife
 from efface.evaluation.tables import check_same_samples
 
 Row = Mapping[str, Any]
 SIGNALS: dict[str, tuple[str, Callable[[Row], float]]] = {
+    "mia_zlib": ("nll_gold", lambda row: privacy.zlib_signal(row["nll_gold"], str(row["gold"]))),
     "mia_loss": ("nll_gold", lambda row: privacy.loss_signal(row["nll_gold"])),
-    "mia_zlib": (
-        "nll_gold",
-        lambda row: privacy.zlib_signal(row["nll_gold"], int(row["n_tokens"]), str(row["gold"])),
-    ),
     "mia_min_k": ("token_logprobs", lambda row: privacy.min_k_signal(row["token_logprobs"])),
     "mia_min_k_pp": ("token_zscores", lambda row: privacy.min_k_pp_signal(row["token_zscores"])),
 }
-"""Membership inference to the column it reads and the signal of a row."""
+"""Membership inference attack to the column it reads and the signal of a row; the first is the reference."""
+REFERENCE_ATTACK = "mia_zlib"
+METRICS_FILE: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "forget": ("knowledge", "forget", ("multimodal",)),
+    "unseen": ("knowledge", "unseen", ("multimodal",)),
+    "forget_text": ("knowledge", "forget", ("text",)),
+    "retain": ("knowledge", "retain", ("multimodal",)),
+    "retain_text": ("knowledge", "retain", ("text",)),
+    "real": ("knowledge", "real", ("multimodal", "text")),
+    "utility": ("knowledge", "utility", ("multimodal", "text")),
+    "forget_exact": ("exact_match", "forget", ("multimodal",)),
+    "retain_exact": ("exact_match", "retain", ("multimodal",)),
+}
+"""Key of a metrics file to the metric, set and modalities it is the mean of."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Can the people to forget be told from people never seen?
+    """How well the people to forget are told from people no model was trained on.
 
     Attributes:
-        auc: area under the curve, 0.5 ideal.
-        retrained: the retrained model's.
-        gap: distance between the two, in [0, 1]; 0 ideal.
-        leak: relative and signed, 0 ideal; None where the retrained model's AUC is 1.
+        auc: area under the curve, in [0, 1]; 0.5 ideal.
+        interval: of the AUC, over people; None where it cannot be estimated.
+        tpr: true-positive rate at a false-positive rate of 1 %, in [0, 1].
     """
 
     auc: float
-    retrained: float
+    interval: tuple[float, float] | None
+    tpr: float
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Membership inference on a model compared with the retrained model.
+
+    Attributes:
+        model: of the model.
+        retrained: of the retrained model.
+        gap: distance of the two AUCs, in [0, 1]; 0 ideal.
+        leak: relative and signed, 0 ideal; None where the retrained model's AUC is 1.
+    """
+
+    model: Membership
+    retrained: Membership
     gap: float
     leak: float | None
 
@@ -61,20 +88,6 @@ class ModalityGap:
     n: int
 
 
-METRICS_FILE = {
-    "forget": ("knowledge", "forget", ("multimodal",)),
-    "unseen": ("knowledge", "unseen", ("multimodal",)),
-    "forget_text": ("knowledge", "forget", ("text",)),
-    "retain": ("knowledge", "retain", ("multimodal",)),
-    "retain_text": ("knowledge", "retain", ("text",)),
-    "real": ("knowledge", "real", ("multimodal", "text")),
-    "utility": ("knowledge", "utility", ("multimodal", "text")),
-    "forget_exact": ("exact_match", "forget", ("multimodal",)),
-    "retain_exact": ("exact_match", "retain", ("multimodal",)),
-}
-"""Key of a metrics file to the metric, set and modalities it is the mean of."""
-
-
 def model_metrics(table: pd.DataFrame) -> dict[str, float]:
     """About ten numbers of one model, each in [0, 1], for a metrics file with one row per model.
 
@@ -82,50 +95,74 @@ def model_metrics(table: pd.DataFrame) -> dict[str, float]:
         table: score table of the model; its rows of the part ``test`` count.
 
     Returns:
-        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. Those are means over questions for
-        a fact (sentences where a set has nothing else), of each modality first. A key without rows is
-        missing.
+        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. All but ``fluency`` are means over
+        questions for a fact (sentences where a set has nothing else), of each modality first. A key without
+        rows is missing.
     """
-    rows = table[table["part"] == "test"]
+    rows = with_metrics(table[table["part"] == "test"], ["knowledge", "exact_match", "fluency"])
+    facts = fact_rows(rows)
     result = {}
     for key, (metric, name, modalities) in METRICS_FILE.items():
-        of_set = with_metrics(fact_rows(rows[rows["set"] == name]), [metric])
-        means = [
-            of_set.loc[of_set["modality"] == modality, metric].dropna().sort_values().mean()
-            for modality in modalities
-        ]
+        cells = [facts[(facts["set"] == name) & (facts["modality"] == modality)] for modality in modalities]
+        means = [cell[metric].dropna().sort_values().mean() for cell in cells]
         values = [float(mean) for mean in means if not pd.isna(mean)]
         if values:
             result[key] = round(sum(values) / len(values), 6)
-    fluency = rate(table, "fluency", sets=tuple(rows["set"].unique()))
-    return result | ({} if fluency is None else {"fluency": round(fluency, 6)})
+    return result | {"fluency": round(float(rows["fluency"].mean()), 6)}
 
 
-def membership(table: pd.DataFrame, *, modality: str = "multimodal", part: str = "test") -> dict[str, float]:
-    """AUC of each attack, forget set against holdout set; one without its rows or column is left out."""
+def membership(
+    table: pd.DataFrame,
+    *,
+    attacks: Sequence[str] = tuple(SIGNALS),
+    modality: str = "multimodal",
+    part: str = "test",
+) -> dict[str, Membership]:
+    """Each attack on the forget set against the holdout set; one without its rows or column is left out."""
     rows = table[(table["part"] == part) & (table["modality"] == modality)]
-    members, others = (records(rows[rows["set"] == name]) for name in ("forget", "holdout"))
-    if not members or not others:
-        return {}
-    return {
-        name: privacy.auc([signal(row) for row in members], [signal(row) for row in others])
-        for name, (column, signal) in SIGNALS.items()
-        if all(given(row, column) is not None for row in (*members, *others))
-    }
-
-
-def privacy_of(table: pd.DataFrame, retrained: pd.DataFrame) -> dict[str, Membership]:
-    """Each attack on a model held against the same attack on the retrained model."""
-    ours, theirs = membership(table), membership(retrained)
-    return {
-        name: Membership(
-            auc=ours[name],
-            retrained=theirs[name],
-            gap=abs(ours[name] - theirs[name]),
-            leak=privacy.privacy_leak(ours[name], theirs[name]) if theirs[name] < 1 else None,
+    sets = {name: records(rows[rows["set"] == name]) for name in ("forget", "holdout")}
+    result = {}
+    for attack in attacks:
+        column, signal = SIGNALS[attack]
+        everything = [row for of_set in sets.values() for row in of_set]
+        if not all(sets.values()) or any(cell_value(row, column) is None for row in everything):
+            continue
+        signals = {name: np.array([signal(row) for row in of_set]) for name, of_set in sets.items()}
+        people = {name: np.array([str(row["entity_id"]) for row in of_set]) for name, of_set in sets.items()}
+        replicates = [privacy.auc(signals["forget"], signals["holdout"])]
+        groups = []
+        for name in sets:
+            for person in sorted(set(people[name])):
+                remaining = signals | {name: signals[name][people[name] != person]}
+                alone = not len(remaining[name])
+                replicates.append(np.nan if alone else privacy.auc(*remaining.values()))
+                groups.append(name)
+        estimate = jackknife(np.array(replicates), np.array(groups))
+        interval = None if estimate is None else estimate.interval()
+        result[attack] = Membership(
+            auc=replicates[0],
+            interval=None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0)),
+            tpr=privacy.true_positive_rate(signals["forget"], signals["holdout"]),
         )
-        for name in ours
-        if name in theirs
+    return result
+
+
+def privacy_of(
+    table: pd.DataFrame, retrained: pd.DataFrame, *, attacks: Sequence[str] = tuple(SIGNALS)
+) -> dict[str, Privacy]:
+    """Each attack on a model, compared with the same attack on the retrained model."""
+    of_model, of_retrained = membership(table, attacks=attacks), membership(retrained, attacks=attacks)
+    return {
+        name: Privacy(
+            model=of_model[name],
+            retrained=of_retrained[name],
+            gap=abs(of_model[name].auc - of_retrained[name].auc),
+            leak=privacy.privacy_leak(of_model[name].auc, of_retrained[name].auc)
+            if of_retrained[name].auc < 1
+            else None,
+        )
+        for name in of_model
+        if name in of_retrained
     }
 
 
@@ -133,8 +170,6 @@ def forget_quality_of(
     table: pd.DataFrame, retrained: pd.DataFrame, *, modality: str = "multimodal", part: str = "test"
 ) -> ForgetQuality | None:
     """Forget quality on the rows of the forget set that have a truth ratio; None where none has.
-
-    None also where the retrained model's table is without, as those of older runs are.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
@@ -147,33 +182,65 @@ def forget_quality_of(
     return forget_quality([ratios[0][key] for key in keys], [ratios[1][key] for key in keys])
 
 
+def relative_distance_of(
+    table: pd.DataFrame,
+    vanilla: pd.DataFrame,
+    retrained: pd.DataFrame,
+    *,
+    sets: Sequence[str] = ("forget", "unseen"),
+    modality: str = "multimodal",
+    part: str = "test",
+    seed: int = 0,
+) -> RelativeDistance | None:
+    """Whether a model is nearer to retrained or to vanilla on questions about the people to forget.
+
+    By picture unless ``modality`` says otherwise: a visual goal leaves facts by name as vanilla has them.
+
+    None where the tables hold no such rows.
+
+    Raises:
+        ArtifactError: if the tables were made from different samples.
+    """
+    check_same_samples({"vanilla": vanilla, "retrained": retrained, "the model": table})
+    answers = []
+    for scores in (table, vanilla, retrained):
+        rows = scores[(scores["part"] == part) & (scores["modality"] == modality)]
+        rows = fact_rows(rows[rows["set"].isin(list(sets))])
+        rows = with_metrics(rows, ["knowledge"]).dropna(subset=["knowledge"]).sort_values("sample_id")
+        by_person = rows["knowledge"].astype(float).groupby(rows["entity_id"].astype(str))
+        tiny = np.finfo(float).tiny
+        answers.append({str(p): np.log(values.clip(lower=tiny)).tolist() for p, values in by_person})
+    return relative_distance(*answers, seed=seed) if all(answers) else None
+
+
 def modality_gap(
     table: pd.DataFrame, *, part: str = "test", metric: str = "exact_match"
 ) -> ModalityGap | None:
-    """What the people to forget are known for by picture against by name; None without paired facts."""
+    """Facts about the people to forget right by picture against by name; None without paired facts."""
     rows = with_metrics(table, [metric])
     rows = rows[(rows["part"] == part) & (rows["set"] == "forget") & rows[metric].notna()]
     right = {
-        name: here.dropna(subset=["pair_id"]).groupby(["pair_id", "task"])[metric].mean().astype(float) >= 0.5
-        for name, here in rows.groupby("modality")
+        name: of_modality.dropna(subset=["pair_id"]).groupby(["pair_id", "task"])[metric].mean().astype(float)
+        >= 0.5
+        for name, of_modality in rows.groupby("modality")
     }
     if not {"multimodal", "text"} <= right.keys():
         return None
     pairs = right["multimodal"].index.intersection(right["text"].index)
-    seen, read = right["multimodal"].loc[pairs], right["text"].loc[pairs]
+    by_picture, by_name = right["multimodal"].loc[pairs], right["text"].loc[pairs]
     if not len(pairs):
         return None
     return ModalityGap(
-        gap=abs(float(seen.mean()) - float(read.mean())),
-        both_right=float((seen & read).mean()),
-        both_wrong=float((~seen & ~read).mean()),
+        gap=abs(float(by_picture.mean()) - float(by_name.mean())),
+        both_right=float((by_picture & by_name).mean()),
+        both_wrong=float((~by_picture & ~by_name).mean()),
         n=len(pairs),
     )
 
 
-def rate(table: pd.DataFrame, metric: str, *, sets: tuple[str, ...], part: str = "test") -> float | None:
+def rate(table: pd.DataFrame, metric: str, *, sets: Sequence[str], part: str = "test") -> float | None:
     """Mean of a metric over the rows of some sets, None where no row has a value."""
-    rows = with_metrics(table[(table["part"] == part) & table["set"].isin(sets)], [metric])
+    rows = with_metrics(table[(table["part"] == part) & table["set"].isin(list(sets))], [metric])
     values = rows[metric].dropna()
     return float(values.mean()) if len(values) else None
 
@@ -183,5 +250,5 @@ def _truth_ratios(table: pd.DataFrame, modality: str, part: str) -> dict[str, fl
     return {
         str(row["sample_id"]): truth_ratio(row["nll_paraphrase"], row["nll_wrong"])
         for row in records(rows)
-        if given(row, "nll_paraphrase") is not None and given(row, "nll_wrong") is not None
+        if cell_value(row, "nll_paraphrase") is not None and cell_value(row, "nll_wrong") is not None
     }

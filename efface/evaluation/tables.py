@@ -1,4 +1,4 @@
-"""Can score tables be held against each other?"""
+"""Checks that score tables were made from the same samples."""
 
 from __future__ import annotations
 
@@ -23,18 +23,14 @@ def check_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
     reference = _identity(tables[names[0]])
     complaints = []
     for name in names[1:]:
-        here = _identity(tables[name])
-        lacking, extra = reference.keys() - here.keys(), here.keys() - reference.keys()
-        changed = {sample for sample in reference.keys() & here.keys() if reference[sample] != here[sample]}
-        parts = [
-            f"{len(found)} {word} (such as {min(found)})"
-            for found, word in (
-                (lacking, "missing"),
-                (extra, "extra"),
-                (changed, "with another question or gold"),
-            )
-            if found
-        ]
+        identity = _identity(tables[name])
+        common = reference.keys() & identity.keys()
+        differences = {
+            "missing": reference.keys() - identity.keys(),
+            "extra": identity.keys() - reference.keys(),
+            "with another question or gold": {s for s in common if reference[s] != identity[s]},
+        }
+        parts = [f"{len(ids)} {word} (such as {min(ids)})" for word, ids in differences.items() if ids]
         if parts:
             complaints.append(f"{name}: {', '.join(parts)}")
     if complaints:
@@ -42,7 +38,7 @@ def check_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
             f"the score tables were made from different samples, so they do not compare; against {names[0]} "
             f"({len(reference)} samples) differ "
             + "; ".join(complaints)
-            + "; score them again with: dvc repro"
+            + "; score all models on the same samples"
         )
 
 

@@ -1,28 +1,32 @@
-"""The figures of the report, drawn twice: dark ink for light pages, light ink for dark ones.
+"""The figures of the report, with captions and alternative texts that hold the numbers.
 
-Every function returns a matplotlib figure and reads nothing but its arguments; :func:`render` makes the
-bytes. The same arguments give the same bytes: no dates, fixed ids, text drawn as outlines.
+Each is drawn twice: dark ink for light pages, light ink for dark ones. The same arguments give the same
+bytes: no dates, fixed ids, text drawn as outlines.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from efface.report.labels import place_labels
-from efface.report.measures import Estimate, Estimates, lookup
-from efface.report.scores import YARDSTICKS
+from efface.evaluation import REFERENCE_MODELS
+from efface.evaluation.statistics import pareto_front
+from efface.report.estimates import Cell, Estimates, lookup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 4.7
-"""Inches: wide enough for two beside each other on a desk, still legible scaled to a phone."""
+"""Inches: two fit beside each other on a desk, one stays legible on a phone."""
+FORGET = ("forget", "multimodal", "exact_match")
+FORGET_TEXT = ("forget", "text", "exact_match")
+RETAIN = ("retain", "multimodal", "exact_match")
+GROUP_ORDER = ("vision", "projector", "language")
+METHOD_MARKERS = ("o", "s", "D", "P", "X", "v", "^", "p")
+REFERENCE_MARKERS = ("h", "*", "d")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Theme:
     faint: str
     paper: str
     series: tuple[str, ...]
-    yardsticks: tuple[str, ...]
+    references: tuple[str, ...]
 
 
 LIGHT = Theme(
@@ -41,23 +45,20 @@ LIGHT = Theme(
     faint="#c9ced6",
     paper="#ffffff",
     series=("#0b6bb8", "#b84a00", "#00795c", "#a0307f", "#7a6200", "#5a4fcf", "#b3261e", "#3d6b21"),
-    yardsticks=("#6b737d", "#1f2429", "#565f6a"),
+    references=("#6b737d", "#1f2429", "#565f6a"),
 )
 DARK = Theme(
     ink="#e4e7eb",
     faint="#454c55",
     paper="#171b20",
     series=("#6cb6ff", "#ff9d5c", "#4fd1a5", "#f08ccc", "#e0c04a", "#a9a1ff", "#ff8a80", "#9fd37a"),
-    yardsticks=("#8d96a1", "#e4e7eb", "#b6bec8"),
+    references=("#8d96a1", "#e4e7eb", "#b6bec8"),
 )
-GROUP_ORDER = ("vision", "projector", "language")
-METHOD_MARKERS = ("o", "s", "D", "P", "X", "v", "^", "p")
-YARDSTICK_MARKERS = ("h", "*", "d")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure as two SVG files, with the words for whoever cannot see it."""
+    """One figure as two SVG files, with its numbers in words."""
 
     name: str
     title: str
@@ -71,27 +72,18 @@ def render(build: Callable[[Theme], Figure], *, name: str, title: str, alt: str,
     """Draw a figure for light and for dark pages.
 
     Args:
-        build: draws the figure in the colours it is given.
+        build: draws the figure in a theme's colours.
         name: file name without suffix; also salts the ids inside the SVG.
         title: heading.
-        alt: what the picture shows, with its numbers, for readers who cannot see it.
+        alt: what the picture shows, with its numbers.
         caption: how to read it.
     """
-    images = []
-    for theme in (LIGHT, DARK):
-        with _style(theme, name):
-            out = io.BytesIO()
-            build(theme).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-            images.append(out.getvalue())
-    return Plot(name, title, alt, caption, *images)
-
-
-def _style(theme: Theme, salt: str) -> AbstractContextManager[None]:
     import matplotlib
 
-    return matplotlib.rc_context(
-        {
-            "svg.hashsalt": salt,
+    images = []
+    for theme in (LIGHT, DARK):
+        style: dict[Any, Any] = {
+            "svg.hashsalt": name,
             "svg.fonttype": "path",
             "figure.dpi": 72,
             "font.family": ["DejaVu Sans"],
@@ -115,11 +107,370 @@ def _style(theme: Theme, salt: str) -> AbstractContextManager[None]:
             "axes.spines.top": False,
             "axes.spines.right": False,
         }
+        with matplotlib.rc_context(style):
+            file = io.BytesIO()
+            build(theme).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            images.append(file.getvalue())
+    return Plot(name, title, alt, caption, *images)
+
+
+def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") -> list[Plot]:
+    """Forgetting against keeping, and forgetting by picture against forgetting by name.
+
+    Args:
+        estimates: one point per model.
+        over: what the intervals are over, for the caption.
+    """
+    points = {
+        model: (x.value, y.value)
+        for model, cells in estimates.items()
+        if model not in REFERENCE_MODELS and (x := lookup(cells, *FORGET)) and (y := lookup(cells, *RETAIN))
+    }
+    front = {model: points[model] for model in sorted(pareto_front(points), key=lambda model: points[model])}
+    dotted = " (dotted)" if len(front) > 1 else ""
+    best = f" On the Pareto front of the methods{dotted}: {', '.join(front)}." if front else ""
+    by_picture = "exact match on the people to forget, by picture"
+    return [
+        _two_measures(
+            estimates,
+            name="forget_retain",
+            title="Forgetting against keeping",
+            axes=((FORGET, by_picture), (RETAIN, "exact match on the people to keep, by picture")),
+            caption="Upper left is better: the people to forget gone, the rest kept. "
+            f"Bars are 95% intervals over {over}; hollow marks are the reference models.{best}",
+            front=list(front.values()),
+        ),
+        _two_measures(
+            estimates,
+            name="picture_text",
+            title="By picture against by name",
+            axes=((FORGET, by_picture), (FORGET_TEXT, "exact match on the people to forget, by name")),
+            caption="A method that forgets faces and keeps facts known by name lies in the upper left; "
+            "one that forgets both lies in the lower left, near retrained.",
+        ),
+    ]
+
+
+def _two_measures(
+    estimates: Mapping[str, Estimates],
+    *,
+    name: str,
+    title: str,
+    axes: tuple[tuple[tuple[str, str, str], str], tuple[tuple[str, str, str], str]],
+    caption: str,
+    front: Sequence[tuple[float, float]] = (),
+) -> Plot:
+    """One labelled point per model with its interval bars, both axes from 0 to 1."""
+    (x, x_label), (y, y_label) = axes
+    cells = {
+        model: (across, up)
+        for model, of_model in estimates.items()
+        if (across := lookup(of_model, *x)) and (up := lookup(of_model, *y))
+    }
+
+    def build(theme: Theme) -> Figure:
+        from adjustText import adjust_text
+
+        figure = _new_figure(4.2)
+        panel = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
+        if len(front) > 1:
+            panel.step(*zip(*front, strict=True), ":", where="post", color=theme.ink, linewidth=1.2)
+        texts = []
+        for index, (model, (across, up)) in enumerate(cells.items()):
+            colour, marker = _model_style(model, list(estimates), theme)
+            for cell, line in ((across, panel.hlines), (up, panel.vlines)):
+                at = up.value if cell is across else across.value
+                if cell.low is not None and cell.high is not None:
+                    line(at, cell.low, cell.high, color=colour, linewidth=1.4, alpha=0.55)
+            panel.plot(
+                [across.value],
+                [up.value],
+                marker=marker,
+                color=colour,
+                markersize=11 if marker == "*" else 8,
+                markerfacecolor=theme.paper if model in REFERENCE_MODELS else colour,
+                markeredgewidth=1.6,
+                linestyle="",
+            )
+            # A little apart, so that labels of models at one point can be told from each other.
+            texts.append(panel.text(across.value, up.value + 0.004 * index, model, color=colour, fontsize=9))
+        if texts:
+            figure.canvas.draw()
+            figure.set_layout_engine("none")  # labels are placed for the layout as it is now
+            adjust_text(
+                texts,
+                x=[across.value for across, _ in cells.values()],
+                y=[up.value for _, up in cells.values()],
+                ax=panel,
+                time_lim=None,
+                iter_lim=300,
+                expand=(1.15, 1.4),
+                force_text=(0.3, 0.6),
+                arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.8},
+            )
+        return figure
+
+    described = [f"{model}: {_words(across)} and {_words(up)}" for model, (across, up) in cells.items()]
+    alt = f"One point per model; across, {x_label}; up, {y_label}. " + "; ".join(described) + "."
+    return render(build, name=name, title=title, alt=alt, caption=caption)
+
+
+def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) -> Plot:
+    """Forget-retain curves of methods that were measured while they unlearned.
+
+    Args:
+        points: rows of :func:`efface.report.estimates.curve_rows`, at least one.
+        models: all models of the report.
+    """
+    paths: dict[str, list[tuple[float, float]]] = {}
+    for row in points:
+        paths.setdefault(row["model"], []).append((row["forget_known"], row["retain_known"]))
+    front = sorted({(row["forget_known"], row["retain_known"]) for row in points if row["on_front"]})
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(4.2)
+        panel = figure.add_subplot(
+            xlabel="right about the people to forget", ylabel="right about those to keep"
+        )
+        panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
+        if len(front) > 1:
+            panel.step(*zip(*front, strict=True), ":", where="post", color=theme.ink, linewidth=1.2)
+        for model, path in paths.items():
+            colour, marker = _model_style(model, models, theme)
+            across, up = zip(*path, strict=True)
+            panel.plot(across, up, "-", color=colour, linewidth=1.2, alpha=0.7)
+            panel.plot(across, up, marker, color=colour, markersize=4, label=model)
+            panel.plot(across[-1:], up[-1:], marker, color=colour, markersize=9)
+        _legend(figure, panel)
+        return figure
+
+    described = [
+        f"{model} from {path[0][0]:.2f} and {path[0][1]:.2f} to {path[-1][0]:.2f} and {path[-1][1]:.2f}"
+        for model, path in paths.items()
+    ]
+    return render(
+        build,
+        name="forget_retain_curve",
+        title="Forgetting and keeping, step by step",
+        alt="One path per method; across, share of answers still right about the people to forget; up, the "
+        "same of the people to keep. " + "; ".join(described) + ".",
+        caption="Measured while the methods unlearn, on a draw of test questions by picture; the large mark "
+        "is the last step. Dotted: the Pareto front of all points, to look at, not to choose by.",
     )
 
 
-def new_figure(height: float) -> Figure:
-    """An empty figure of the report's width, ``height`` inches high."""
+def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequence[str], metric: str) -> Plot:
+    """What relearning a few of the forgotten people brings back about the rest.
+
+    Args:
+        curves: attacked model to optimizer steps to value, in [0, 1].
+        models: all models of the report.
+        metric: what the values are: ``exact_match`` or ``rouge_l``.
+    """
+    label = f"{metric.replace('_', ' ')}, people held out"
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(3.3)
+        panel = figure.add_subplot(xlabel="steps of relearning", ylabel=label)
+        panel.set_ylim(-0.04, 1.04)
+        for model, curve in curves.items():
+            colour, marker = _model_style(model, models, theme)
+            reference = model in REFERENCE_MODELS
+            panel.plot(
+                list(curve),
+                list(curve.values()),
+                marker=marker,
+                color=colour,
+                linestyle="--" if reference else "-",
+                markerfacecolor=theme.paper if reference else colour,
+                linewidth=1.4,
+                markersize=5.5,
+                label=model,
+            )
+        _legend(figure, panel)
+        return figure
+
+    described = [
+        f"{model} " + ", ".join(f"{value:.2f} at {steps}" for steps, value in curve.items())
+        for model, curve in curves.items()
+    ]
+    return render(
+        build,
+        name="relearning",
+        title="Relearning",
+        alt=f"One line per model over the steps of relearning; up, {label}. " + "; ".join(described) + ".",
+        caption="Fine-tuned on facts about some of the forgotten people, asked about the rest. What is "
+        "gone rises no faster than in retrained (dashed), which never met them.",
+    )
+
+
+def saliency_plot(density: Mapping[str, Any], *, variant: str, threshold: float | None) -> Plot:
+    """Share of weights in the mask per layer, one panel per group.
+
+    Args:
+        density: ``{"total", "groups": {group: share}, "layers": {"group.layer": share}}``, shares in [0, 1].
+        variant: how the saliency was computed.
+        threshold: ratio of forget to retain saliency from which a weight is in the mask, if there is one.
+    """
+    of_groups = density.get("groups", {})
+    with_layers = {name.partition(".")[0] for name in density["layers"]}
+    whole = {group: share for group, share in of_groups.items() if group not in with_layers}
+    groups = by_tower({**density["layers"], **whole})
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(3.0)
+        panels = _tower_panels(figure, groups)
+        for index, (panel, (group, layers)) in enumerate(zip(panels, groups.items(), strict=True)):
+            panel.bar(range(len(layers)), list(layers.values()), color=theme.series[index], width=0.75)
+            share = of_groups.get(group)
+            if share is not None:
+                panel.axhline(share, color=theme.ink, linewidth=1, linestyle="--")
+            _layer_ticks(panel, list(layers))
+            panel.set_title(group if share is None else f"{group}\nall {share:.0%}")
+        panels[0].set(ylabel="share of weights in the mask")
+        panels[0].set_ylim(bottom=0)
+        return figure
+
+    described = [
+        f"{group} "
+        + ", ".join(f"{layer}: {share:.2f}" if layer else f"{share:.2f}" for layer, share in layers.items())
+        for group, layers in groups.items()
+    ]
+    cut = "" if threshold is None else f", threshold {threshold:g}"
+    return render(
+        build,
+        name="saliency_density",
+        title="Saliency mask: density per layer",
+        alt="Bars, share of weights that may change in each layer. " + "; ".join(described) + ".",
+        caption=f"{density['total']:.1%} of the weights may change (variant {variant}{cut}). "
+        "Dashed: the whole group.",
+    )
+
+
+def pruning_plot(pruned: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Plot:
+    """Neurons set to zero per layer, one panel per tower, one bar per method.
+
+    Args:
+        pruned: ``{method: {tower: {layer: neurons}}}``.
+    """
+    counts = {
+        method: by_tower(
+            {f"{tower}.{layer}": n for tower, layers in towers.items() for layer, n in layers.items()}
+        )
+        for method, towers in pruned.items()
+    }
+    names = {
+        f"{t}.{layer}": 0 for towers in counts.values() for t, layers in towers.items() for layer in layers
+    }
+    layers_of = by_tower(names)
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(3.1)
+        panels = _tower_panels(figure, layers_of)
+        step = 0.8 / len(counts)
+        for panel, (tower, layers) in zip(panels, layers_of.items(), strict=True):
+            for index, (method, towers) in enumerate(counts.items()):
+                places = [place - 0.4 + step * (index + 0.5) for place in range(len(layers))]
+                heights = [towers.get(tower, {}).get(layer, 0) for layer in layers]
+                colour = theme.series[index % len(theme.series)]
+                panel.bar(places, heights, width=step * 0.92, color=colour, label=method)
+            _layer_ticks(panel, list(layers))
+            panel.set_title(tower)
+        panels[0].set_ylabel("pruned neurons")
+        _legend(figure, panels[0])
+        return figure
+
+    described = [
+        f"{method}, {tower} " + ", ".join(f"layer {layer}: {n}" for layer, n in layers.items())
+        for method, towers in counts.items()
+        for tower, layers in towers.items()
+    ]
+    totals = {m: int(sum(sum(layers.values()) for layers in towers.values())) for m, towers in counts.items()}
+    return render(
+        build,
+        name="pruned_units",
+        title="Pruned neurons per layer",
+        alt="Bars, MLP neurons switched off in each layer. " + "; ".join(described) + ".",
+        caption=f"MLP neurons switched off in all: {', '.join(f'{m} {n:,}' for m, n in totals.items())}.",
+    )
+
+
+def training_plot(
+    model: str, history: Sequence[Mapping[str, Any]], *, ended_by: str, steps: int | None = None
+) -> Plot:
+    """Losses of one training run, the learning rate below.
+
+    Args:
+        model: what was trained.
+        history: entries with ``step`` and any of ``forget_loss``, ``retain_loss`` (mean nats per answer
+            token) and ``learning_rate``; at least one entry.
+        ended_by: what ended the run, in words.
+        steps: optimizer steps done; counted from the history if None.
+    """
+    if any(entry.get("forget_loss") is not None for entry in history):
+        labels = {"forget_loss": "forget", "retain_loss": "retain"}
+    else:
+        labels = {"retain_loss": "training"}
+    curves = {label: series for key, label in labels.items() if (series := _series(history, key))[0]}
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(2.9)
+        losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        for index, (label, (at, values)) in enumerate(curves.items()):
+            losses.plot(
+                at, values, "--" if index else "-", color=theme.series[index], label=label, linewidth=1.4
+            )
+        everything = [value for _, values in curves.values() for value in values]
+        if len(curves) > 1 and 0 < 20 * min(everything) < max(everything):  # one driven up, one held down
+            losses.set_yscale("log")
+        if curves:
+            losses.legend(loc="best", ncols=2)
+        losses.set_ylabel("loss")
+        rate.plot(*_series(history, "learning_rate"), color=theme.ink, linewidth=1.2)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        rate.set(xlabel="step", ylabel="rate")
+        rate.set_ylim(bottom=0)
+        return figure
+
+    ends = [f"{label} loss from {values[0]:.2f} to {values[-1]:.2f}" for label, (_, values) in curves.items()]
+    count = steps or len(history)
+    return render(
+        build,
+        name=f"training_{model}",
+        title=model,
+        alt=f"Training of {model} over {count} steps: {', '.join(ends) or 'no losses recorded'}.",
+        caption=f"{count:,} steps. Ended by {ended_by}. Losses in mean nats per answer token.",
+    )
+
+
+def by_tower(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``{"language.0": x}`` as ``{"language": {"0": x}}``, groups and layers in their natural order.
+
+    A group without layers, such as a projector, has one entry named ``""``.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        group, _, layer = name.partition(".")
+        groups.setdefault(group, {})[layer] = value
+    order = [g for g in GROUP_ORDER if g in groups] + sorted(set(groups) - set(GROUP_ORDER))
+
+    def natural(layer: str) -> tuple[int, int, str]:
+        return (0, int(layer), "") if layer.isdigit() else (1, 0, layer)
+
+    return {
+        group: {layer: groups[group][layer] for layer in sorted(groups[group], key=natural)}
+        for group in order
+    }
+
+
+def _words(cell: Cell) -> str:
+    if cell.low is None or cell.high is None:
+        return f"{cell.value:.2f}"
+    return f"{cell.value:.2f} ({cell.low:.2f} to {cell.high:.2f})"
+
+
+def _new_figure(height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -128,254 +479,40 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
-def model_style(model: str, models: Sequence[str], theme: Theme) -> tuple[str, str]:
-    """Colour and marker of a model: grey shapes for the yardsticks, hues for the methods."""
-    if model in YARDSTICKS:
-        index = YARDSTICKS.index(model)
-        return theme.yardsticks[index], YARDSTICK_MARKERS[index]
-    index = [name for name in models if name not in YARDSTICKS].index(model)
+def _model_style(model: str, models: Sequence[str], theme: Theme) -> tuple[str, str]:
+    """Colour and marker of a model: grey shapes for the reference models, hues for the methods."""
+    if model in REFERENCE_MODELS:
+        index = REFERENCE_MODELS.index(model)
+        return theme.references[index], REFERENCE_MARKERS[index]
+    index = [name for name in models if name not in REFERENCE_MODELS].index(model)
     return theme.series[index % len(theme.series)], METHOD_MARKERS[index % len(METHOD_MARKERS)]
 
 
-def two_measures(
-    estimates: Mapping[str, Estimates],
-    *,
-    x: tuple[str, str, str],
-    y: tuple[str, str, str],
-    x_label: str,
-    y_label: str,
-    theme: Theme,
-    front: Sequence[tuple[float, float]] = (),
-) -> Figure:
-    """One labelled point per model with its interval bars, both axes from 0 to 1.
-
-    Args:
-        estimates: estimates per model, in the order of the table.
-        x: set, modality and measure of the horizontal axis.
-        y: the same for the vertical axis.
-        x_label: words under the horizontal axis.
-        y_label: words beside the vertical axis.
-        theme: colours.
-        front: points of the Pareto front, left to right, drawn as the stairs between them.
-    """
-    figure = new_figure(4.2)
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
-    axes.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
-    drawn: list[tuple[str, float, float]] = []
-    spans = [step for (x0, y0), (x1, y1) in pairwise(front) for step in ((x0, y0, x1, y0), (x1, y0, x1, y1))]
-    for x0, y0, x1, y1 in spans:
-        axes.plot([x0, x1], [y0, y1], ":", color=theme.ink, linewidth=1.2)
-    for model, cells in estimates.items():
-        across, up = lookup(cells, *x), lookup(cells, *y)
-        if across is None or up is None:
-            continue
-        colour, marker = model_style(model, list(estimates), theme)
-        for cell, is_x in ((across, True), (up, False)):
-            low, high = _span(cell)
-            line = (low, up.value, high, up.value) if is_x else (across.value, low, across.value, high)
-            axes.plot([line[0], line[2]], [line[1], line[3]], color=colour, linewidth=1.4, alpha=0.55)
-            spans.append(line)
-        axes.plot(
-            [across.value],
-            [up.value],
-            marker=marker,
-            color=colour,
-            markersize=11 if marker == "*" else 8,
-            markerfacecolor=theme.paper if model in YARDSTICKS else colour,
-            markeredgewidth=1.6,
-            linestyle="",
-        )
-        drawn.append((model, across.value, up.value))
-    _name_points(figure, axes, drawn, spans, list(estimates), theme)
-    return figure
+def _legend(figure: Figure, panel: Axes) -> None:
+    handles, names = panel.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(names)))
 
 
-def _span(cell: Estimate) -> tuple[float, float]:
-    low = cell.value if cell.low is None else cell.low
-    high = cell.value if cell.high is None else cell.high
-    return low, high
-
-
-def _name_points(
-    figure: Figure,
-    axes: Axes,
-    drawn: Sequence[tuple[str, float, float]],
-    spans: Sequence[tuple[float, float, float, float]],
-    models: Sequence[str],
-    theme: Theme,
-) -> None:
-    """Write each model's name near its point, with a thin line where it had to move away."""
-    texts = [axes.text(x, y, name, ha="center", va="center", fontsize=9) for name, x, y in drawn]
-    figure.canvas.draw()
-    figure.set_layout_engine("none")  # the places below are for the layout as it is now
-    to_pixels, to_data = axes.transData, axes.transData.inverted()
-    boxes = [text.get_window_extent() for text in texts]
-    pixels = [tuple(map(float, to_pixels.transform((x, y)))) for _, x, y in drawn]
-    lines = []
-    for x0, y0, x1, y1 in spans:
-        (a, b), (c, d) = to_pixels.transform((x0, y0)), to_pixels.transform((x1, y1))
-        lines.append((a - 1, b - 1, c + 1, d + 1))
-    area = axes.get_window_extent()
-    centres = place_labels(
-        [(p[0], p[1]) for p in pixels],
-        [(box.width + 4, box.height + 2) for box in boxes],
-        (area.x0, area.y0, area.x1, area.y1),
-        gap=9,
-        lines=lines,
-    )
-    for (name, x, y), text, centre, pixel, box in zip(drawn, texts, centres, pixels, boxes, strict=True):
-        place = tuple(map(float, to_data.transform(centre)))
-        text.set_position((place[0], place[1]))
-        colour, _ = model_style(name, models, theme)
-        text.set_color(colour)
-        far = abs(centre[1] - pixel[1]) > 2 * box.height or abs(centre[0] - pixel[0]) > box.width / 2 + 18
-        if far:
-            axes.annotate(
-                "",
-                (x, y),
-                xytext=(place[0], place[1]),
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 8, "shrinkB": 4},
-            )
-
-
-def saliency_density(density: Mapping[str, Any], theme: Theme) -> Figure:
-    """Share of weights a method may change, per layer, one panel per group.
-
-    Args:
-        density: ``{"total", "groups": {group: share}, "layers": {"group.layer": share}}``, shares in [0, 1].
-        theme: colours.
-    """
-    groups = layer_densities(density)
-    figure = new_figure(3.0)
+def _tower_panels(figure: Figure, groups: Mapping[str, Mapping[str, float]]) -> Sequence[Axes]:
     widths = [max(1.5, len(layers)) for layers in groups.values()]
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
-    for index, (panel, (group, layers)) in enumerate(zip(panels, groups.items(), strict=True)):
-        panel.bar(range(len(layers)), list(layers.values()), color=theme.series[index], width=0.75)
-        whole = density.get("groups", {}).get(group)
-        if whole is not None:
-            panel.axhline(whole, color=theme.ink, linewidth=1, linestyle="--")
-        _layer_ticks(panel, list(layers))
-        panel.set_title(group if whole is None else f"{group}\nall {whole:.0%}")
-        panel.grid(axis="x", visible=False)
-    panels[0].set(ylabel="share of weights in the mask")
-    panels[0].set_ylim(bottom=0)
     figure.supxlabel("layer", fontsize=9.5)
-    return figure
-
-
-def pruned_units(pruned: Mapping[str, Mapping[str, Mapping[str, int]]], theme: Theme) -> Figure:
-    """Units set to zero per layer, one panel per tower, one bar per method.
-
-    Args:
-        pruned: ``{method: {tower: {layer: units}}}``.
-        theme: colours.
-    """
-    towers = [
-        tower
-        for tower in (*GROUP_ORDER, *sorted({t for m in pruned.values() for t in m} - {*GROUP_ORDER}))
-        if any(tower in per_tower for per_tower in pruned.values())
-    ]
-    layers = {
-        tower: sorted(
-            {layer for towers_ in pruned.values() for layer in towers_.get(tower, {})}, key=_natural
-        )
-        for tower in towers
-    }
-    figure = new_figure(3.1)
-    panels = figure.subplots(
-        1, len(towers), sharey=True, squeeze=False, width_ratios=[max(1.5, len(layers[t])) for t in towers]
-    )[0]
-    step = 0.8 / len(pruned)
-    for panel, tower in zip(panels, towers, strict=True):
-        for index, (method, per_tower) in enumerate(pruned.items()):
-            places = [place - 0.4 + step * (index + 0.5) for place in range(len(layers[tower]))]
-            counts = [per_tower.get(tower, {}).get(layer, 0) for layer in layers[tower]]
-            panel.bar(
-                places, counts, width=step * 0.92, color=theme.series[index % len(theme.series)], label=method
-            )
-        _layer_ticks(panel, layers[tower])
-        panel.set_title(tower)
+    for panel in panels:
         panel.grid(axis="x", visible=False)
-    panels[0].set_ylabel("pruned units")
-    figure.supxlabel("layer", fontsize=9.5)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(names)))
-    return figure
-
-
-def training_curve(history: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
-    """Forget and retain loss over the optimiser steps, the learning rate below.
-
-    Args:
-        history: entries with ``step`` and any of ``forget_loss``, ``retain_loss`` (mean nats per answer
-            token) and ``learning_rate``.
-        theme: colours.
-    """
-    figure = new_figure(2.9)
-    losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    highest, lowest = 0.0, float("inf")
-    for index, (key, label) in enumerate(loss_words(history)):
-        steps, values = series(history, key)
-        if values:
-            losses.plot(
-                steps, values, "--" if index else "-", color=theme.series[index], label=label, linewidth=1.4
-            )
-            highest, lowest = max(highest, *values), min(lowest, *values)
-    if lowest > 0 and highest > 20 * lowest and len(losses.lines) > 1:  # one loss driven up, one held down
-        losses.set_yscale("log")
-    if losses.lines:
-        losses.legend(loc="best", ncols=2)
-    losses.set_ylabel("loss")
-    steps, values = series(history, "learning_rate")
-    rate.plot(steps, values, color=theme.ink, linewidth=1.2)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rate.set(xlabel="step", ylabel="rate")
-    rate.set_ylim(bottom=0)
-    return figure
-
-
-def loss_words(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The losses of a history and what to call them; without a forget term it is just the training loss."""
-    if any(entry.get("forget_loss") is not None for entry in history):
-        return [("forget_loss", "forget"), ("retain_loss", "retain")]
-    return [("retain_loss", "training")]
-
-
-def series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one quantity, without the entries that lack it."""
-    kept = [(float(entry["step"]), float(entry[key])) for entry in history if entry.get(key) is not None]
-    return [step for step, _ in kept], [value for _, value in kept]
-
-
-def layer_densities(density: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Density per group and layer; a group without layers, such as a projector, is one entry named ``""``."""
-    layers = dict(density["layers"])
-    found = {name.partition(".")[0] for name in layers}
-    return by_tower(layers | {g: share for g, share in density.get("groups", {}).items() if g not in found})
-
-
-def by_tower(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """``{"language.0": x}`` as ``{"language": {"0": x}}``, groups and layers in their natural order."""
-    groups: dict[str, dict[str, float]] = {}
-    for name, value in values.items():
-        group, _, layer = name.partition(".")
-        groups.setdefault(group, {})[layer] = value
-    order = [g for g in GROUP_ORDER if g in groups] + sorted(set(groups) - set(GROUP_ORDER))
-    return {
-        group: {layer: groups[group][layer] for layer in sorted(groups[group], key=_natural)}
-        for group in order
-    }
-
-
-def _natural(layer: str) -> tuple[int, int, str]:
-    return (0, int(layer), "") if layer.isdigit() else (1, 0, layer)
+    return list(panels)
 
 
 def _layer_ticks(panel: Axes, layers: Sequence[str]) -> None:
     """Label every layer while they fit, then every fourth; words stand upright."""
     stride = 1 if len(layers) <= 12 else 4
-    shown = [i for i, layer in enumerate(layers) if i % stride == 0 or not layer.isdigit()]
-    panel.set_xticks(shown, [layers[i] for i in shown])
+    labelled = [i for i, layer in enumerate(layers) if i % stride == 0 or not layer.isdigit()]
+    panel.set_xticks(labelled, [layers[i] for i in labelled])
     for tick in panel.get_xticklabels():
         if not tick.get_text().isdigit():
             tick.set_rotation(90)
+
+
+def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one quantity, without the entries that lack it."""
+    pairs = [(float(entry["step"]), float(entry[key])) for entry in history if entry.get(key) is not None]
+    return [step for step, _ in pairs], [value for _, value in pairs]

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from efface.evaluation.studies import COLUMNS, COSTS, SCORES, Line
-from efface.report.compose import tradeoff_plots
-from efface.report.figures import Plot
-from efface.report.measures import Estimate, Estimates
-from efface.report.page import number, svg_uri
+from efface.report.estimates import Cell, Estimates
+from efface.report.figures import Plot, tradeoff_plots
+from efface.report.report_page import number, svg_uri
 
 _DIGITS = {"score": 1, COSTS[1]: 0}
 """Digits after the point, where not two."""
@@ -61,7 +60,7 @@ def render_study(page: StudyPage) -> str:
     return template.render(
         page=page,
         plots={fraction: plots_of(page.of(fraction)) for fraction in page.fractions},
-        style=Markup(files("efface.report").joinpath("page.css").read_text(encoding="utf-8")),
+        style=Markup(files("efface.report").joinpath("report.css").read_text(encoding="utf-8")),
         tables=tables(page),
     )
 
@@ -119,6 +118,6 @@ def _estimates(line: Line) -> Estimates:
         mean = line.numbers.get(column)
         if mean is not None:
             low, high = mean.interval or (None, None)
-            cell = Estimate(mean.value, low, high, len(mean.seeds), len(mean.seeds))
+            cell = Cell(mean.value, low, high, len(mean.seeds), len(mean.seeds))
             estimates.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
     return estimates

@@ -75,7 +75,7 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
 
 
 def _scores(tables: Mapping[str, pd.DataFrame], groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    from efface.evaluation.gates import KEPT, kept, knowledge
+    from efface.evaluation.gates import RETAINED_SETS, knowledge, retained
 
     return {
         "requests": {
@@ -83,7 +83,8 @@ def _scores(tables: Mapping[str, pd.DataFrame], groups: Mapping[str, list[str]])
             for request, subjects in groups.items()
         },
         **{
-            name: {model: kept(table, sets) for model, table in tables.items()} for name, sets in KEPT.items()
+            name: {model: retained(table, sets) for model, table in tables.items()}
+            for name, sets in RETAINED_SETS.items()
         },
     }
 

@@ -13,7 +13,7 @@ from tasks.runtime.results import Record, project_of
 from tasks.runtime.salt import read_salt
 
 if TYPE_CHECKING:
-    from efface.report.scorecard import Scorecard
+    from efface.report.comparison import Comparison
 
 _PROVENANCE = ("git_commit", "seed", "started", "device", "inputs", "outputs", "versions")
 
@@ -59,7 +59,7 @@ def write_scored_cards(
     models: Mapping[str, str],
     records: Iterable[Record],
     splits: Mapping[str, Any],
-    scorecard: Scorecard,
+    comparison: Comparison,
     key: bytes | None,
 ) -> None:
     """Write ``<folder>/<model>.md`` for every model of an unlearn or prune stage.
@@ -69,10 +69,10 @@ def write_scored_cards(
         models: name in the report to folder under data/models.
         records: run records of the stages.
         splits: who is in which split.
-        scorecard: the scores.
+        comparison: the scores.
         key: that ids are hashed with; None: no key.
     """
-    lines = {line.model: line for line in scorecard.lines}
+    lines = {line.model: line for line in comparison.lines}
     makers = {record.name: record.content for record in records if record.stage in ("unlearn", "prune")}
     with writing(folder) as partial:
         partial.mkdir()
@@ -88,7 +88,7 @@ def write_scored_cards(
             if line.auc is not None and line.auc_gap is not None:
                 privacy = f"AUC {line.auc:.2f}, {line.auc_gap:.2f} from the retrained model's"
             if line.attack_gap is not None:
-                attacks = f"{line.attack_gap:+.2f} exact match from the retrained model after the strongest"
+                attacks = f"{line.attack_gap:+.2f} exact match from the retrained model, mean over attacks"
             text = model_card(
                 model,
                 method=Path(place).name,
@@ -96,7 +96,7 @@ def write_scored_cards(
                 key=key,
                 parameters=content.get("params") or {},
                 provenance={name: content[name] for name in _PROVENANCE if content.get(name) is not None},
-                scores=scores or "The score is refused: " + " ".join(scorecard.refused.values()),
+                scores=scores or "The score is refused: " + " ".join(comparison.refused.values()),
                 notes=[f"Membership inference: {privacy}.", f"Attacks: {attacks}."],
             )
             (partial / f"{model}.md").write_text(text, encoding="utf-8")

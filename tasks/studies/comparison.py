@@ -96,6 +96,7 @@ def _runs(cells: Cells) -> list[Run]:
                 model=model,
                 variant=variant,
                 table=table,
+                base=references["base"],
                 vanilla=references["vanilla"],
                 retrained=references["retrained"],
                 costs=costs,
@@ -107,14 +108,14 @@ def _runs(cells: Cells) -> list[Run]:
 
 
 def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
-    """Attack to the largest gap among its variants; none without either model's attacks."""
-    from efface.attacks.outcomes import NO_ATTACK, attack_outcomes, largest_gaps
+    """Attack to its gap, mean over variants; none without either model's attacks."""
+    from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes
 
     if attacks is None or retrained is None:
         return {}
     outcomes = attack_outcomes(attacks[0], retrained[0])
     gaps = [("no attack", outcome.gap()) for outcome in outcomes if outcome.attack == NO_ATTACK]
-    gaps += [(name, outcome.gap()) for name, outcome in largest_gaps(outcomes).items()]
+    gaps += [(name, result.gap) for name, result in attack_gaps(attacks[0], retrained[0]).items()]
     return {name: gap for name, gap in gaps if gap is not None}
 
 

@@ -1,4 +1,4 @@
-"""The page holds every number given, needs nothing else, and refuses results that do not belong together."""
+"""The page holds every number of the score files, needs nothing else, and refuses results that do not fit."""
 
 import hashlib
 import json
@@ -26,14 +26,14 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
+        values = dict(attributes)
         self.tags.append(tag)
-        self.model = given.get("data-model", self.model)
-        if "data-cell" in given:
-            self.cells[self.model, given["data-cell"]] = float(given["data-value"])
-        self.references += [given[key] for key in ("src", "href", "srcset") if key in given]
+        self.model = values.get("data-model", self.model)
+        if "data-cell" in values:
+            self.cells[self.model, values["data-cell"]] = float(values["data-value"])
+        self.references += [values[key] for key in ("src", "href", "srcset") if key in values]
         if tag == "img":
-            self.images.append(given)
+            self.images.append(values)
 
     def handle_data(self, data):
         (self.styles if self.tags and self.tags[-1] == "style" else self.words).append(data)
@@ -132,7 +132,7 @@ def test_plots_and_summary_are_written(study):
     assert list(tradeoff["model"]) == list(FEW)
     summary = (study / "report" / "summary.md").read_text()
     rows = [line for line in summary.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 * (1 + len(FEW))  # exact match, then the score with its parts
+    assert len(rows) == 2 * (1 + len(FEW))  # knowledge, then the score with its parts
     card = json.loads((study / "report" / "scores.json").read_text())
     assert set(card["models"]) == set(FEW)
     assert card["models"]["vanilla"]["score"]["full"]["value"] == 0
@@ -161,8 +161,8 @@ def test_the_curve_of_a_watched_method_is_drawn_with_its_front(study, copy):
     record["summary"]["curve"] = [dict(zip(names, point, strict=True)) for point in shares]
     path.write_text(json.dumps(record))
     run(params_for(), copy)
-    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
-    (curve,) = (image["alt"] for image in found.images if "still known" in image["alt"])
+    reader = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    (curve,) = (image["alt"] for image in reader.images if "still right" in image["alt"])
     assert "mmunlearner from 1.00 and 0.90 to 0.25 and 0.75" in curve
     rows = pd.read_csv(copy / "report" / "plots" / "curve.csv")
     assert list(rows["on_front"]) == [False, True, True, False] and list(rows["step"]) == [0, 5, 10, 12]
@@ -191,40 +191,43 @@ def test_attacks_are_shown_with_the_distance_to_retrained(copy):
     for model, back in BACK.items():
         write_attacks(copy, model, back)
     run(params_for(), copy)
-    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    reader = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
     rows = pd.read_csv(copy / "report" / "plots" / "attacks.csv").set_index(["model", "variant"])
     assert len(rows) == 8
     gaps = rows.loc["mmunlearner", "gap"]
     assert gaps["4 bits"] == gaps.max() > gaps["30 steps"] > 0 and rows.loc["retrained", "gap"].isna().all()
     card = json.loads((copy / "report" / "scores.json").read_text())["models"]
-    assert card["mmunlearner"]["attack_gap"] == pytest.approx(gaps.max())
+    # The mean over attacks; before any relearning counts in none.
+    assert card["mmunlearner"]["attack_gap"] == pytest.approx((gaps["4 bits"] + gaps["30 steps"]) / 2)
     assert card["retrained"]["attack_gap"] is card["manu"]["attack_gap"] is None
     assert list(rows["step"].dropna()) == [0, 0, 30, 30]
-    assert f"{gaps['4 bits']:+.2f}" in found.text and "as it is" in found.text
-    (curve,) = (image["alt"] for image in found.images if "relearning" in image["alt"])
+    assert f"{gaps['4 bits']:+.2f}" in reader.text and "as it is" in reader.text
+    (curve,) = (image["alt"] for image in reader.images if "relearning" in image["alt"])
     assert "mmunlearner 0.17 at 0" in curve and "at 30" in curve
     assert (copy / "report" / "plots" / "relearning.svg").is_file()
     summary = (copy / "report" / "summary.md").read_text()
     card_text = (copy / "report" / "cards" / "mmunlearner.md").read_text()
-    assert f"Attacks: {gaps.max():+.2f} exact match from the retrained model" in card_text
-    assert "| mmunlearner | quantize, 4 bits |" in summary and "| manu | quantize" not in summary
+    mean = card["mmunlearner"]["attack_gap"]
+    assert f"Attacks: {mean:+.2f} exact match from the retrained model" in card_text
+    row = f"| mmunlearner | {gaps['4 bits']:+.2f} | {gaps['30 steps']:+.2f} |"
+    assert row in summary and f"{gaps['4 bits']:+.2f}" in reader.text
 
 
 def test_without_attacks_the_page_says_how_to_run_them(study, page):
-    assert "No model was attacked." in page.text and "python -m tasks attack MODEL" in page.text
+    assert "No model was attacked." in page.text
     assert list(pd.read_csv(study / "report" / "plots" / "attacks.csv")["model"]) == []
-    assert "worst attack" not in (study / "report" / "summary.md").read_text()
+    assert "gap to retrained" not in (study / "report" / "summary.md").read_text()
 
 
 def test_an_attack_on_other_weights_is_not_shown_but_told(copy):
     for model, back in BACK.items():
         write_attacks(copy, model, back)
     about = json.loads((copy / "attacks" / "mmunlearner.json").read_text())
-    for model, left in (("mmunlearner", ["retrained"]), ("retrained", [])):
+    for model, remaining in (("mmunlearner", ["retrained"]), ("retrained", [])):
         (copy / "attacks" / f"{model}.json").write_text(json.dumps(about | {"digest": "of before"}))
         attacks, _ = _attacks(params_for(), copy)
-        assert attacks.models == left
-        assert attacks.unavailable[model].startswith("made anew since it was attacked")
+        assert attacks.models == remaining
+        assert attacks.unavailable[model].startswith("the model changed after it was attacked")
 
 
 def test_the_same_results_give_the_same_bytes(study, copy):
@@ -242,12 +245,12 @@ def test_a_warning_where_vanilla_learnt_nothing_and_no_markup_from_a_model(copy)
         copy, "manu", table.assign(generation='<script>alert("x")</script><img src=http://x.example>')
     )
     run(params_for(), copy)
-    found = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
-    assert "vanilla never learnt some of this" in found.text
-    assert "No method is named best" in found.text
+    reader = Reader((copy / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "Vanilla never learnt some of this" in reader.text
+    assert "No method is scored" in reader.text
     assert "**Warning** forget / multimodal" in (copy / "report" / "summary.md").read_text()
-    assert "script" not in found.tags
-    assert not any("x.example" in reference for reference in found.references)
+    assert "script" not in reader.tags
+    assert not any("x.example" in reference for reference in reader.references)
 
 
 def shorten(root):
@@ -281,33 +284,35 @@ def damaged_attack(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "scores" / "manu.parquet").unlink(), "manu.parquet does not exist.*dvc repro"),
-        (cut("scores/manu.parquet"), "manu.parquet is damaged: expected a parquet table.*dvc checkout"),
-        (cut("scores/manu.json", 40), "manu.json is damaged: expected JSON.*dvc repro"),
-        (cut("masks/saliency.safetensors", 50), "saliency.safetensors is damaged.*dvc checkout"),
-        (cut("runs/unlearn@mmunlearner.json"), "unlearn@mmunlearner.json is damaged"),
-        (damaged_attack, "attacks/manu.parquet is damaged: expected a parquet table"),
+        (lambda root: (root / "scores" / "manu.parquet").unlink(), "manu.parquet|dvc repro"),
+        (cut("scores/manu.parquet"), "manu.parquet|damaged|dvc checkout"),
+        (cut("scores/manu.json", 40), "manu.json|damaged|dvc repro"),
+        (cut("masks/saliency.safetensors", 50), "saliency.safetensors|damaged|dvc checkout"),
+        (cut("runs/unlearn@mmunlearner.json"), "unlearn@mmunlearner.json|damaged"),
+        (damaged_attack, "attacks/manu.parquet|damaged"),
         (cut("prepared/samples.parquet"), "samples.parquet"),
-        (shorten, r"different samples.*manu: 4 missing \(such as "),
-        (other_benchmark, "manu.parquet was made on mllmu.*holds avatars"),
+        (shorten, "manu: 4 missing"),
+        (other_benchmark, "manu.parquet|mllmu|avatars"),
         (
             foreign,
-            r"scored samples \(such as x.*\) are not in .*prepared: the score tables were made from another",
+            "such as x|prepared",
         ),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused_before_anything_is_written(copy, damage, message):
     shutil.rmtree(copy / "report")
     damage(copy)
-    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)) as caught:
+    with pytest.raises(ValueError) as error:
         run(params_for(), copy)
-    assert isinstance(caught.value, ArtifactError) or "samples.parquet" in message
+    assert isinstance(error.value, ArtifactError) or "samples.parquet" in message
+    assert all(part in str(error.value) for part in message.split("|"))
     assert not (copy / "report").exists()
 
 
-def test_a_missing_yardstick_is_named(study):
-    with pytest.raises(ArtifactError, match="retrained is not among the models"):
-        run(params_for(("base", "vanilla", "manu")), study)
+def test_one_run_of_few_people_ranks_no_method(study, page):
+    assert "no order of the methods follows from it" in page.text
+    verdict = page.text[page.text.index("In short") : page.text.index("Did the run work?")]
+    assert not any(model in verdict for model in ("mmunlearner", "manu"))
 
 
 @pytest.mark.slow
@@ -322,12 +327,12 @@ def test_no_sideways_scrolling_on_a_phone(study, tmp_path):
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --allow-file-access-from-files"
     flags += f" --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=5000 --dump-dom"
-    done = subprocess.run(
+    process = subprocess.run(
         ["chromium", *flags.split(), frame.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    width = int(re.search(r"<title>(\d+)</title>", done.stdout)[1])
+    width = int(re.search(r"<title>(\d+)</title>", process.stdout)[1])
     assert 0 < width <= 390

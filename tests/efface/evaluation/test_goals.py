@@ -1,178 +1,227 @@
-"""The score and its statistics: by the definition, who can win it, who is refused, intervals over people."""
+"""The score: its definition by hand, who cannot win it, when it is refused, intervals over people."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efface.errors import ArtifactError, EvaluationError
-from efface.evaluation.goals import Means, score_difference, unlearning_score, validation_score
-from efface.evaluation.people import cell_means, forget_retain_curve, mean_interval
+from efface.evaluation.goals import GOALS, MEASURES, score_difference, unlearning_score, validation_score
 
-KNOWN = {"forget": 1.0, "unseen": 1.0, "retain": 1.0, "real": 1.0, "utility": 1.0}
 PEOPLE = {"forget": 4, "unseen": 4, "retain": 6, "real": 3, "utility": 20}
+FLOOR, TOP = 0.02, 0.9
+VANILLA = dict.fromkeys(PEOPLE, TOP)
+BASE = dict.fromkeys(PEOPLE, FLOOR) | {"real": TOP, "utility": TOP}
 
 
-def table(shares, *, text=None, part="test", seed=0):
-    """Score table of a model that knows a share of each set; ``text`` replaces the share by name."""
+def table(
+    levels: dict[str, float],
+    *,
+    text: dict[str, float] | None = None,
+    part: str = "test",
+    noise: float = 0.0,
+    seed: int = 0,
+    options: int = 0,
+) -> pd.DataFrame:
+    """Score table with this knowledge (and exact match) of each set; ``text`` replaces it by name."""
     rng = np.random.default_rng(seed)
     rows = []
     for name, people in PEOPLE.items():
         for person in range(people):
-            entity = f"{'forget' if name == 'unseen' else name}/{person}"
             for modality in ("multimodal", "text"):
-                share = (text or {}).get(name, shares[name]) if modality == "text" else shares[name]
-                for question in range(3):
-                    value = float(np.clip(share + (rng.uniform(-0.1, 0.1) if 0 < share < 1 else 0), 0, 1))
+                level = (text or {}).get(name, levels[name]) if modality == "text" else levels[name]
+                level = float(np.clip(level + noise * rng.uniform(-1, 1), 1e-6, 1))
+                for question, task in enumerate(("cloze", "choice", "generation")):
                     rows.append(
                         {
                             "sample_id": f"{name}/{person}/{modality}/{question}",
-                            "entity_id": entity,
+                            "entity_id": f"{'forget' if name == 'unseen' else name}/{person}",
                             "set": name,
                             "part": part,
                             "modality": modality,
+                            "task": task,
                             "question": "?",
                             "gold": "x",
-                            "rouge_l": value,
-                            "exact_match": value,
+                            "generation": "x",
+                            # A sentence is likely whatever the model knows: its frame.
+                            "token_logprobs": [math.log(0.8 if task == "generation" else level)] * 2 + [0.0],
+                            "exact_match": None if task == "generation" else level,
+                            "options": ["x"] + ["y"] * (options - 1) if options else None,
                         }
                     )
     return pd.DataFrame(rows)
 
 
-VANILLA = table(KNOWN)
-RETRAINED = table(KNOWN | {"forget": 0.2, "unseen": 0.2})
+REFERENCES = {
+    "base": table(BASE),
+    "vanilla": table(VANILLA),
+    "retrained": table(VANILLA | {"forget": 0.1, "unseen": 0.06}, text={"forget": 0.08, "unseen": 0.1}),
+}
 
 
-def scored(model, goal="full", **options):
-    return unlearning_score(model, vanilla=VANILLA, retrained=RETRAINED, goal=goal, resamples=50, **options)
+def score(model, goal="full", **options):
+    return unlearning_score(model, **(REFERENCES | {"goal": goal} | options))
 
 
-def test_untouched_and_destroyed_score_nothing_and_retrained_all():
-    assert scored(VANILLA).value == 0 and scored(VANILLA, "visual").value == 0
-    nothing = table(dict.fromkeys(KNOWN, 0.0))
-    assert scored(nothing).value == 0 and scored(nothing, "visual").value == 0
-    assert scored(nothing).forget == 1.0
-    assert scored(RETRAINED).value == pytest.approx(100, abs=1)
-    assert scored(RETRAINED, "visual").value < 60  # it knows nobody by name either
+def parts(result):
+    return result.forget, result.text, result.retain, result.utility
 
 
-def test_means_shared_by_several_scores_change_none_of_them():
-    model, means = table({**KNOWN, "forget": 0.3, "unseen": 0.4}, seed=1), Means()
-    for other in (model, VANILLA, model):
-        for options in ({"goal": "visual"}, {"goal": "full"}, {"goal": "full", "seed": 1}):
-            assert scored(other, **options, means=means) == scored(other, **options)
+def test_every_part_by_hand_is_its_worst_set_and_modality():
+    levels = {"forget": 0.3, "unseen": 0.2, "retain": 0.7, "real": 0.5, "utility": 0.8}
+    text = {"forget": 0.6, "unseen": 0.7, "retain": 0.8, "real": 0.6, "utility": 0.9}
+    model = table(levels, text=text)
+    visual, full = score(model, "visual"), score(model, "full")
+    forget = min(1 - (0.3 - 0.1) / (0.9 - 0.1), 1 - (0.2 - 0.06) / (0.9 - 0.06))
+    by_name = min((0.6 - 0.02) / 0.88, (0.7 - 0.02) / 0.88)
+    expected = forget, by_name, (0.7 - 0.02) / 0.88, 0.5 / 0.9
+    assert parts(visual) == pytest.approx(expected)
+    assert visual.value == pytest.approx(400 / sum(1 / value for value in expected))
+    gone = min(1 - (0.6 - 0.08) / (0.9 - 0.08), 1 - (0.7 - 0.1) / (0.9 - 0.1))
+    assert parts(full) == pytest.approx((forget, gone, *expected[2:]))
 
 
-def test_golden_parts():
-    vanilla, retrained = table(KNOWN), table({**KNOWN, "forget": 0, "unseen": 0})
-    model = table({**KNOWN, "forget": 0, "unseen": 1, "real": 0}, text={"forget": 1, "unseen": 1, "real": 1})
-    visual = unlearning_score(model, vanilla=vanilla, retrained=retrained, goal="visual")
-    # Forget: mean knowledge 0.5 of 1. Utility: real (0 by picture, 1 by name) and skills (1), mean 0.75.
-    assert (visual.forget, visual.text, visual.retain, visual.utility) == (0.5, 1.0, 1.0, 0.75)
-    assert visual.value == pytest.approx(100 * 4 / (1 / 0.5 + 1 + 1 + 1 / 0.75))
-    full = unlearning_score(model, vanilla=vanilla, retrained=retrained, goal="full")
-    assert (full.text, full.value) == (0.0, 0.0)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_no_model_wins_by_knowing_everything_or_nothing(measure):
+    for goal in GOALS:
+        assert score(REFERENCES["vanilla"], goal, measure=measure).value == 0
+        assert score(REFERENCES["base"], goal, measure=measure).value == 0
+        assert score(table(dict.fromkeys(PEOPLE, 1e-6)), goal, measure=measure).value == 0
+    assert score(REFERENCES["retrained"], "full", measure=measure).value >= 95
+    assert score(REFERENCES["retrained"], "visual", measure=measure).value < 30
 
 
-def test_a_model_that_never_learnt_is_refused():
-    weak = table(KNOWN | {"unseen": 0.0})
-    with pytest.raises(EvaluationError, match=r"scores 0\.000 on unseen/multimodal/rouge_l, retrained 0\.2"):
-        unlearning_score(weak, vanilla=weak, retrained=RETRAINED, goal="full")
-    text = table(KNOWN, text={"forget": 0.0})
-    with pytest.raises(EvaluationError, match="forget/text/rouge_l"):
-        unlearning_score(text, vanilla=text, retrained=table(KNOWN | {"forget": 0, "unseen": 0}), goal="full")
-    blind = table(KNOWN | {"retain": 0.0})
-    with pytest.raises(EvaluationError, match=r"nothing whose keeping could be measured \(retain\)"):
-        unlearning_score(blind, vanilla=blind, retrained=RETRAINED, goal="full")
+def test_a_template_parrot_earns_nothing_for_its_sentences():
+    """Every sentence has the right frame and a wrong fact; skills are untouched."""
+    parrot = table(dict.fromkeys(PEOPLE, 0.03) | {"real": TOP, "utility": TOP})
+    assert score(parrot, "full").value <= 5
+    assert score(parrot, "visual").value <= 5
 
 
-def test_missing_rows_other_samples_and_unknown_goals_are_errors():
-    silent = [t[t["modality"] == "multimodal"] for t in (VANILLA, RETRAINED)]
-    with pytest.raises(EvaluationError, match="part 'text' of the score is not available.*forget/text"):
-        unlearning_score(silent[0], vanilla=silent[0], retrained=silent[1], goal="visual")
-    with pytest.raises(ArtifactError, match="made from different samples"):
-        scored(VANILLA.iloc[1:])
-    with pytest.raises(EvaluationError, match="goal is 'both': expected one of visual, full"):
-        scored(VANILLA, "both")
-    with pytest.raises(ValueError, match="not a finite number"):
-        scored(VANILLA.assign(nll_gold=float("nan")))
+def test_forgetting_is_two_sided():
+    """Knowing less than a model that never met them is a trace as well."""
+    references = REFERENCES | {"retrained": table(VANILLA | {"forget": 0.3, "unseen": 0.3})}
+    levels = {at: table(VANILLA | {"forget": at, "unseen": at}) for at in (0.01, 0.3, 0.6)}
+    forget = {at: unlearning_score(m, goal="visual", **references).forget for at, m in levels.items()}
+    assert forget[0.3] == 1
+    assert forget[0.01] == pytest.approx(1 - 0.29 / 0.6)
+    assert forget[0.6] == pytest.approx(0.5)
 
 
-def test_order_changes_nothing_and_draws_are_paired_and_seeded():
-    model = table({**KNOWN, "forget": 0.4, "unseen": 0.5, "retain": 0.9}, seed=1)
-    shuffled = model.sample(frac=1, random_state=0)
-    assert scored(shuffled) == scored(model)
-    found = scored(model)
-    assert found.low < found.value < found.high
-    assert found != scored(model, seed=1)
-    better = table({**KNOWN, "forget": 0.3, "unseen": 0.4, "retain": 0.9}, seed=1)
-    difference, (low, high) = score_difference(
-        better, model, vanilla=VANILLA, retrained=RETRAINED, goal="full", resamples=200
-    )
-    assert difference == pytest.approx(scored(better).value - found.value)
-    assert 0 < low < difference < high
-    # Paired: narrower than the interval of either.
-    assert high - low < found.high - found.low
-    same = score_difference(model, model, vanilla=VANILLA, retrained=RETRAINED, goal="full", resamples=20)
-    assert same == (0.0, (0.0, 0.0))
+def test_without_a_retrained_model_the_floor_is_base():
+    model = table(VANILLA | {"forget": 0.3, "unseen": 0.3})
+    result = score(model, "visual", retrained=None)
+    assert result.forget == pytest.approx(1 - (0.3 - 0.02) / (0.9 - 0.02))
 
 
-def test_cell_means_draw_people_not_rows():
-    """Slow reference: the draws told by the weights of an indicator, one person at a time."""
-    rows = table({**KNOWN, "forget": 0.5})
-    cell = ("forget", "multimodal", "rouge_l")
-    means = cell_means(rows, [cell], resamples=200, seed=3)[cell]
-    here = rows[(rows["set"] == "forget") & (rows["modality"] == "multimodal")]
-    assert means[0] == pytest.approx(here["rouge_l"].mean())
-    people = sorted(here["entity_id"].unique())
-    asked = [rows.assign(rouge_l=(rows["entity_id"] == p).astype(float)) for p in people]
-    shares = [cell_means(indicator, [cell], resamples=200, seed=3)[cell] for indicator in asked]
-    by_person = here.groupby("entity_id")["rouge_l"].mean()
-    assert means == pytest.approx(sum(s * by_person[p] for s, p in zip(shares, people, strict=True)))
-    assert np.all(np.isclose(np.stack(shares) * 4 % 1, 0) | np.isclose(np.stack(shares) * 4 % 1, 1))
-    both = rows.assign(rouge_l=(rows["entity_id"] == "forget/0").astype(float))
-    together = cell_means(both, [cell, ("unseen", "text", "rouge_l")], resamples=50)
-    assert np.array_equal(*together.values())  # the same people, drawn together
-    one = rows[rows["entity_id"] == "forget/0"]
-    assert cell_means(one, [cell])[cell].shape == (1,)
-    assert cell_means(rows, [("holdout", "text", "rouge_l")]) == {}
+def test_utility_starts_at_chance():
+    """Four options: a model that guesses has nothing left to keep."""
+    references = {
+        name: rows.assign(options=[["x", "a", "b", "c"]] * len(rows)) for name, rows in REFERENCES.items()
+    }
+    guessing = references["vanilla"].copy()
+    guessing.loc[guessing["set"] == "utility", "exact_match"] = 0.25
+    result = unlearning_score(guessing, goal="full", measure="exact_match", **references)
+    assert result.utility == 0
 
 
-def test_interval_over_seeds_golden():
-    # Mean 2, standard deviation 1, t(0.975, 2) = 4.302653.
-    low, high = mean_interval([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert mean_interval([1.0]) is None
-    with pytest.raises(ValueError, match="finite values"):
-        mean_interval([1.0, float("nan")])
+def test_skills_vanilla_lacks_are_left_out_and_named():
+    references = {
+        name: rows.assign(
+            exact_match=rows["exact_match"].where(rows["set"] != "utility", 0.27),
+            options=[["x", "a", "b", "c"]] * len(rows),
+        )
+        for name, rows in REFERENCES.items()
+    }
+    result = unlearning_score(references["retrained"], goal="full", measure="exact_match", **references)
+    assert result.unmeasured == ("utility/multimodal", "utility/text")
+    assert result.utility == 1
+    for rows in references.values():
+        rows.loc[rows["set"] == "real", "exact_match"] = 0.2
+    with pytest.raises(EvaluationError) as error:
+        unlearning_score(references["retrained"], goal="full", measure="exact_match", **references)
+    assert "real/text" in str(error.value) and "exact_match" in str(error.value)
 
 
-share = st.floats(0, 1)
+level = st.floats(0.02, 0.9)
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=3), st.tuples(share, share), max_size=8))
-def test_the_front_holds_exactly_what_nothing_beats(points):
-    rows = {row["name"]: row["on_front"] for row in forget_retain_curve(points)}
-    for name, (forget, retain) in points.items():
-        beaten = any((f < forget and r >= retain) or (f <= forget and r > retain) for f, r in points.values())
-        assert rows[name] is (not beaten)
+@settings(max_examples=15, deadline=None)
+@given(st.tuples(level, level, level, level), st.integers(0, 3), st.floats(0.02, 0.5))
+def test_the_score_rises_with_every_part(values, which, step):
+    forget, text, retain, utility = values
+
+    def of(f, t, r, u):
+        f = max(f, 0.1)  # on this side of retrained
+        levels = {"forget": f, "unseen": f, "retain": r, "real": u, "utility": u}
+        return score(table(levels, text={"forget": t, "unseen": t}), "visual").value
+
+    better = list(values)
+    better[which] = max(forget - step, 0.02) if which == 0 else min(better[which] + step, 0.9)
+    assert of(*better) >= of(*values) - 1e-9
 
 
-def test_settings_are_chosen_without_what_no_validation_person_can_be_asked():
-    """Skills and real people are never for validation: nobody of theirs is forgotten or kept."""
+def test_nothing_learnt_is_refused_with_set_and_numbers():
+    weak = table(VANILLA | {"unseen": 0.1})
+    with pytest.raises(EvaluationError) as error:
+        score(weak, vanilla=weak)
+    assert all(text in str(error.value) for text in ("unseen/multimodal", "0.100", "0.060", "retrained"))
+    blind = table(VANILLA | {"retain": 0.05})
+    with pytest.raises(EvaluationError) as error:
+        score(blind, vanilla=blind)
+    assert all(text in str(error.value) for text in ("retain/multimodal", "0.050", "0.020", "base"))
+    nameless = table(VANILLA, text={"forget": 0.03})
+    with pytest.raises(EvaluationError) as error:
+        score(nameless, "visual", vanilla=nameless)
+    assert "forget/text" in str(error.value)
 
+
+def test_missing_rows_wrong_samples_and_unknown_goals_are_errors():
+    silent = {name: rows[rows["modality"] == "multimodal"] for name, rows in REFERENCES.items()}
+    with pytest.raises(EvaluationError) as error:
+        unlearning_score(silent["vanilla"], goal="visual", **silent)
+    assert "forget/text" in str(error.value)
+    with pytest.raises(ArtifactError) as error:
+        score(REFERENCES["vanilla"].iloc[1:])
+    assert "the model" in str(error.value) and "1 missing" in str(error.value)
+    for name, value in (("goal", "both"), ("measure", "rouge_l")):
+        with pytest.raises(EvaluationError) as error:
+            score(REFERENCES["vanilla"], **{name: value})
+        assert name in str(error.value) and value in str(error.value) and "expected" in str(error.value)
+
+
+def test_order_changes_nothing_and_intervals_are_paired():
+    levels = VANILLA | {"forget": 0.4, "unseen": 0.5, "retain": 0.8}
+    model = table(levels, noise=0.1, seed=1)
+    result = score(model, "visual")
+    assert score(model.sample(frac=1, random_state=0), "visual") == result
+    assert 0 <= result.low < result.value < result.high <= 100
+    # A little better on everyone: the difference is far more certain than either score.
+    logprobs = [[value - 0.2 for value in row] for row in model["token_logprobs"]]
+    forget = model["set"].isin(["forget", "unseen"]) & (model["modality"] == "multimodal")
+    better = model.assign(token_logprobs=model["token_logprobs"].where(~forget, pd.Series(logprobs)))
+    difference, estimate = score_difference(better, model, goal="visual", **REFERENCES)
+    low, high = estimate.interval()
+    assert difference == pytest.approx(score(better, "visual").value - result.value)
+    assert 0 < low < difference < high and high - low < result.high - result.low
+    assert score_difference(model, model, goal="visual", **REFERENCES) == (0.0, None)
+
+
+def test_settings_are_chosen_on_validation_people_without_utility():
     def split(model):
         people = model[~model["set"].isin(["real", "utility"])].assign(part="validation")
+        people["sample_id"] += "/validation"
         return pd.concat([model, people], ignore_index=True)
 
-    yardsticks = {"vanilla": split(VANILLA), "retrained": split(RETRAINED)}
-    half = split(table(KNOWN | {"forget": 0.6, "unseen": 0.6}, text=KNOWN))
-    score = validation_score(half, **yardsticks, goal="visual")
-    assert score == pytest.approx(100 * 3 / (1 / 0.5 + 1 + 1), rel=0.1)
-    assert validation_score(split(VANILLA), **yardsticks, goal="visual") == 0
-    with pytest.raises(EvaluationError, match="forget"):
-        validation_score(VANILLA, vanilla=VANILLA, retrained=RETRAINED, goal="visual")
+    references = {name: split(rows) for name, rows in REFERENCES.items()}
+    half = split(table(VANILLA | {"forget": 0.5, "unseen": 0.48}, text={"forget": 0.9, "unseen": 0.9}))
+    assert validation_score(half, goal="visual", **references) == pytest.approx(100 * 3 / (1 / 0.5 + 1 + 1))
+    assert validation_score(references["vanilla"], goal="visual", **references) == 0
+    with pytest.raises(EvaluationError) as error:
+        validation_score(REFERENCES["vanilla"], goal="visual", **REFERENCES)
+    assert "forget/multimodal" in str(error.value)

@@ -20,7 +20,12 @@ def samples(tmp_path_factory):
 def tables(samples, seed, **models):
     """Score tables; every second person of those to forget or keep is for validation."""
     made = {}
-    for name, shares in {"vanilla": SKILL["vanilla"], "retrained": SKILL["retrained"], **models}.items():
+    for name, shares in {
+        "base": SKILL["base"],
+        "vanilla": SKILL["vanilla"],
+        "retrained": SKILL["retrained"],
+        **models,
+    }.items():
         table = score_table(name, samples, shares, np.random.default_rng([seed, len(name)]))
         people = {entity: i for i, entity in enumerate(sorted(set(table["entity_id"])))}
         aside = table["entity_id"].map(people) % 2 == 1
@@ -35,7 +40,9 @@ def runs(samples, seeds, fraction=0.1, **models):
         made = tables(samples, seed, **models)
         for name, table in made.items():
             model = name.split("_at_")[0]
-            found.append(Run(fraction, seed, model, name, table, made["vanilla"], made["retrained"]))
+            found.append(
+                Run(fraction, seed, model, name, table, made["base"], made["vanilla"], made["retrained"])
+            )
     return found
 
 
@@ -43,6 +50,10 @@ def spoil(table, part):
     """Let nobody of that part be kept."""
     chosen = (table["part"] == part) & (table["set"] == "retain")
     table.loc[chosen, ["rouge_l", "exact_match", "generation"]] = [0.0, 0.0, ""]
+    table["token_logprobs"] = [
+        [-9.0] * len(row) if spoilt else row
+        for row, spoilt in zip(table["token_logprobs"], chosen, strict=True)
+    ]
 
 
 def exact_match(table, kind, modality):
@@ -86,19 +97,21 @@ def test_settings_are_chosen_on_validation_people_and_reported_on_the_others(sam
 
 def test_where_vanilla_never_learnt_there_is_a_reason_instead_of_a_score(samples):
     found = [
-        Run(r.fraction, r.seed, r.model, r.variant, r.table, r.retrained, r.retrained)
+        Run(r.fraction, r.seed, r.model, r.variant, r.table, r.base, r.retrained, r.retrained)
         for r in runs(samples, (0,), npo=SKILL["npo"])
     ]
     line = next(line for line in compare(found, goal="visual") if line.model == "npo")
-    assert "score" not in line.numbers and "vanilla scores" in line.refused
+    assert "score" not in line.numbers and "forget/multimodal" in line.refused
     assert "forget, picture" in line.numbers
 
 
 def test_fractions_are_lines_of_their_own(samples):
     found = [*runs(samples, (0,), 0.05), *runs(samples, (0,), 0.1)]
     assert [(line.fraction, line.model) for line in compare(found, goal="full")] == [
+        (0.05, "base"),
         (0.05, "vanilla"),
         (0.05, "retrained"),
+        (0.1, "base"),
         (0.1, "vanilla"),
         (0.1, "retrained"),
     ]

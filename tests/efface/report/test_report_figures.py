@@ -1,51 +1,21 @@
-"""Labels stay apart, figures are the same bytes each time."""
+"""Figures: the same bytes each time, their numbers in words, labels apart."""
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import re
 
-from efface.report.compose import pruning_plot, saliency_plot, tradeoff_plots, training_plot
-from efface.report.figures import by_tower
-from efface.report.labels import place_labels
-from efface.report.measures import Estimate
-
-BOUNDS = (0.0, 0.0, 320.0, 300.0)
-SIZE = (80.0, 12.0)
-spot = st.tuples(st.floats(5, 315), st.floats(5, 295))
-
-
-def boxes(centres):
-    return [(x - SIZE[0] / 2, y - SIZE[1] / 2, x + SIZE[0] / 2, y + SIZE[1] / 2) for x, y in centres]
-
-
-def shared(a, b):
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(spot, min_size=1, max_size=10), st.booleans())
-def test_labels_cover_neither_each_other_nor_a_point(points, together):
-    points = [points[0]] * len(points) if together else points
-    placed = boxes(place_labels(points, [SIZE] * len(points), BOUNDS))
-    for i, box in enumerate(placed):
-        assert all(shared(box, other) < 1e-6 for other in placed[i + 1 :])
-        assert all(shared(box, (x - 2, y - 2, x + 2, y + 2)) < 1e-6 for x, y in points)
-        assert box[0] >= -1e-6
-        assert box[1] >= -1e-6
-        assert box[2] <= BOUNDS[2] + 1e-6
-        assert box[3] <= BOUNDS[3] + 1e-6
-
-
-def test_a_lone_label_is_near_its_point_and_avoids_a_line_through_it():
-    (free,) = place_labels([(160, 150)], [SIZE], BOUNDS)
-    assert abs(free[0] - 160) < 60
-    assert abs(free[1] - 150) < 25
-    bar = (60.0, 149.0, 260.0, 151.0)
-    (aside,) = boxes(place_labels([(160, 150)], [SIZE], BOUNDS, lines=[bar]))
-    assert shared(aside, bar) == 0
+from efface.report.estimates import Cell
+from efface.report.figures import (
+    by_tower,
+    curve_plot,
+    pruning_plot,
+    relearning_plot,
+    saliency_plot,
+    tradeoff_plots,
+    training_plot,
+)
 
 
 def cell(value):
-    return Estimate(value, max(0.0, value - 0.1), min(1.0, value + 0.1), 30, 6)
+    return Cell(value, max(0.0, value - 0.1), min(1.0, value + 0.1), 30, 6)
 
 
 def comparison():
@@ -107,18 +77,42 @@ def test_the_front_holds_the_methods_that_no_other_beats():
     assert "On the Pareto front of the methods: npo." in tradeoff_plots(sides)[0].caption
     sides["manu"]["retain"]["multimodal"]["exact_match"] = cell(0.95)
     sides["worse"] = sides["npo"] | {"retain": {"multimodal": {"exact_match": cell(0.8)}}}
-    drawn = tradeoff_plots(sides)
-    assert "(dotted): npo, manu." in drawn[0].caption
-    assert "Pareto" not in drawn[1].caption
-    yardsticks = {model: cells for model, cells in sides.items() if model in ("base", "vanilla", "retrained")}
-    assert "Pareto" not in tradeoff_plots(yardsticks)[0].caption
+    pair = tradeoff_plots(sides)
+    assert "(dotted): npo, manu." in pair[0].caption
+    assert "Pareto" not in pair[1].caption
+    references = {model: cells for model, cells in sides.items() if model in ("base", "vanilla", "retrained")}
+    assert "Pareto" not in tradeoff_plots(references)[0].caption
 
 
 def test_layers_come_in_their_natural_order():
     names = ["language.10", "language.2", "vision.head", "vision.0", "projector"]
-    found = by_tower(dict.fromkeys(names, 0.1))
-    assert [(group, list(layers)) for group, layers in found.items()] == [
+    groups = by_tower(dict.fromkeys(names, 0.1))
+    assert [(group, list(layers)) for group, layers in groups.items()] == [
         ("vision", ["0", "head"]),
         ("projector", [""]),
         ("language", ["2", "10"]),
     ]
+
+
+def test_curves_say_where_they_begin_and_end():
+    points = [
+        {"model": "npo", "step": step, "forget_known": forget, "retain_known": 0.9, "on_front": not step}
+        for step, forget in ((0, 1.0), (5, 0.25))
+    ]
+    assert "npo from 1.00 and 0.90 to 0.25 and 0.90" in curve_plot(points, models=["npo"]).alt
+    plot = relearning_plot({"retrained": {0: 0.1, 30: 0.3}}, models=["retrained"], metric="exact_match")
+    assert "retrained 0.10 at 0, 0.30 at 30" in plot.alt
+
+
+def test_labels_of_models_at_one_point_do_not_cover_each_other():
+    """Every label is a group of glyphs in the SVG, placed by a translation."""
+    sides = {name: comparison()["npo"] for name in ("npo", "grad_diff", "manu", "kl_min")}
+    content = tradeoff_plots(sides)[0].light.decode()
+    places = {}
+    for name in sides:
+        block = content[content.index(f"<!-- {name} -->") :]
+        places[name] = tuple(map(float, re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", block).groups()))
+    heights = sorted(places.values(), key=lambda place: place[1])
+    for first, second in zip(heights, heights[1:], strict=False):
+        apart = abs(first[1] - second[1]) >= 8 or abs(first[0] - second[0]) >= 20
+        assert apart, places

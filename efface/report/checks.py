@@ -1,0 +1,92 @@
+"""Checks that score tables may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isclose
+from typing import Any
+
+import pandas as pd
+
+from efface.errors import ArtifactError
+from efface.evaluation import REFERENCE_MODELS
+from efface.report.estimates import MEASURES, Estimates, value_of
+
+COLUMNS = (
+    "model",
+    "benchmark",
+    "set",
+    "part",
+    "modality",
+    "task",
+    "attribute",
+    "entity_id",
+    "sample_id",
+    "pair_id",
+    "question",
+    "gold",
+    "generation",
+    "correct",
+    "token_logprobs",
+    "exact_match",
+    "rouge_l",
+)
+"""The columns the report reads; a table may hold more."""
+
+
+def check_reference_models(models: Sequence[str]) -> None:
+    """Refuse a comparison without the reference models.
+
+    Raises:
+        ArtifactError: naming the missing ones.
+    """
+    missing = [name for name in REFERENCE_MODELS if name not in models]
+    if missing:
+        raise ArtifactError(
+            f"models are {', '.join(models) or 'none'}: expected {', '.join(REFERENCE_MODELS)} among them, "
+            f"missing {', '.join(missing)}; score these models as well"
+        )
+
+
+def check_table(model: str, table: pd.DataFrame) -> None:
+    """Refuse a table that is empty, lacks columns, repeats a sample or belongs to another model.
+
+    Raises:
+        ArtifactError: naming the model and what is wrong.
+    """
+    missing = [column for column in COLUMNS if column not in table.columns]
+    problem = None
+    if missing:
+        problem = f"has no columns {', '.join(missing)}"
+    elif table.empty:
+        problem = "has no rows"
+    elif (names := sorted(set(table["model"].astype(str)))) != [model]:
+        problem = f"holds rows of {', '.join(names)}"
+    elif not table["sample_id"].is_unique:
+        problem = f"holds sample {table.loc[table['sample_id'].duplicated(), 'sample_id'].iloc[0]} twice"
+    if problem:
+        raise ArtifactError(f"the score table of {model} {problem}; score the model again")
+
+
+def check_summary(model: str, table: pd.DataFrame, summary: Mapping[str, Any], estimates: Estimates) -> None:
+    """Refuse a table and a summary file of two different evaluations.
+
+    Raises:
+        ArtifactError: naming the first number that differs.
+    """
+    pairs: list[tuple[str, Any, Any]] = [
+        ("model", summary.get("model"), model),
+        ("rows", summary.get("rows"), len(table)),
+    ]
+    for name, modalities in summary.get("metrics", {}).items():
+        for modality, metrics in modalities.items():
+            for measure in MEASURES.keys() & metrics.keys():
+                value = value_of(estimates, name, modality, measure)
+                if value is None or not isclose(metrics[measure]["value"], value, abs_tol=1e-9):
+                    pairs.append((f"{name}/{modality}/{measure}", metrics[measure]["value"], value))
+    for key, in_summary, in_table in pairs:
+        if in_summary != in_table:
+            raise ArtifactError(
+                f"the score summary of {model} has {key} = {in_summary}, its table gives {in_table}; score "
+                "the model again"
+            )

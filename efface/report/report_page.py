@@ -1,0 +1,198 @@
+"""The report: one HTML file that needs nothing but itself, and a Markdown summary."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from efface.evaluation import LEARNT, LEVEL, MANY_PEOPLE, REFERENCE_MODELS
+from efface.evaluation.goals import GOALS
+from efface.report.attacks import Attacks, markdown_attacks
+from efface.report.comparison import Comparison, Target, conclusions, markdown_scores, warnings
+from efface.report.estimates import (
+    MEASURES,
+    MODALITY_ORDER,
+    SET_ORDER,
+    Cell,
+    Estimates,
+    in_order,
+    lookup,
+)
+from efface.report.figures import Plot
+from efface.report.gallery import Person
+from efface.report.published import Published
+
+SET_MEANING = {
+    "forget": "the people to forget, on pictures and facts of training",
+    "unseen": "the same people on pictures no model was trained on, with reworded questions",
+    "retain": "people who must stay known",
+    "real": "people known before fine-tuning",
+    "utility": "general skills, no particular person",
+    "holdout": "people no model was trained on",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was compared.
+
+    Attributes:
+        benchmark: its name.
+        seed: of training and drawing.
+        forget_people: people to forget.
+        people: people the vanilla model learnt, those to forget included.
+        scored_people: people to forget among the scored rows.
+    """
+
+    benchmark: str
+    seed: int
+    forget_people: int
+    people: int
+    scored_people: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One line of the cost table; None where it was not recorded.
+
+    Attributes:
+        mask_bytes: size of the file of the mask, or of the neurons' statistics, that the stage wrote.
+    """
+
+    stage: str
+    seconds: float | None
+    peak_memory_mib: float | None
+    device: str | None
+    threads: int | None
+    mask_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows."""
+
+    study: Study
+    comparison: Comparison
+    targets: Sequence[Target]
+    estimates: Mapping[str, Estimates]
+    plots: Sequence[Plot]
+    published: Published | None = None
+    attacks: Attacks | None = None
+    attack_plots: Sequence[Plot] = ()
+    curve: Sequence[Mapping[str, Any]] = ()
+    layer_plots: Sequence[Plot] = ()
+    training: Sequence[Plot] = ()
+    costs: Sequence[Cost] = ()
+    gallery: Mapping[str, Sequence[Person]] = field(default_factory=dict)
+    provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One comparison table.
+
+    Attributes:
+        measure: name of the measure.
+        title, meaning: of the measure.
+        columns: set, modality, and the number of rows behind it.
+        groups: heading to model to its cells, reference models apart from methods.
+    """
+
+    measure: str
+    title: str
+    meaning: str
+    columns: list[tuple[str, str, str]]
+    groups: dict[str, dict[str, list[Cell | None]]]
+
+    @property
+    def sets(self) -> dict[str, int]:
+        """Set to the number of columns it spans."""
+        names = [name for name, _, _ in self.columns]
+        return {name: names.count(name) for name in names}
+
+
+def blocks(estimates: Mapping[str, Estimates]) -> list[Block]:
+    """The comparison tables, one per measure that has numbers."""
+    result = []
+    for measure, (title, meaning) in MEASURES.items():
+        columns = []
+        for name in in_order((name for sets in estimates.values() for name in sets), SET_ORDER):
+            for modality in MODALITY_ORDER:
+                cells = [lookup(sets, name, modality, measure) for sets in estimates.values()]
+                sizes = sorted({(cell.n, cell.people) for cell in cells if cell is not None})
+                if sizes:
+                    columns.append((name, modality, " / ".join(f"n={n} ({people})" for n, people in sizes)))
+        if not columns:
+            continue
+        groups: dict[str, dict[str, list[Cell | None]]] = {}
+        for model in sorted(estimates, key=lambda model: model not in REFERENCE_MODELS):
+            heading = "Reference models" if model in REFERENCE_MODELS else "Unlearned models"
+            row = [lookup(estimates[model], name, modality, measure) for name, modality, _ in columns]
+            groups.setdefault(heading, {})[model] = row
+        result.append(Block(measure, title, meaning, columns, groups))
+    return result
+
+
+def render_report(report: Report) -> str:
+    """The whole report as one HTML document, pictures and style inside, no script."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = files("efface.report")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = svg_uri
+    environment.filters["number"] = number
+    template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+        blocks=blocks(report.estimates),
+        conclusions=conclusions(report.comparison, report.estimates),
+        warnings=warnings(report.estimates),
+        set_meaning=SET_MEANING,
+        goals=GOALS,
+        learnt=LEARNT,
+        level=f"{LEVEL:.0%}",
+        many=MANY_PEOPLE,
+    )
+
+
+def render_summary(report: Report) -> str:
+    """A short Markdown table of knowledge for a pull request, the conclusions above it."""
+    tables = {block.measure: block for block in blocks(report.estimates)}
+    block = tables.get("knowledge") or next(iter(tables.values()))
+    head = ["model", *(f"{name} {modality}" for name, modality, _ in block.columns)]
+    study = report.study
+    lines = [
+        f"### {study.benchmark}: {study.forget_people} of {study.people} people to forget, seed {study.seed}",
+        "",
+        " ".join(conclusions(report.comparison, report.estimates)),
+        "",
+        *(f"> **Warning** {warning}\n" for warning in warnings(report.estimates)),
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" + "---:|" * len(block.columns),
+    ]
+    for models in block.groups.values():
+        for model, cells in models.items():
+            name = f"*{model}*" if model in REFERENCE_MODELS else model
+            lines.append(f"| {name} | " + " | ".join(number(c.value if c else None) for c in cells) + " |")
+    lines += ["", f"{block.title}: {block.meaning}, 0 to 1; reference models in italics.", ""]
+    lines.append(markdown_scores(report.comparison).rstrip())
+    if report.attacks is not None:
+        lines += ["", markdown_attacks(report.attacks).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as every table writes it; a dash for none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def svg_uri(content: bytes) -> str:
+    """An SVG picture as an address that needs no file."""
+    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
