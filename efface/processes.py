@@ -1,10 +1,11 @@
-"""Several processes that measure one thing: each takes its share, and the sums are added up.
+"""Several processes that share one piece of work, through torch.distributed.
 
-Nothing here starts processes: `torchrun` or `accelerate launch` does, and with one process nothing changes.
+``torchrun`` or ``accelerate launch`` starts them. For a lone process nothing changes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -14,19 +15,45 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def join_processes() -> None:
+    """Join the processes that a launcher started together with this one, unless that is done."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+        return
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+
+
+def process_count() -> int:
+    """How many processes work together, at least 1."""
+    return torch.distributed.get_world_size() if _joined() else 1
+
+
+def process_rank() -> int:
+    """Number of this process among them, from 0 on; process 0 writes files and shows progress."""
+    return torch.distributed.get_rank() if _joined() else 0
+
+
 def share(items: Sequence[T]) -> list[T]:
     """This process's share: disjoint from the other processes', and together with theirs everything."""
-    if not _together():
-        return list(items)
-    return list(items[torch.distributed.get_rank() :: torch.distributed.get_world_size()])
+    return list(items[process_rank() :: process_count()])
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over all processes, each of which passes the same shapes."""
-    if _together():
+    if _joined():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
 
 
-def _together() -> bool:
+def gather_from_processes(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    values = [value] * process_count()
+    if _joined():
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _joined() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

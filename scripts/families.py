@@ -49,8 +49,7 @@ def main(
 
     from efface.models import anatomy
     from efface.neurons import zero_neurons
-    from efface.unlearning import unlearn
-    from efface.unlearning.training.loop import LoopConfig
+    from efface.unlearning import METHODS, TrainingConfig, unlearn
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = timed("build", lambda: built(preset, device))
@@ -66,8 +65,9 @@ def main(
         "retain": make_samples(samples, pictured=False),
     }
     mask = timed("saliency", lambda: saliency(model, processor, parts, sets.values()))
-    config = LoopConfig(learning_rate=1e-5, steps=steps, batch_size=1)
-    options = {"method": "mmunlearner", "mask": mask, "config": config}
+    settings = METHODS["mmunlearner"].settings(steps=steps, retain_batches_per_forget_batch=1)
+    options = {"method": "mmunlearner", "mask": mask, "settings": settings}
+    options["config"] = TrainingConfig(batch_size=1)
     del mask
     timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options, **sets))  # noqa: F821
     del options

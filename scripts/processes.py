@@ -8,7 +8,6 @@ from the moment all processes are ready to the moment all are done; starting the
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import platform
@@ -33,8 +32,8 @@ STEP = 32
 WORKER = "--worker"
 
 
-def jobs(people: int, width: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; of several processes each does its share. The folder is one that all see."""
+def jobs(people: int, width: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by name; of several processes each does its share."""
     import copy
 
     import torch
@@ -45,8 +44,8 @@ def jobs(people: int, width: int, folder: Path) -> dict[str, Callable[[], object
     from efface.neurons import activation_statistics
     from efface.processes import share
     from efface.saliency import fisher_diagonal
-    from efface.unlearning import METHODS
-    from efface.unlearning.training.loop import LoopConfig, Terms, train
+    from efface.unlearning import METHODS, TrainingConfig
+    from efface.unlearning.training.loop import Terms, train
     from scripts.performance.sizes import made_samples
 
     torch.manual_seed(0)
@@ -66,16 +65,13 @@ def jobs(people: int, width: int, folder: Path) -> dict[str, Callable[[], object
     parts, encoder = anatomy(model), Encoder(processor, drawn)
     encoder.batch(range(len(drawn)))  # decoded once, here: what is compared is the computing
     forget, retain = Encoder(processor, drawn[: people // 2]), Encoder(processor, drawn)
-    config = LoopConfig(learning_rate=1e-5, batch_size=8, epochs=1, accumulation_steps=STEP // 8)
-
-    runs = itertools.count()
+    npo = METHODS["npo"]
+    settings = npo.settings(learning_rate=1e-5, epochs=1, retain_batches_per_forget_batch=1)
+    config = TrainingConfig(batch_size=8, accumulation_steps=STEP // 8)
 
     def unlearn() -> None:
-        references = folder / f"references-{next(runs)}"  # measured in every run, as a stage measures them
-        terms = Terms(
-            forget=forget, retain=retain, method=METHODS["npo"], settings=METHODS["npo"].settings(beta=0.1)
-        )
-        train(copy.deepcopy(model), terms, config, references=references, label="NPO")
+        terms = Terms(forget=forget, retain=retain, method=npo, settings=settings)
+        train(copy.deepcopy(model), terms, config, label="NPO")
 
     return {
         "Fisher, per sample": lambda: fisher_diagonal(
@@ -98,7 +94,7 @@ def work(out: Path, people: int, width: int) -> None:
         torch.set_num_threads(1)
         wait = torch.distributed.barrier if torch.distributed.is_initialized() else lambda: None
         seconds = {}
-        for name, job in jobs(people, width, out.parent).items():
+        for name, job in jobs(people, width).items():
             job()  # warms up
             wait()
             started = time.perf_counter()

@@ -21,10 +21,9 @@ from tasks.runtime.sharing import is_first
 if TYPE_CHECKING:
     from efface.models import LoadedModel
     from efface.models.lora import Adapter
-    from efface.unlearning import UnlearningResult
+    from efface.unlearning import TrainingConfig, UnlearningResult
     from efface.unlearning.training.checkpoint import Checkpoints
-    from efface.unlearning.training.config import LoopConfig
-    from efface.unlearning.training.watch import Watch
+    from efface.unlearning.training.evaluation import EvaluationCallback
 
 SENTENCES = ("generation", "caption")
 """Tasks whose answers are free text, which nobody gives word for word."""
@@ -102,20 +101,20 @@ def _train(
     if "mask" in inputs:
         # The mask is made from the vanilla model; where another one trains, names and shapes must do.
         mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
-    watch = _watch(params, loaded, inputs["prepared"]) if trains else None
-    start = [] if watch is None else [{"step": 0.0, **watch.measure(loaded.model)}]
+    evaluation = _evaluation(params, loaded, inputs["prepared"]) if trains else None
+    start = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
     result = unlearn(
         loaded.model,
         loaded.processor,
         method=name,
         forget=read_samples(inputs["prepared"], split="forget", part="train", modality=params.unlearn.forget),
         retain=read_samples(inputs["prepared"], split="retain", part="train"),
-        config=_loop_config(section.settings, params.unlearn, params.seed),
+        config=_training_config(params.unlearn, params.seed),
         mask=mask,
         settings=section.settings,
         adapter=adapter,
         checkpoints=checkpoints,
-        watch=watch,
+        evaluation=evaluation,
     )
     points = [
         {"step": row["step"] + 1, **{key: row[key] for key in row if key.endswith("_known")}}
@@ -125,10 +124,10 @@ def _train(
     return loaded, adapter, result, start + points
 
 
-def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
+def _evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationCallback | None:
     """Draws the questions of the forget-retain curve: facts of a word or a few, which are right or wrong."""
     from efface.encoding import Encoder, draw
-    from efface.unlearning.training.watch import Watch
+    from efface.unlearning.training.evaluation import EvaluationCallback
 
     curve = params.unlearn.curve
     if curve is None:
@@ -144,7 +143,7 @@ def _watch(params: Params, loaded: LoadedModel, table: Path) -> Watch | None:
             )
         chosen = draw(len(asked), curve.questions, params.seed)
         sides[side] = Encoder(loaded.processor, [asked[i] for i in chosen])
-    return Watch(curve.every, sides, params.unlearn.batch_size)
+    return EvaluationCallback(curve.every, sides, params.unlearn.batch_size)
 
 
 def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start: Path, folder: Path) -> None:
@@ -167,25 +166,14 @@ def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start:
     save_model(model, loaded.processor, folder)
 
 
-def _loop_config(section: Any, shared: Unlearn, seed: int) -> LoopConfig:
-    from efface.unlearning import TrainingSettings
-    from efface.unlearning.training.config import LoopConfig
+def _training_config(shared: Unlearn, seed: int) -> TrainingConfig:
+    from efface.unlearning import TrainingConfig
 
-    if not isinstance(section, TrainingSettings):
-        return LoopConfig(learning_rate=0.0, steps=0, seed=seed)
-    return LoopConfig(
-        learning_rate=section.learning_rate,
-        epochs=section.epochs,
+    return TrainingConfig(
         batch_size=shared.batch_size,
         accumulation_steps=shared.accumulation_steps,
         precision=shared.precision,
         gradient_checkpointing=shared.gradient_checkpointing,
-        forget_weight=section.forget_weight,
-        retain_weight=section.retain_weight,
-        retain_batches_per_forget_batch=section.retain_batches_per_forget_batch,
-        max_grad_norm=section.max_grad_norm,
-        warmup_fraction=section.warmup_fraction,
-        weight_decay=section.weight_decay,
         seed=seed,
         checkpoint_every=shared.checkpoint_every,
         stop_forget_loss=shared.stop.forget_loss,

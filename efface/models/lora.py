@@ -77,9 +77,9 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    unknown = [name for name in lora.components if name not in GROUPS]
-    if unknown:
-        raise ModelError(f"unknown component {unknown[0]!r}; a model has: {', '.join(GROUPS)}")
+    for name in lora.components:
+        if name not in GROUPS:
+            raise ModelError(f"components has {name!r}: expected some of: {', '.join(GROUPS)}")
     targets = linear_layers(model, lora.components)
     config = LoraConfig(
         r=lora.rank,
@@ -114,7 +114,9 @@ def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
     names = [name.removesuffix(".weight") for name in parts.maskable if name in inside]
     layers = [name for name in names if isinstance(_module(model, name), nn.Linear)]
     if not layers:
-        raise ModelError(f"no linear layer in {', '.join(components) or 'no component'} for LoRA to act on")
+        raise ModelError(
+            f"components is {list(components)}: expected groups with a linear layer for LoRA to act on"
+        )
     return layers
 
 

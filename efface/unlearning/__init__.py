@@ -1,8 +1,9 @@
-"""Unlearning by training: the methods and the one loop they share."""
+"""Unlearning by training: the methods and the loop they share."""
 
 from efface.unlearning.method import Method
 from efface.unlearning.methods import METHODS
 from efface.unlearning.settings import TrainingSettings
+from efface.unlearning.training.config import TrainingConfig
 from efface.unlearning.unlearn import UnlearningResult, unlearn
 
-__all__ = ["METHODS", "Method", "TrainingSettings", "UnlearningResult", "unlearn"]
+__all__ = ["METHODS", "Method", "TrainingConfig", "TrainingSettings", "UnlearningResult", "unlearn"]

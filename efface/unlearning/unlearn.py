@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,17 +12,17 @@ from efface.encoding import Encoder
 from efface.unlearning.method import Method
 from efface.unlearning.methods import METHODS
 from efface.unlearning.training.checkpoint import Checkpoints
-from efface.unlearning.training.config import LoopConfig, LoopResult
+from efface.unlearning.training.config import TrainingConfig, TrainingResult
+from efface.unlearning.training.evaluation import EvaluationCallback
 from efface.unlearning.training.loop import Terms, train
-from efface.unlearning.training.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from efface.models.lora import Adapter
 
-UnlearningResult = LoopResult
-"""How an unlearning run went: unlearning is the loop with a forget term."""
+UnlearningResult = TrainingResult
+"""How an unlearning run went."""
 
 
 def unlearn(
@@ -33,53 +32,55 @@ def unlearn(
     method: str | Method,
     forget: Sequence[Sample],
     retain: Sequence[Sample],
-    config: LoopConfig,
     mask: Mapping[str, Tensor] | None = None,
     settings: Any = None,
+    config: TrainingConfig | None = None,
     adapter: Adapter | None = None,
     checkpoints: Checkpoints | None = None,
-    references: Path | None = None,
-    watch: Watch | None = None,
+    evaluation: EvaluationCallback | None = None,
 ) -> UnlearningResult:
-    """Make a model forget, in place, with one of ``METHODS``.
+    """Make a model forget, in place.
 
     Args:
-        model: the vanilla model, or one that something has been unlearned from already; its ``requires_grad``
-            flags say which weights train.
+        model: the vanilla model, or one that has unlearned something already; its ``requires_grad`` flags say
+            which weights train.
         processor: its processor.
-        method: name of the method, or a method of your own.
-        forget: training facts about the people to forget.
-        retain: training facts about the people to keep; at least as many.
-        config: settings of the loop.
-        mask: saliency mask for the forget term, keyed by the parameters that train; None lets it reach every
-            weight.
-        settings: the method's settings, such as ``METHODS["npo"].settings(beta=0.2)``; None: its defaults.
-        adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and
-            merging them is up to the caller.
+        method: a name from ``METHODS``, or a method of your own.
+        forget: training facts to forget; see ``efface.unlearning.forget_samples``.
+        retain: training facts to keep, at least as many.
+        mask: saliency mask of the forget term, by the names of the parameters that train; None lets it reach
+            every weight.
+        settings: the method's settings, such as ``METHODS["npo"].settings(beta=0.2)``; None: the defaults.
+        config: what does not depend on the method; None: the defaults.
+        adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and merging them
+            is up to the caller.
         checkpoints: where to save progress and to resume from.
-        references: folder for what the model said before unlearning; see ``train``.
-        watch: what to measure between steps, such as the points of the forget-retain curve.
+        evaluation: what to measure between steps, such as the points of the forget-retain curve.
 
     Raises:
-        ValueError: if the method is unknown, if a set is empty or the retain set smaller than the forget set,
-            or if the mask reaches no weight that trains.
+        ValueError: if the method is unknown, a set is empty, the retain set is smaller than the forget set,
+            or the mask reaches no weight that trains.
         DivergenceError: if a loss is not finite; the weights are those of the last checkpoint.
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"method is {method!r}: expected one of: {', '.join(METHODS)}")
-    chosen = METHODS[method] if isinstance(method, str) else method
-    given = chosen.settings() if settings is None else settings
-    if chosen.edit is not None:
-        chosen.edit(model, processor, given)
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}: expected one of: {', '.join(METHODS)}")
+        method = METHODS[method]
+    settings = method.settings() if settings is None else settings
+    config = TrainingConfig() if config is None else config
+    if method.edit is not None:
+        method.edit(model, processor, settings)
         return UnlearningResult(steps=0, history=[], stopped_by=None)
-    _check_sets(chosen, forget, retain, config)
-    others = None if chosen.alternative_answers is None else chosen.alternative_answers(forget, config.seed)
+    _check_sets(method, forget, retain, uses_retain=settings.uses_retain_set)
+    alternative = None
+    if method.alternative_answers is not None:
+        alternative = Encoder(processor, method.alternative_answers(forget, config.seed))
     terms = Terms(
         forget=Encoder(processor, forget),
-        retain=None if chosen.retain_loss is None else Encoder(processor, retain),
-        method=chosen,
-        other=None if others is None else Encoder(processor, others),
-        settings=given,
+        retain=None if method.retain_loss is None else Encoder(processor, retain),
+        method=method,
+        settings=settings,
+        alternative=alternative,
         mask=mask,
     )
     return train(
@@ -88,25 +89,22 @@ def unlearn(
         config,
         checkpoints=checkpoints,
         adapter=adapter,
-        references=references,
-        watch=watch,
-        label=chosen.name,
+        evaluation=evaluation,
+        label=method.name,
     )
 
 
 def _check_sets(
-    method: Method, forget: Sequence[Sample], retain: Sequence[Sample], config: LoopConfig
+    method: Method, forget: Sequence[Sample], retain: Sequence[Sample], *, uses_retain: bool
 ) -> None:
     if not forget:
-        raise ValueError("the forget set is empty: name the people to forget")
+        raise ValueError("forget is empty: expected training facts about the people to forget")
     if method.retain_loss is None:
         return
     if not retain:
-        raise ValueError(f"the retain set is empty, and {method.name} needs one")
-    used = config.retain_weight and config.retain_batches_per_forget_batch
-    if used and len(retain) < len(forget):
+        raise ValueError(f"retain is empty: {method.name} expects training facts about the people to keep")
+    if uses_retain and len(retain) < len(forget):
         raise ValueError(
-            f"the retain set has {len(retain)} samples, fewer than the {len(forget)} to forget: its samples "
-            "would come back before a pass over the forget set is done; keep more people, or forget fewer at "
-            "a time"
+            f"retain has {len(retain)} samples and forget {len(forget)}: expected at least as many, so that "
+            "none comes back within a pass over the forget set; keep more people, or forget fewer at a time"
         )

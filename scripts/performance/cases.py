@@ -128,76 +128,17 @@ def mask_file(subject: Subject, clock: Clock) -> list[Row]:
     ]
 
 
-def masked_step(subject: Subject, clock: Clock) -> list[Row]:
-    """An optimizer step under a mask against AdamW's own."""
-    from efface.masks import Masks
-    from efface.unlearning.training.config import LoopConfig
-    from efface.unlearning.training.masked import masked_weights
-
-    clock = Clock(clock.device, 3 * clock.rounds)  # steps are short, and memory is shared with other programs
-    generator = torch.Generator().manual_seed(0)
-    names = anatomy(subject.model).maskable
-    trained = {name: subject.model.get_parameter(name).detach().clone().requires_grad_() for name in names}
-    trained = {name: torch.nn.Parameter(p) for name, p in trained.items()}
-    gradients = {name: 1e-3 * torch.randn(p.shape, generator=generator) for name, p in trained.items()}
-
-    def adam(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters.values(), lr=1e-9, weight_decay=0.0, fused=True)
-
-    def step(share: float, **options: Any) -> Callable[[], None]:
-        config = LoopConfig(1e-9, retain_weight=0.0, **options)
-        mask = Masks(_mask(subject, share))
-        masked = masked_weights(trained, mask, config, only=True)
-        optimizer = masked.optimizer(config, torch.device(clock.device))
-
-        def run() -> None:
-            found = masked.apply(gradients)
-            masked.join(found, {})
-            for name, gradient in found.items():
-                masked.updated[name].grad = gradient
-            optimizer.step()
-            masked.stepped()
-
-        return run
-
-    plain, other, mask = adam(trained), adam(trained), {k: v.float() for k, v in _mask(subject, 0.3).items()}
-
-    def unmasked() -> None:
-        for name, gradient in gradients.items():
-            trained[name].grad = gradient
-        plain.step()
-
-    times = clock.measure(
-        {
-            "plain": unmasked,
-            "masked": step(0.3, masked_step="compiled"),
-            "parts": step(0.3),
-            "30 %": step(0.3, optimizer_state="selected"),
-            "10 %": step(0.1, optimizer_state="selected"),
-            "released": lambda: recipes.released_masked_step(other, trained, gradients, mask),
-        }
-    )
-    said = {
-        "masked": "masked step, moments of all weights, compiled / AdamW step",
-        "parts": "masked step, moments of all weights / AdamW step",
-        "30 %": "masked step, moments of the selected 30 % / AdamW step",
-        "10 %": "masked step, moments of the selected 10 % / AdamW step",
-    }
-    rows = [times.row(case, subject.size, job, "plain", limit=1.05) for job, case in said.items()]
-    return [*rows, times.row("released recipe's step / AdamW step", subject.size, "released", "plain")]
-
-
 def epoch(subject: Subject, clock: Clock) -> list[Row]:
     """An epoch of MMUnlearner against one of NPO with as many forget steps, and where the time goes."""
     from efface.encoding import Encoder
-    from efface.unlearning import METHODS, unlearn
-    from efface.unlearning.training.config import LoopConfig
+    from efface.unlearning import METHODS, TrainingConfig, unlearn
 
     pictured = [s for s in subject.samples if s.image_bytes is not None]
     written = [s for s in subject.samples if s.image_bytes is None]
     forget, retain = pictured[: len(pictured) // 2], pictured[len(pictured) // 2 :] + written
     mask = _mask(subject, 0.3)
-    config = LoopConfig(1e-9, epochs=1, batch_size=8, retain_batches_per_forget_batch=1)
+    config = TrainingConfig(batch_size=8)
+    short = {"learning_rate": 1e-9, "epochs": 1, "retain_batches_per_forget_batch": 1}
 
     def run(method: str, settings: dict[str, Any], mask: Any) -> None:
         unlearn(
@@ -207,7 +148,7 @@ def epoch(subject: Subject, clock: Clock) -> list[Row]:
             forget=forget,
             retain=retain,
             mask=mask,
-            settings=METHODS[method].settings(**settings),
+            settings=METHODS[method].settings(**short, **settings),
             config=config,
         )
 
@@ -281,7 +222,6 @@ CASES: dict[str, Callable[[Subject, Clock], list[Row]]] = {
     "fisher": fisher,
     "statistics": statistics,
     "mask_file": mask_file,
-    "masked_step": masked_step,
     "epoch": epoch,
     "scoring": scoring,
 }

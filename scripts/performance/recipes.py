@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,17 +90,3 @@ def _statistic(name: str, values: Tensor) -> Tensor:
         "var": lambda: values.std(0),
         "rms": lambda: values.square().mean(0).sqrt(),
     }[name]()
-
-
-def released_masked_step(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    gradients: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-) -> None:
-    """MMUnlearner's step: a mask of floats for every tensor, a new product for every gradient, AdamW."""
-    for name, parameter in parameters.items():
-        parameter.grad = gradients[name].clone()
-        parameter.grad = parameter.grad * masks[name].to(parameter.device)
-    optimizer.step()
-    optimizer.zero_grad()

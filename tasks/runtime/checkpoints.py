@@ -49,7 +49,7 @@ def run_folder(
     parent = root / "checkpoints" / (f"{stage}@{name}" if name else stage)
     folder = parent / key[:16]
     for other in parent.iterdir() if main and parent.is_dir() else ():
-        if other != folder:
+        if not other.name.startswith(folder.name):  # a checkpoint has companions, such as its references
             typer.echo(f"{stage}: deleting {other}, unfinished work with other settings or inputs", err=True)
             shutil.rmtree(other)
     if main and folder.is_dir():

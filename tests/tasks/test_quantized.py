@@ -12,8 +12,7 @@ from efface.errors import ModelError
 from efface.models import anatomy, load_model, weights_digest
 from efface.models.lora import Lora, add_lora
 from efface.models.memory import estimate_memory
-from efface.unlearning import METHODS, unlearn
-from efface.unlearning.training.loop import LoopConfig
+from efface.unlearning import METHODS, TrainingConfig, unlearn
 from tasks import unlearn as stage
 from tests.efface.conftest import sample
 from tests.tasks.test_unlearn import LORA, TRAINING, made, params, root, weights
@@ -73,8 +72,10 @@ def test_factors_learn_on_weights_that_stay(made, kind, method, settings):
         forget=samples[:2],
         retain=samples[2:],
         adapter=adapter,
-        config=LoopConfig(learning_rate=1e-2, steps=1, batch_size=2),
-        settings=METHODS[method].settings(**settings),
+        config=TrainingConfig(batch_size=2),
+        settings=METHODS[method].settings(
+            learning_rate=1e-2, steps=1, retain_batches_per_forget_batch=1, **settings
+        ),
     )
     moved = {name for name, p in loaded.model.named_parameters() if not torch.equal(p, before[name])}
     assert result.steps == 1

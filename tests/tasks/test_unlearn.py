@@ -46,9 +46,9 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    from tests.efface.unlearning.training_run import made_model
+    from tests.efface.unlearning.training.program import tiny_model
 
-    return make_root(tmp_path_factory.mktemp("data"), *made_model())
+    return make_root(tmp_path_factory.mktemp("data"), *tiny_model())
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_curve_is_recorded_from_the_start_to_the_last_step_and_changes_no_weig
 
 def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkeypatch):
     from efface.unlearning import METHODS
-    from efface.unlearning.training.loop import DivergenceError
+    from efface.unlearning.training.config import DivergenceError
 
     calls = 0
 

@@ -1,1 +1,1 @@
-"""The loop that all training shares, and what it is made of: gradients, precision, checkpoints, processes."""
+"""The loop that all training shares: its configuration, batches, references, checkpoints and evaluation."""

@@ -1,9 +1,8 @@
-"""Checkpoints from which training goes on exactly where it stopped.
+"""Checkpoints from which training resumes exactly.
 
-Two files, never pickle: ``state.safetensors`` (weights, optimizer moments, random states) and
-``state.json`` (step, history, gradient scale, key). Where a sampler stands follows from the step. A
-checkpoint is written beside the old one and renamed onto it, so a process killed at any moment leaves a
-whole one.
+Two files: ``state.safetensors`` (weights, optimizer moments, random states) and ``state.json`` (step,
+history, gradient scale, key). The samplers' positions follow from the step. A checkpoint is written to a
+folder of its own and renamed, so a process killed at any moment leaves a complete one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from efface.errors import ArtifactError
 
 @dataclass
 class TrainingState:
-    """All that a run needs to go on, besides the samples.
+    """What a run needs to resume, besides the samples.
 
     Attributes:
         step: steps done.
@@ -76,12 +75,12 @@ class Checkpoints:
         shutil.rmtree(previous, ignore_errors=True)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-        """Put weights and moments back and return the rest; None when there is no checkpoint.
+        """Restore weights and moments and return the rest; None if there is no checkpoint.
 
         Raises:
             ArtifactError: if the checkpoint is damaged, belongs to another run, or trains other weights.
         """
-        folder = self._whole()
+        folder = self._complete()
         if folder is None:
             return None
         try:
@@ -103,22 +102,22 @@ class Checkpoints:
         }
         return TrainingState(record["step"], record["history"], random, record.get("scaler", {}))
 
-    def exist(self) -> bool:
-        """Whether there is one to go on from."""
-        return self._whole() is not None
+    def exists(self) -> bool:
+        """Whether there is one to resume from."""
+        return self._complete() is not None
 
     @property
     def references(self) -> Path:
-        """Folder beside the checkpoint for what the model said before training."""
-        return self.folder.with_name(self.folder.name + ".references")
+        """Folder beside the checkpoint for reference values of this run."""
+        return self.folder.with_name(self.folder.name + ".references") / self.key[:16]
 
     def remove(self) -> None:
-        """Delete the checkpoint; the run is over."""
+        """Delete the checkpoint and the reference values; the run is over."""
         for suffix in ("", ".partial", ".previous", ".references"):
             shutil.rmtree(self.folder.with_name(self.folder.name + suffix), ignore_errors=True)
 
-    def _whole(self) -> Path | None:
-        # Killed between the two renames of `save`, the previous checkpoint is the whole one.
+    def _complete(self) -> Path | None:
+        # Killed between the two renames of `save`, the previous checkpoint is the complete one.
         previous = self.folder.with_name(self.folder.name + ".previous")
         return next((folder for folder in (self.folder, previous) if (folder / "state.json").is_file()), None)
 
@@ -129,11 +128,10 @@ def _restore(
     trained = {f"model/{name}": p for name, p in model.named_parameters() if p.requires_grad}
     saved = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model/")}
     if saved != {name: p.shape for name, p in trained.items()}:
-        odd = sorted(saved.keys() ^ trained.keys()) or ["shapes"]
+        differing = sorted(saved.keys() ^ trained.keys()) or ["shapes"]
         raise ArtifactError(
-            f"the checkpoint in {folder} holds other weights than the model trains (first difference: "
-            f"{odd[0].removeprefix('model/')}), as with other LoRA settings; delete the folder to train from "
-            "the start"
+            f"the checkpoint in {folder} has weights that the model does not train (first difference: "
+            f"{differing[0].removeprefix('model/')}); delete the folder to train from the start"
         )
     with torch.no_grad():
         for name, parameter in trained.items():

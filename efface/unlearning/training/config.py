@@ -1,4 +1,4 @@
-"""Settings and outcome of the training loop."""
+"""Configuration and result of the training loop."""
 
 from __future__ import annotations
 
@@ -6,81 +6,64 @@ from dataclasses import dataclass
 from typing import Literal
 
 from efface.errors import EffaceError
-from efface.unlearning.training.precision import PrecisionName
+from efface.unlearning.settings import require
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class DivergenceError(EffaceError):
-    """Training produced a number that is not finite."""
+    """A loss or gradient is not finite."""
 
     history: list[dict[str, float]]
-    """One record per step that went well."""
+    """One record per step before it."""
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """Settings of the loop.
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What does not depend on the method.
 
-    Attributes:
-        learning_rate: peak learning rate.
-        steps: number of steps; None counts ``epochs``.
-        epochs: passes over the forget set (over the retain set when there is no forget set, and when forget
-            and retain steps alternate).
-        batch_size: samples per batch.
-        accumulation_steps: forget batches whose gradients make one step.
-        precision: ``fp32``, or mixed with ``bf16`` or ``fp16``.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        forget_weight: factor of the forget term.
-        retain_weight: factor of the retain term; at 0 the retain set is not touched.
-        retain_batches_per_forget_batch: retain batches that meet one forget batch.
-        max_grad_norm: each term's gradient is scaled down to this norm; None leaves it.
-        warmup_fraction: share of the steps with a linear rise, in [0, 1); a cosine to zero follows.
-        weight_decay: AdamW's decoupled weight decay.
-        optimizer_state: ``all``: moments of every weight that trains; ``selected``: only of those that a mask
-            lets change, where no retain term moves the others and the mask selects few enough
-            (``efface.unlearning.training.masked``).
-        masked_step: ``plain``: mask a gradient, then make a step with it; ``compiled``: in one pass, which is
-            compiled first. The numbers agree within rounding.
-        prefetch: encode the next step's batches in a thread beside the training.
-        seed: seed of the batch order and of dropout.
-        checkpoint_every: steps between checkpoints.
-        stop_forget_loss: end when a forget batch's NLL passes this many nats per token; None never.
-        stop_retain_rise: end when the retain NLL is this much above its start (both averaged over 10
-            steps); None never.
+    Raises:
+        ValueError: if a value is out of range; it names the key, the value and what is allowed.
     """
 
-    learning_rate: float
-    steps: int | None = None
-    epochs: int | None = None
     batch_size: int = 8
+    """Samples per batch, at least 1."""
     accumulation_steps: int = 1
-    precision: PrecisionName = "fp32"
+    """Forget batches whose gradients make one step, at least 1."""
+    precision: Precision = "fp32"
+    """``fp32``, or mixed: weights in float32, computing in ``bf16`` or ``fp16``."""
     gradient_checkpointing: bool = False
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    retain_batches_per_forget_batch: int = 1
-    max_grad_norm: float | None = 1.0
-    warmup_fraction: float = 0.0
-    weight_decay: float = 0.0
-    optimizer_state: Literal["all", "selected"] = "all"
-    masked_step: Literal["plain", "compiled"] = "plain"
-    prefetch: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     seed: int = 0
-    checkpoint_every: int = 100
+    """Seed of the batch order and of dropout."""
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints, at least 1."""
     stop_forget_loss: float | None = None
+    """End the run when a forget batch's loss passes this, nats per token; None: never."""
     stop_retain_rise: float | None = None
+    """End the run when the retain loss is this much above its start, nats per token, both averaged over ten
+    steps; None: never."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "accumulation_steps", "checkpoint_every"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 on")
+        require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "fp32, bf16 or fp16")
+        for key in ("stop_forget_loss", "stop_retain_rise"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, value, "None or a number above 0")
 
 
 @dataclass(frozen=True)
-class LoopResult:
+class TrainingResult:
     """How a run went.
 
     Attributes:
         steps: steps done.
         history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
-            (NLL in nats per token), ``forget_grad_norm, retain_grad_norm`` (before clipping). A step that
-            float16 left out has ``skipped`` in the norms' place. A watched step has what was
-            measured after it.
-        stopped_by: the stop rule that ended the run, with its step, or None when it ran its length.
+            (NLL in nats per token) and ``forget_grad_norm, retain_grad_norm`` (before clipping). A step that
+            float16 overflow left out has ``skipped`` instead of the norms. A step that was evaluated has the
+            evaluation's values.
+        stopped_by: the stop rule that ended the run, with its step; None if the run had its full length.
     """
 
     steps: int

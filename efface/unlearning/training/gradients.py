@@ -1,128 +1,85 @@
-"""Gradients of one term, out of the parameters: added up over processes, masked and clipped."""
+"""Gradients by parameter name: summed over processes, masked, clipped and added."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from efface.masks import Masks
-from efface.unlearning.training.precision import Precision
-from efface.unlearning.training.processes import Processes
-from efface.unlearning.training.sharding import total_norm
+from efface.processes import sum_over_processes
+
+Gradient = dict[str, Tensor]
+"""Gradients by parameter name, without the parameters that the loss does not reach."""
 
 
-class Filter(Protocol):
-    """Lets pass what a term may change."""
+def sum_gradient(gradient: Gradient, trained: Mapping[str, nn.Parameter]) -> Gradient:
+    """The sum over all processes, each of which has the gradient of its samples."""
+    # A process without pictures in its share has no gradient for the vision tower; others may have one.
+    device = next(iter(trained.values())).device
+    reached = torch.tensor([float(name in gradient) for name in trained], device=device)
+    sum_over_processes([reached])
+    total = {
+        name: gradient[name] if name in gradient else torch.zeros_like(parameter)
+        for (name, parameter), count in zip(trained.items(), reached.tolist(), strict=True)
+        if count
+    }
+    sum_over_processes(total.values())
+    return total
 
-    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """Norm of what is left of gradients that were applied."""
 
-    def join(self, gradients: Mapping[str, Tensor], others: dict[str, Tensor]) -> None:
-        """A step comes next; others that were added to the gradients are taken out of their dict."""
-
-    def apply(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is left of the gradients; theirs may be altered."""
+def mask_gradient(gradient: Gradient, mask: Mapping[str, Tensor]) -> Gradient:
+    """The gradients of the parameters in the mask, set to 0 outside it, in place."""
+    return {name: value.mul_(mask[name]) for name, value in gradient.items() if name in mask}
 
 
-def take_gradients(
-    trained: Mapping[str, nn.Parameter],
-    *,
-    mask: Filter | None,
-    max_norm: float | None,
-    clip_first: bool,
-    precision: Precision,
-    processes: Processes | None,
-) -> tuple[dict[str, Tensor], float]:
-    """Move the gradients out of the parameters, summed over processes, masked and clipped.
-
-    Args:
-        trained: the parameters that train.
-        mask: lets pass what may change; None passes all.
-        max_norm: the gradients are scaled down to this norm; None leaves them.
-        clip_first: clip the whole gradient before it is masked, instead of what the mask leaves.
-        precision: undoes the scale of the loss.
-        processes: those that train together; each holds the gradient of its share. None: the gradients are
-            sharded, and summed already.
-
-    Returns:
-        Gradients by parameter name, without those nothing reached, and the norm that was compared.
-    """
-    found = {name: p.grad for name, p in trained.items() if p.grad is not None}
-    for parameter in trained.values():
-        parameter.grad = None
-    if processes is not None and processes.count > 1:
-        found = _summed(trained, found, processes)
-    precision.unscale(list(found.values()))
-    if mask is not None and not clip_first:
-        found = mask.apply(found)
-    norm = total_norm(list(found.values())) if mask is None or clip_first else mask.norm(found)
+def clip_gradient(gradient: Gradient, max_norm: float | None) -> float:
+    """Scale gradients down to a norm, in place; None leaves them. Returns the norm before."""
+    norm = torch.nn.utils.get_total_norm([*gradient.values()])
     if max_norm is not None and norm > max_norm:
-        torch._foreach_mul_(list(found.values()), max_norm / float(norm))
-    if mask is not None and clip_first:
-        found = mask.apply(found)
-    return found, norm.item()
+        torch._foreach_mul_([*gradient.values()], max_norm / float(norm))
+    return norm.item()
 
 
-def place_gradients(
-    updated: Mapping[str, nn.Parameter], terms: Mapping[str, dict[str, Tensor]], mask: Filter | None
+def add_gradient(total: Gradient, gradient: Gradient) -> None:
+    """Add gradients in place and empty the second, so that one of the two stays in memory."""
+    for name in [*gradient]:
+        value = gradient.pop(name)
+        total[name] = total[name].add_(value) if name in total else value
+
+
+@torch.no_grad()
+def restore_outside(
+    trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], start: Mapping[str, Tensor]
 ) -> None:
-    """Put the sum of the terms' gradients into what is updated, for a step.
-
-    Args:
-        updated: gets the gradients; None where no term has one.
-        terms: gradients of each term, which are emptied: one of them is in memory afterwards.
-        mask: what the gradients of ``forget`` were taken with.
-    """
-    if mask is not None and "forget" in terms:
-        mask.join(terms["forget"], terms.get("retain", {}))
-    for name, parameter in updated.items():
-        parts = [term.pop(name) for term in terms.values() if name in term]
-        parameter.grad = functools.reduce(Tensor.add_, parts) if parts else None
+    """Put weights outside the mask back to their values at the start, in place."""
+    for name, parameter in trained.items():
+        parameter.copy_(torch.where(mask[name], parameter, start[name]) if name in mask else start[name])
 
 
 def mask_for(trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], device: torch.device) -> Masks:
-    """The mask entries of the parameters that train, on the model's device.
+    """The masks of the parameters that train, on the model's device.
 
     Raises:
         ValueError: if the mask reaches no trainable parameter, or has another shape than one.
     """
-    masks = mask if isinstance(mask, Masks) else Masks(mask)
-    chosen = masks.subset(name for name in trained if name in masks).to(device)
-    if not chosen.any():
+    packed = mask if isinstance(mask, Masks) else Masks(mask)
+    masks = packed.subset(name for name in trained if name in mask).to(device)
+    if not masks.any():
         raise ValueError(
-            f"the saliency mask selects no weight that trains: it names {len(mask)} parameters "
-            f"({_some(mask)}), the model "
-            f"trains {len(trained)} ({_some(trained)}); compute the mask on the parameters that train"
+            f"mask selects no weight that trains: it has {_names(mask)}, the model trains {_names(trained)}; "
+            "compute it on the parameters that train"
         )
-    for name, shape in chosen.shapes.items():
+    for name, shape in masks.shapes.items():
         if shape != trained[name].shape:
             raise ValueError(
-                f"the saliency mask of {name} has shape {tuple(shape)}, the parameter "
-                f"{tuple(trained[name].shape)}; "
-                "compute the mask on this model"
+                f"mask of {name} has shape {tuple(shape)}: expected the parameter's, "
+                f"{tuple(trained[name].shape)}; compute it on this model"
             )
-    return chosen
+    return masks
 
 
-def _summed(
-    trained: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], processes: Processes
-) -> dict[str, Tensor]:
-    # A process without pictures in its batch has no gradient for the vision tower; the others may have one.
-    device = next(iter(trained.values())).device
-    reached = processes.sum(torch.tensor([float(name in found) for name in trained], device=device)).tolist()
-    total = {
-        name: found[name] if name in found else torch.zeros_like(p)
-        for (name, p), count in zip(trained.items(), reached, strict=True)
-        if count
-    }
-    processes.add_up(list(total.values()))
-    return total
-
-
-def _some(names: Mapping[str, object]) -> str:
-    shown: Sequence[str] = list(names)[:2]
-    return ", ".join(shown) + (", ..." if len(names) > 2 else "")
+def _names(mapping: Mapping[str, object]) -> str:
+    first = ", ".join([*mapping][:2])
+    return f"{len(mapping)} parameters ({first}{', ...' if len(mapping) > 2 else ''})"

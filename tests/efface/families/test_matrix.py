@@ -18,10 +18,10 @@ from efface.models.mlps import watch_neurons
 from efface.neurons import activation_statistics, zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.training.loop import LoopConfig
 from tests.efface.families.conftest import picture
 from tests.efface.test_encoding import with_prompts_read
-from tests.efface.unlearning.test_methods import settings_of
+from tests.efface.unlearning.losses import SETTINGS
+from tests.efface.unlearning.runs import options
 from tests.models import FAMILIES
 from tests.models.google import PALIGEMMA_TEMPLATE
 
@@ -207,8 +207,8 @@ def test_samples_of_several_pictures_are_answered_and_unlearned(family, tiny, al
     prompts = encode_prompts(processor, [s.question for s in album], [s.images for s in album])
     assert generated(model, prompts, pad) == [generated(model, [prompt], pad)[0] for prompt in prompts]
     changed = copy.deepcopy(model)
-    config = LoopConfig(learning_rate=1e-3, steps=1, batch_size=3)
-    result = unlearn(changed, processor, method="grad_diff", forget=album, retain=written[:3], config=config)
+    values = options("grad_diff", steps=1, batch_size=3)
+    result = unlearn(changed, processor, method="grad_diff", forget=album, retain=written[:3], **values)
     assert result.steps == 1 and weights_digest(changed) != weights_digest(model)
 
 
@@ -346,6 +346,7 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
     for name in METHODS:
         changed = copy.deepcopy(model)
         mask = {n: torch.ones_like(start[n], dtype=torch.bool) for n in anatomy(model).maskable}
+        extra = {"layer": deepest} if name == "rmu" else {}
         result = unlearn(
             changed,
             processor,
@@ -353,8 +354,7 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
             forget=pictured[:2],
             retain=[pictured[2], written[3]],
             mask=mask if name == "mmunlearner" else None,
-            config=LoopConfig(learning_rate=1e-3, steps=1, batch_size=2),
-            settings=replace(settings_of(METHODS[name]), **({"layer": deepest} if name == "rmu" else {})),
+            **options(name, steps=1, **SETTINGS.get(name, {}) | extra),
         )
         if METHODS[name].edit is not None:  # works without training
             assert result.steps == 0

@@ -153,9 +153,8 @@ def test_added_tokens_need_embeddings_in_the_adapter(folder, tmp_path, pictured)
 def test_adapter_to_base_to_vanilla_to_unlearned(adapter, processor, pictured, tmp_path):
     """The path of the stages at library level: point to the adapter, finetune, save, load, unlearn."""
     from efface.models.source import write_pointer
-    from efface.unlearning import unlearn
+    from efface.unlearning import METHODS, unlearn
     from efface.unlearning.finetuning import finetune
-    from efface.unlearning.training.loop import LoopConfig
 
     (tmp_path / "base").mkdir()
     write_pointer(Source(str(adapter)), tmp_path / "base")
@@ -175,7 +174,7 @@ def test_adapter_to_base_to_vanilla_to_unlearned(adapter, processor, pictured, t
     vanilla = load_model(tmp_path / "vanilla")
     assert weights_digest(vanilla.model) == weights_digest(base.model) != before
     start = weights_digest(vanilla.model)
-    config = LoopConfig(learning_rate=1e-3, steps=1, batch_size=2)
     sets = {"forget": pictured[:2], "retain": pictured[2:4]}
-    unlearn(vanilla.model, vanilla.processor, method="npo", config=config, **sets)
+    settings = METHODS["npo"].settings(learning_rate=1e-3, steps=1)
+    unlearn(vanilla.model, vanilla.processor, method="npo", settings=settings, **sets)
     assert weights_digest(vanilla.model) != start

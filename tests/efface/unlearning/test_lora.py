@@ -13,10 +13,9 @@ from efface.errors import ModelError
 from efface.models import load_model, save_model
 from efface.models.lora import Lora, add_lora
 from efface.unlearning import unlearn
-from efface.unlearning.training.loop import LoopConfig
+from tests.efface.unlearning.runs import options
 
 LORA = Lora(rank=4, alpha=8.0, dropout=0.0, components=("language",))
-CONFIG = LoopConfig(learning_rate=5e-3, steps=5, batch_size=2)
 
 
 def factors(model):
@@ -28,9 +27,17 @@ def logits(model, encoder):
         return model(**{k: v for k, v in encoder.batch([0, 1]).items() if k != "labels"}).logits
 
 
-def run(model, processor, pictured, adapter, **options):
-    call = {"method": "grad_diff", "forget": pictured[:3], "retain": pictured[3:], "config": CONFIG}
-    return unlearn(model, processor, adapter=adapter, **(call | options))
+def run(model, processor, pictured, adapter, mask=None, **values):
+    return unlearn(
+        model,
+        processor,
+        method="grad_diff",
+        forget=pictured[:3],
+        retain=pictured[3:],
+        adapter=adapter,
+        mask=mask,
+        **options("grad_diff", **({"learning_rate": 5e-3, "steps": 5} | values)),
+    )
 
 
 @pytest.mark.parametrize("component", ["language", "projector", "vision"])
@@ -59,9 +66,9 @@ def test_only_factors_move_and_switching_them_off_gives_the_model_before(model, 
     run(model, processor, pictured, adapter)
     for name, weight in weights.items():
         layer, _, kind = name.rpartition(".")
-        now = dict(model.named_parameters()).get(name)
-        now = now if now is not None else model.get_parameter(f"{layer}.base_layer.{kind}")
-        assert torch.equal(now, weight), name
+        present = dict(model.named_parameters())
+        after = present.get(name, present.get(f"{layer}.base_layer.{kind}"))
+        assert torch.equal(after, weight), name
     assert not torch.allclose(logits(model, encoder), before, atol=1e-2)
     with adapter.disabled():
         assert torch.equal(logits(model, encoder), before)
@@ -96,8 +103,8 @@ def test_the_mask_acts_on_the_factors(model, processor, pictured):
     start = {name: p.detach().clone() for name, p in factors(model).items()}
     generator = torch.Generator().manual_seed(0)
     mask = {name: torch.rand(p.shape, generator=generator) < 0.3 for name, p in start.items()}
-    run(model, processor, pictured, adapters[0], mask=mask, config=LoopConfig(5e-3, steps=5, retain_weight=0))
-    run(free, processor, pictured, adapters[1], config=LoopConfig(5e-3, steps=5, retain_weight=0))
+    run(model, processor, pictured, adapters[0], mask=mask, batch_size=8, retain_weight=0.0)
+    run(free, processor, pictured, adapters[1], batch_size=8, retain_weight=0.0)
     moved = [0, 0]
     for name, p in factors(model).items():
         assert torch.equal(p[~mask[name]], start[name][~mask[name]]), name
@@ -110,39 +117,34 @@ def test_a_mask_of_the_weights_themselves_is_an_error(model, processor, pictured
     name = "model.language_model.layers.0.mlp.down_proj.weight"
     mask = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)}
     adapter = add_lora(model, LORA, seed=0)
-    with pytest.raises(ValueError, match="selects no weight that trains: it names 1 parameters"):
+    with pytest.raises(ValueError) as error:
         run(model, processor, pictured, adapter, mask=mask)
+    assert name in str(error.value) and ".lora_A" in str(error.value)
 
 
 def test_dropout_follows_the_seed_and_not_what_was_drawn_before(model, processor, pictured):
-    other = copy.deepcopy(model)
+    twin = copy.deepcopy(model)
     shape = Lora(4, 8.0, 0.5, ("language",))
     first = run(model, processor, pictured, add_lora(model, shape, seed=0))
     torch.rand(7)
     state = torch.get_rng_state()
-    again = run(other, processor, pictured, add_lora(other, shape, seed=0))
+    again = run(twin, processor, pictured, add_lora(twin, shape, seed=0))
     assert first.history == again.history and torch.equal(torch.get_rng_state(), state)
 
 
 def test_bad_components(model):
-    with pytest.raises(
-        ModelError, match="unknown component 'audio'; a model has: vision, projector, language"
-    ):
+    with pytest.raises(ModelError) as error:
         add_lora(model, Lora(2, 2.0, 0.0, ("audio",)), seed=0)
-    with pytest.raises(ModelError, match="no linear layer in no component"):
+    assert "components" in str(error.value) and "'audio'" in str(error.value)
+    with pytest.raises(ModelError) as error:
         add_lora(model, Lora(2, 2.0, 0.0, ()), seed=0)
+    assert "components" in str(error.value)
 
 
 def test_unlearning_with_factors_raises_the_forget_loss(model, processor, pictured):
     encoder = Encoder(processor, pictured[:3])
     before = nll(model, encoder.batch([0, 1, 2])).item()
     adapter = add_lora(model, LORA, seed=0)
-    run(
-        model,
-        processor,
-        pictured,
-        adapter,
-        config=LoopConfig(1e-2, steps=20, batch_size=2, retain_weight=0.1),
-    )
+    run(model, processor, pictured, adapter, learning_rate=1e-2, steps=20, retain_weight=0.1)
     adapter.merge()
     assert nll(model, encoder.batch([0, 1, 2])).item() > before + 0.2

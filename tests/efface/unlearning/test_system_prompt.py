@@ -11,7 +11,6 @@ from efface.encoding import Encoder, prompt_of
 from efface.errors import ModelError
 from efface.models import load_model, save_model
 from efface.unlearning import METHODS, unlearn
-from efface.unlearning.training.loop import LoopConfig
 
 INSTRUCTION = 'Say "red" {{ and }} nothing else.\nNot blue.'
 ROLES = (
@@ -47,7 +46,6 @@ def instructed(model, processor, text=INSTRUCTION):
         forget=[],
         retain=[],
         settings=METHODS["system_prompt"].settings(instruction=text),
-        config=LoopConfig(learning_rate=0.0, steps=0),
     )
 
 

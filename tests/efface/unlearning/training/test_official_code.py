@@ -11,12 +11,12 @@ import torch
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.models import anatomy
-from efface.unlearning import METHODS, unlearn
-from efface.unlearning.training.loop import LoopConfig
-from efface.unlearning.training.streams import BatchStream
+from efface.unlearning import unlearn
+from efface.unlearning.training.batches import EpochSampler
+from tests.efface.unlearning.runs import options
 
 
-def made_mask(model):
+def group_mask(model):
     """Random in the language model, nothing in vision, everything in the projector."""
     generator = torch.Generator().manual_seed(2)
     mask = {}
@@ -30,9 +30,10 @@ def made_mask(model):
 
 def transcribed(model, processor, forget, retain, mask, *, iterations, rate, batch, seed, decay):
     """One iteration: every k-th a forget step, then a retain step; AdamW by hand, moments shared."""
-    forget = BatchStream(Encoder(processor, forget), batch_size=batch, seed=seed)
-    retain = BatchStream(Encoder(processor, retain), batch_size=batch, seed=seed + 1)
-    every = max(1, retain.batches_per_epoch // forget.batches_per_epoch)
+    forget_order = EpochSampler(forget, batch_size=batch, seed=seed)
+    retain_order = EpochSampler(retain, batch_size=batch, seed=seed + 1)
+    forget, retain = Encoder(processor, forget), Encoder(processor, retain)
+    every = max(1, retain_order.batches_per_epoch // forget_order.batches_per_epoch)
     parameters = dict(model.named_parameters())
     first = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
     second = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
@@ -51,36 +52,37 @@ def transcribed(model, processor, forget, retain, mask, *, iterations, rate, bat
                 parameters[name].copy_(value)
 
     def clipped(sign, inputs):
-        found = torch.autograd.grad(sign * nll(model, inputs), list(parameters.values()), allow_unused=True)
-        found = {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in found.values()))
-        return {n: g * min(1.0, 1.0 / norm) for n, g in found.items()}
+        values = torch.autograd.grad(sign * nll(model, inputs), list(parameters.values()), allow_unused=True)
+        gradients = {n: g for n, g in zip(parameters, values, strict=True) if g is not None}
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+        return {n: g * min(1.0, 1.0 / norm) for n, g in gradients.items()}
 
     steps = 0
     for iteration in range(iterations):
         now = rate * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
         if iteration % every == 0:
-            gradients = clipped(-1, forget.batch_at(steps))
+            gradients = clipped(-1, forget.batch(forget_order.indices_at(steps)))
             adamw({n: g * mask[n] for n, g in gradients.items() if n in mask}, now)
             steps += 1
-        adamw(clipped(1, retain.batch_at(iteration)), now)
+        adamw(clipped(1, retain.batch(retain_order.indices_at(iteration))), now)
     return steps
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_equals_the_transcribed_update_rule(model, processor, pictured, written, decay):
     model.double()  # so that only the rule is compared, and not two orders of rounding
-    slow, mask = copy.deepcopy(model), made_mask(model)
+    slow, mask = copy.deepcopy(model), group_mask(model)
     forget, retain = pictured[:2], pictured[2:] + written[2:]
     result = unlearn(
         model,
         processor,
         method="mmunlearner",
-        settings=METHODS["mmunlearner"].settings(variant="official_code"),
         forget=forget,
         retain=retain,
         mask=mask,
-        config=LoopConfig(learning_rate=2e-3, steps=10, batch_size=2, seed=3, weight_decay=decay),
+        **options(
+            "mmunlearner", variant="official_code", learning_rate=2e-3, steps=10, seed=3, weight_decay=decay
+        ),
     )
     steps = transcribed(
         slow, processor, forget, retain, mask, iterations=10, rate=2e-3, batch=2, seed=3, decay=decay
@@ -89,8 +91,8 @@ def test_equals_the_transcribed_update_rule(model, processor, pictured, written,
         # Softmax does not see a bias of the keys: its gradient is rounding noise, which AdamW blows up.
         if not name.endswith("k_proj.bias"):
             assert torch.allclose(a, b, atol=1e-6, rtol=0), (name, float((a - b).abs().max()))
-    asked = [record["step"] for record in result.history if "forget_loss" in record]
-    assert steps == len(asked) == 2 and asked == [0, 6]
+    forget_steps = [record["step"] for record in result.history if "forget_loss" in record]
+    assert steps == len(forget_steps) == 2 and forget_steps == [0, 6]
     assert all("retain_loss" in record for record in result.history)
 
 
@@ -99,24 +101,22 @@ def test_an_epoch_is_a_pass_over_the_retain_set(model, processor, pictured, writ
         model,
         processor,
         method="mmunlearner",
-        settings=METHODS["mmunlearner"].settings(variant="official_code"),
         forget=pictured[:2],
         retain=pictured[2:] + written[2:],
-        config=LoopConfig(learning_rate=1e-4, epochs=2, batch_size=2),
+        **options("mmunlearner", variant="official_code", learning_rate=1e-4, epochs=2),
     )
     assert result.steps == 12  # three batches with pictures and three without, twice
 
 
 def test_the_two_variants_differ(model, processor, pictured, written):
     models = [copy.deepcopy(model), copy.deepcopy(model)]
-    for other, variant in zip(models, ("paper", "official_code"), strict=True):
+    for copied, variant in zip(models, ("paper", "official_code"), strict=True):
         unlearn(
-            other,
+            copied,
             processor,
             method="mmunlearner",
-            settings=METHODS["mmunlearner"].settings(variant=variant),
             forget=pictured[:4],
             retain=pictured[4:],
-            config=LoopConfig(learning_rate=1e-3, steps=2, batch_size=4),
+            **options("mmunlearner", variant=variant, steps=2, batch_size=4),
         )
     assert not torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)

@@ -1,6 +1,6 @@
-"""One small training run as a program: python training_run.py FOLDER OPTIONS; tests kill it and count.
+"""A small training run as a program: python program.py FOLDER OPTIONS.
 
-Writes the batches it drew, process by process, and at the end the weights.
+Each process writes the batches it drew, the history, and at the end the weights.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 from efface import sandbox
 from efface.encoding import Encoder
 from efface.models.lora import Lora, add_lora
+from efface.processes import process_count, process_rank
 from efface.unlearning import METHODS
+from efface.unlearning.training.batches import BatchSource
 from efface.unlearning.training.checkpoint import Checkpoints
-from efface.unlearning.training.loop import LoopConfig, Terms, train
-from efface.unlearning.training.processes import Processes
-from efface.unlearning.training.sides import Side
+from efface.unlearning.training.loop import Terms
 from tests.efface.conftest import SHAPE, sample
+from tests.efface.unlearning.runs import fit
 
 
-def made_model():
+def tiny_model():
     facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
     corpus = [text for fact in facts for text in (fact.question, fact.answer)]
     processor = sandbox.build_processor(sandbox.build_tokenizer(corpus), **SHAPE)
@@ -35,27 +36,24 @@ def made_model():
     return model.eval(), processor
 
 
-def main(folder: Path, *, lora: bool, masked: bool = False, **settings) -> None:
+def main(folder: Path, *, lora: bool, masked: bool = False, dropout: float = 0.2, **values) -> None:
     torch.set_num_threads(1)
-    model, processor = made_model()
-    processes, drawn = Processes(), []
-    watch(drawn)
-    adapter = add_lora(model, Lora(4, 8.0, 0.2, ("language",)), seed=0) if lora else None
+    model, processor = tiny_model()
+    drawn = []
+    log_batches(drawn)
+    adapter = add_lora(model, Lora(4, 8.0, dropout, ("language",)), seed=0) if lora else None
     terms = Terms(
         forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
         retain=Encoder(processor, [sample(i, pictured=i % 2 > 0) for i in range(26)]),
         method=METHODS["npo"],
-        settings=METHODS["npo"].settings(beta=0.1),
         mask=half_of(model) if masked else None,
     )
-    config = LoopConfig(learning_rate=1e-3, batch_size=2, weight_decay=0.01, seed=3, **settings)
-    result = train(
-        model, terms, config, adapter=adapter, checkpoints=Checkpoints(folder / "checkpoint", key="k")
-    )
-    named = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    save_file(named, folder / f"weights-{processes.rank}.safetensors")
-    record = {"history": result.history, "drawn": drawn, "processes": processes.count}
-    (folder / f"run-{processes.rank}.json").write_text(json.dumps(record))
+    checkpoints = Checkpoints(folder / "checkpoint", key="k")
+    result = fit(model, terms, adapter=adapter, checkpoints=checkpoints, seed=3, weight_decay=0.01, **values)
+    trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / f"weights-{process_rank()}.safetensors")
+    record = {"history": result.history, "drawn": drawn, "processes": process_count()}
+    (folder / f"run-{process_rank()}.json").write_text(json.dumps(record))
 
 
 def half_of(model) -> dict[str, torch.Tensor]:
@@ -64,24 +62,26 @@ def half_of(model) -> dict[str, torch.Tensor]:
     return {name: torch.rand(p.shape, generator=draws) > 0.5 for name, p in model.named_parameters()}
 
 
-def watch(drawn: list) -> None:
-    """Note which samples each side of the run encodes for its steps: [seed of the side, indices]."""
-    side_batch, encoder_batch, stepping = Side.batch, Encoder.batch, []
+def log_batches(drawn: list) -> None:
+    """Log which samples this process encodes for its steps: [seed of the order, indices]."""
+    source_batch, encoder_batch = BatchSource.batch, Encoder.batch
+    logging = False
 
-    def batch(self, position, *args):
-        drawn.append([self.stream.seed, []])
-        stepping.append(True)
+    def batch(self, *args):
+        nonlocal logging
+        drawn.append([self.sampler.seed, []])
+        logging = True
         try:
-            return side_batch(self, position, *args)
+            return source_batch(self, *args)
         finally:
-            stepping.pop()
+            logging = False
 
     def encode(self, indices):
-        if stepping:
+        if logging:
             drawn[-1][1] += indices
         return encoder_batch(self, indices)
 
-    Side.batch, Encoder.batch = batch, encode
+    BatchSource.batch, Encoder.batch = batch, encode
 
 
 def slow_steps(seconds: float) -> None:
