@@ -8,11 +8,11 @@ people.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from efface.data.samples import Sample, read_samples
+from efface.data.samples import Sample, check_special_tokens, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import read_json, recording, writing
 
@@ -59,6 +59,7 @@ def _point(params: Params, root: Path) -> None:
         adapter = base_of(source) is not source
         check_processor(model, processor, new_tokens=adapter)
         check_template(processor)
+        _check_texts(root, processor)
         try:
             parts = f"{len(anatomy(model).mlps)} MLP blocks"
         except ModelError as error:
@@ -77,6 +78,18 @@ def _point(params: Params, root: Path) -> None:
         f"base: {folder} points to {source.id} ({source.revision or 'local'}), a {type(model).__name__} with "
         f"{parts}"
     )
+
+
+def _check_texts(root: Path, processor: ProcessorMixin) -> None:
+    """Refuse samples with a special token of the model in their text, before anything is trained on them."""
+    table = root / "prepared" / "samples.parquet"
+    if not table.is_file():  # the model can be checked by itself
+        return
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    tokens = {*tokenizer.all_special_tokens, getattr(processor, "image_token", None)}
+    tokens |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # A padding token may be any word; a mark of one or two letters is no token to tell from text.
+    check_special_tokens(read_samples(table), {token for token in tokens if token and len(token) > 2})
 
 
 def _train(params: Params, root: Path) -> None:
@@ -100,6 +113,7 @@ def _train(params: Params, root: Path) -> None:
         processor = sandbox.build_processor(
             tokenizer, image_size=section.image_size, patch_size=section.patch_size
         )
+        _check_texts(root, processor)
         model = _untrained(params, tokenizer)
         accuracy = {}
         if "strangers" in inputs:

@@ -9,11 +9,13 @@ import shutil
 import pytest
 import torch
 
+from efface.data.samples import write_samples
 from efface.errors import DataError, ModelError
 from efface.models import load_model, save_model, weights_digest
 from tasks import base
 from tasks.config import load_params
 from tasks.runtime import inspect
+from tests.efface.conftest import sample
 from tests.models import FAMILIES, build_tiny
 
 
@@ -40,6 +42,18 @@ def test_a_model_that_exists_is_pointed_to_with_its_settings(made, tmp_path):
     assert weights_digest(load_model(tmp_path / "models" / "base").model) == weights_digest(model)
     summary = json.loads((tmp_path / "runs" / "base.json").read_text())["summary"]
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_samples_with_a_special_token_of_the_model_are_refused(made, tmp_path):
+    rows = [sample(0), sample(1, question="What is </s> this?"), sample(2)]
+    write_samples(rows, tmp_path / "prepared" / "samples.parquet")
+    with pytest.raises(DataError) as error:
+        base.run(with_source(made[0]), root=tmp_path)
+    words = (rows[1].sample_id, rows[1].entity_id, "question", "'</s>'")
+    assert not [word for word in words if word not in str(error.value)]
+    assert not (tmp_path / "models").exists()
+    write_samples([rows[0], rows[2]], tmp_path / "prepared" / "samples.parquet")
+    base.run(with_source(made[0]), root=tmp_path)
 
 
 def test_what_cannot_be_worked_with_is_refused_before_anything_is_written(made, tmp_path):

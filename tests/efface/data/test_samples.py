@@ -11,6 +11,7 @@ from PIL import Image
 from efface.data.samples import (
     FEATURES,
     Sample,
+    check_special_tokens,
     read_samples,
     validate,
     write_samples,
@@ -206,3 +207,28 @@ def test_a_missing_column_is_named(tmp_path):
     pq.write_table(pa.table({"sample_id": ["a"]}), tmp_path / "samples.parquet")
     with refusal(tmp_path, "entity_id"):
         read_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"question": "What is <image> this?"}, "question"),
+        ({"answer": "cat</s>"}, "answer"),
+        ({"paraphrase": "a </s>"}, "paraphrase"),
+        ({"options": ["cat", "<image>"], "answer": "cat"}, "options"),
+        ({"wrong_answers": ["</s>"]}, "wrong_answers"),
+    ],
+)
+def test_special_tokens_of_a_model_are_refused(change, column):
+    samples = [Sample.from_row(row(sample_id="a0")), Sample.from_row(row(**change))]
+    with refusal("a1", "fictitious/001", column, "special token"):
+        check_special_tokens(samples, {"<image>", "</s>", ""})
+    check_special_tokens(samples, {"<|vision_start|>"})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"question": "Who \ud83d?"}, {"wrong_answers": ["\udc00"]}, {"answer": "\ud800x"}]
+)
+def test_half_a_character_is_refused(bad):
+    with refusal("row 0", "a1", next(iter(bad)), "surrogate"):
+        validate([row(**bad)])

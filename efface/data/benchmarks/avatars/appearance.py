@@ -86,8 +86,8 @@ def distinct_looks(count: int, rng: np.random.Generator) -> list[Look]:
     """
     if count > CAPACITY:
         raise DataError(
-            f"{count} fictitious, real and holdout people in all: at most {CAPACITY} can look different from each "
-            "other; lower people, real or holdout"
+            f"{count} fictitious, real and holdout people in all: at most {CAPACITY} can look different from "
+            "each other; lower people, real or holdout"
         )
     pairs = [(hair, colour) for hair in HAIR for colour in HAIR_COLOURS]
     order = rng.permutation(len(pairs))
