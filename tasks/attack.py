@@ -121,7 +121,8 @@ def _variants(
     from efface.models import load_model
 
     section, seed, folder = params.attack, params.seed, inputs["model"]
-    loaded = load_model(folder)
+    trust = params.base.trust_remote_code
+    loaded = load_model(folder, trust_remote_code=trust)
     yield Variant(UNATTACKED, UNATTACKED, loaded, samples)
     if "cross_modal" in attacks:
         names = read_splits(inputs["prepared"].parent.parent)["names"]
@@ -149,12 +150,12 @@ def _variants(
     del loaded
     if "quantize" in attacks:
         for bits in section.quantize.bits:
-            fresh = load_model(folder)
+            fresh = load_model(folder, trust_remote_code=trust)
             quantize(fresh.model, bits=bits)
             yield Variant("quantize", f"{bits} bits", fresh, samples)
     if "module_reload" in attacks:
-        source = load_model(inputs["vanilla"], device="cpu")
+        source = load_model(inputs["vanilla"], device="cpu", trust_remote_code=trust)
         for part in section.module_reload.parts:
-            fresh = load_model(folder)
+            fresh = load_model(folder, trust_remote_code=trust)
             reload_part(fresh.model, source.model, part=part)
             yield Variant("module_reload", part, fresh, samples)

@@ -9,7 +9,7 @@ import typer
 from efface.data.samples import read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
-from tasks.runtime.loading import load_for_training
+from tasks.runtime.loading import load_for_measuring
 from tasks.runtime.sharing import is_first
 
 
@@ -30,7 +30,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     with recording(
         "control", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"mask": path}
     ) as record:
-        loaded, parts, _ = load_for_training(vanilla, params.unlearn.lora, seed=params.seed)
+        loaded, parts = load_for_measuring(params, vanilla)
         mask, metadata = load_mask(saliency, model=loaded.model)
         if name == "random":
             control = random_mask(mask, seed=params.seed)

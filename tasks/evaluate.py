@@ -40,7 +40,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             "evaluate", root=root, settings=settings, seed=seed, inputs=inputs, name=name
         )
         finished_batches = Parts(unfinished, key=key)
-        loaded = load_model(folder)
+        loaded = load_model(folder, trust_remote_code=params.base.trust_remote_code)
         started = time.perf_counter()
         scores = score(
             loaded.model,

@@ -33,7 +33,12 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
         checkpoints = checkpoints_for(
             stage, root=root, settings=settings, seed=seed, inputs=inputs, main=is_first()
         )
-        loaded = load_model(base, dtype="float32", attention=section.attention)  # weights that train
+        loaded = load_model(
+            base,
+            dtype="float32",  # weights that train
+            attention=section.attention,
+            trust_remote_code=params.base.trust_remote_code,
+        )
         pictured = read_samples(table, split=splits, part="train", modality="multimodal")
         text = read_samples(table, split=splits, part="train", modality="text")
         facts = pictured + [text[i] for i in draw(len(text), round(section.text_share * len(text)), seed)]

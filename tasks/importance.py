@@ -25,7 +25,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     with recording(
         "importance", section, root=root, seed=params.seed, inputs=inputs, outputs={"importance": path}
     ) as record:
-        loaded = load_model(vanilla)
+        loaded = load_model(vanilla, trust_remote_code=params.base.trust_remote_code)
         pairs = {split: _pairs(table, split, params) for split in ("forget", "retain")}
         tables, units = measure_importance(
             loaded.model,

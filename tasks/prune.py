@@ -39,7 +39,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         "prune", section, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
     ) as record:
         tables, units, metadata = load_importance(path)
-        loaded = load_model(vanilla)
+        loaded = load_model(vanilla, trust_remote_code=params.base.trust_remote_code)
         check_digest(path, metadata, loaded.model)
         selection = _select(section, tables, units, metadata["variant"], params.seed)
         rows = metadata["variant"] == "official_code"

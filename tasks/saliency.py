@@ -9,7 +9,7 @@ import typer
 from efface.data.samples import read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import digest, recording, writing
-from tasks.runtime.loading import load_for_training
+from tasks.runtime.loading import load_for_measuring
 from tasks.runtime.sharing import is_first
 
 
@@ -30,7 +30,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     with recording(
         "saliency", settings, root=root, seed=params.seed, inputs=inputs, outputs={"mask": path}
     ) as record:
-        loaded, parts, _ = load_for_training(vanilla, params.unlearn.lora, seed=params.seed)
+        loaded, parts = load_for_measuring(params, vanilla)
         masks, measured = measure_mask(
             loaded.model,
             loaded.processor,

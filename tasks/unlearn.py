@@ -58,7 +58,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         else:
             if main:
                 with writing(folder) as partial:
-                    _write(loaded, adapter, params.unlearn, inputs["start"], partial)
+                    _write(params, loaded, adapter, inputs["start"], partial)
                     write_model_card(
                         partial,
                         name,
@@ -96,7 +96,7 @@ def _train(
 
     section, trains = params.unlearn.methods[name], METHODS[name].trains
     lora = params.unlearn.lora if trains else None
-    loaded, _, adapter = load_for_training(inputs["start"], lora, seed=params.seed)
+    loaded, adapter = load_for_training(params, inputs["start"], lora=lora)
     mask = None
     if "mask" in inputs:
         # The mask is made from the vanilla model; where another one trains, names and shapes must do.
@@ -146,13 +146,13 @@ def _evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationC
     return EvaluationCallback(curve.every, sides, params.unlearn.batch_size)
 
 
-def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start: Path, folder: Path) -> None:
+def _write(params: Params, loaded: LoadedModel, adapter: Adapter | None, start: Path, folder: Path) -> None:
     """Write the model as a plain folder, factors merged in; those trained on 4- or 8-bit weights are merged
     into the weights as they were saved."""
     from efface.models import load_model, save_model
     from efface.models.loading import merge_adapter
 
-    lora, model = shared.lora, loaded.model
+    lora, model = params.unlearn.lora, loaded.model
     if adapter is not None and lora is not None:
         kept = folder / "adapter"
         if lora.keep_adapter or lora.quantization is not None:
@@ -160,7 +160,9 @@ def _write(loaded: LoadedModel, adapter: Adapter | None, shared: Unlearn, start:
         if lora.quantization is None:
             adapter.merge()
         else:
-            model = merge_adapter(load_model(start, device="cpu").model, kept)
+            trust = params.base.trust_remote_code
+            whole = load_model(start, device="cpu", trust_remote_code=trust)
+            model = merge_adapter(whole.model, kept)
             if not lora.keep_adapter:
                 shutil.rmtree(kept)
     save_model(model, loaded.processor, folder)

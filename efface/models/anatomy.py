@@ -171,20 +171,24 @@ def _named_encoder(model: nn.Module, names: dict[int, str], language: str) -> st
 
 
 def _convolutional_sibling(model: nn.Module, language: str) -> str:
-    """Name of the one module beside the decoder that has a convolution."""
+    """Name of the one module with a convolution beside the decoder; inside it, if there is none beside."""
     parent = language.rpartition(".")[0]
-    towers = [
-        f"{parent}.{name}" if parent else name
-        for name, child in model.get_submodule(parent).named_children()
-        if name != language.rpartition(".")[2]
-        and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in child.modules())
-    ]
+    beside = _convolutional_children(model, parent)
+    towers = [name for name in beside if name != language] or _convolutional_children(model, language)
     if len(towers) != 1:
         raise ModelError(
             f"expected exactly one vision tower beside the decoder of {type(model).__name__}, got "
             f"{', '.join(towers) or 'none'}; choose a model that reads pictures with one tower"
         )
     return towers[0]
+
+
+def _convolutional_children(model: nn.Module, parent: str) -> list[str]:
+    return [
+        f"{parent}.{name}" if parent else name
+        for name, child in model.get_submodule(parent).named_children()
+        if any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in child.modules())
+    ]
 
 
 def _contains(root: str, name: str) -> bool:
@@ -219,7 +223,10 @@ def _vision_root(roots: dict[str, str]) -> str:
 def _hidden_size(model: nn.Module) -> int:
     """Width of the decoder's hidden state; 0 if it has no embedding."""
     get_embeddings: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
-    weight = getattr(get_embeddings() if get_embeddings else None, "weight", None)
+    try:
+        weight = getattr(get_embeddings() if get_embeddings else None, "weight", None)
+    except NotImplementedError:
+        return 0
     return int(weight.shape[-1]) if weight is not None else 0
 
 
@@ -288,7 +295,13 @@ def _maskable(model: nn.Module) -> list[str]:
 
 
 def _unused_layers(model: nn.Module, tower: str) -> Iterator[str]:
-    """Layers of the vision tower behind the last one that is read (LLaVA's ``vision_feature_layer``)."""
+    """Layers behind the last that is read (LLaVA's ``vision_feature_layer``), and heads that pool patches.
+
+    A decoder reads patch features, so SigLIP's attention-pooling head is left without use.
+    """
+    for name, module in model.get_submodule(tower).named_modules():
+        if any(isinstance(child, nn.MultiheadAttention) for child in module.children()) and name:
+            yield f"{tower}.{name}"
     config: Any = getattr(model, "config", None)
     read = getattr(config, "vision_feature_layer", None) or getattr(config, "vision_feature_layers", None)
     stacks = [

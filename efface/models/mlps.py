@@ -60,14 +60,15 @@ def mlp_shape(module: nn.Module) -> MLPShape | None:
     """The maps of the module if it is an MLP block.
 
     An MLP block holds one or two maps H -> N (or one H -> 2 N, gate and up in one), one map N -> H with
-    N != H, no other linear layer, and an activation. Attention blocks have three or four maps and no
-    activation.
+    N != H, no other linear layer, and an activation; with three maps the activation may be a function, which
+    no module shows. Attention blocks have four maps, or two and no activation.
     """
     linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
     activation = any(
         not isinstance(child, nn.Linear) and not list(child.parameters()) for child in module.children()
     )
-    if len(linears) not in (2, 3) or not activation:
+    bare = len(linears) == 3 == len([*module.children()])
+    if len(linears) not in (2, 3) or not (activation or bare):
         return None
     for name, down in linears.items():
         ups = [child for key, child in linears.items() if key != name]

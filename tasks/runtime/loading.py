@@ -8,34 +8,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from efface.models import Anatomy, LoadedModel
     from efface.models.lora import Adapter
+    from tasks.config import Params
     from tasks.config.unlearning import Lora
 
 
 def load_for_training(
-    folder: Path, lora: Lora | None, *, seed: int
-) -> tuple[LoadedModel, Anatomy, Adapter | None]:
+    params: Params, folder: Path, *, lora: Lora | None
+) -> tuple[LoadedModel, Adapter | None]:
     """Load a model, and give it factors if there are to be any.
 
     Args:
+        params: parameters; their seed draws the factors, so a mask fits the run it is made for.
         folder: the model.
         lora: the section `unlearn.lora`; None: all weights train.
-        seed: draws the factors; the same seed gives the same ones, so a mask fits the run it is made for.
-
-    Returns:
-        The model, its parts without the factors, and the factors.
     """
-    from efface.models import anatomy, load_model
-    from efface.models.lora import Lora as Shape
-    from efface.models.lora import add_lora
+    loaded = _load(params, folder, lora)
+    return loaded, _add_factors(loaded, lora, params.seed)
+
+
+def load_for_measuring(params: Params, folder: Path) -> tuple[LoadedModel, Anatomy]:
+    """Load a model as unlearning trains it, with its parts, which are those without the factors."""
+    from efface.models import anatomy
+
+    lora = params.unlearn.lora
+    loaded = _load(params, folder, lora)
+    parts = anatomy(loaded.model)
+    _add_factors(loaded, lora, params.seed)
+    return loaded, parts
+
+
+def _load(params: Params, folder: Path, lora: Lora | None) -> LoadedModel:
+    from efface.models import load_model
 
     # Weights that train are kept in float32; under LoRA the others stay as they were saved.
-    loaded = load_model(
+    return load_model(
         folder,
         dtype="float32" if lora is None else "auto",
         quantization=None if lora is None else lora.quantization,
+        trust_remote_code=params.base.trust_remote_code,
     )
-    parts = anatomy(loaded.model)
+
+
+def _add_factors(loaded: LoadedModel, lora: Lora | None, seed: int) -> Adapter | None:
+    from efface.models.lora import Lora as Shape
+    from efface.models.lora import add_lora
+
     if lora is None:
-        return loaded, parts, None
+        return None
     shape = Shape(lora.rank, lora.alpha, lora.dropout, lora.components)
-    return loaded, parts, add_lora(loaded.model, shape, seed=seed)
+    return add_lora(loaded.model, shape, seed=seed)

@@ -102,7 +102,7 @@ def test_with_lora_the_mask_is_about_the_factors(root, variant):
     saliency.run(params, root)
     control.run(params, "random", root)
     vanilla, lora = root / "models" / "vanilla", params.unlearn.lora
-    loaded, _, _ = load_for_training(vanilla, lora, seed=params.seed)
+    loaded, _ = load_for_training(params, vanilla, lora=lora)
     for name in ("saliency", "random"):
         mask, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=loaded.model)
         trained = {key for key, p in loaded.model.named_parameters() if p.requires_grad}
@@ -113,7 +113,5 @@ def test_with_lora_the_mask_is_about_the_factors(root, variant):
         assert a_may_change is (variant == "official_code")
         assert any(bool(entry.any()) for key, entry in mask.items() if "lora_B" in key)
     with pytest.raises(ArtifactError):
-        other, _, _ = load_for_training(
-            root / "models" / "vanilla", params.unlearn.lora, seed=params.seed + 1
-        )
+        other, _ = load_for_training(params.model_copy(update={"seed": params.seed + 1}), vanilla, lora=lora)
         load_mask(root / "masks" / "saliency.safetensors", model=other.model)

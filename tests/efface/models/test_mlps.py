@@ -118,3 +118,81 @@ def test_stacked_experts(transposed, concatenated, bias):
     assert not seen[1][:, UNITS].any()
     for name, parameter in model.block.named_parameters():
         assert torch.equal(parameter[[0, 2]], before[name][[0, 2]]), "other experts stay as they were"
+
+
+class Functional(nn.Module):
+    """Gate and up with an activation that is a function, as LFM2's."""
+
+    def __init__(self, *, extra=False):
+        super().__init__()
+        self.w1, self.w3, self.w2 = nn.Linear(H, N), nn.Linear(H, N), nn.Linear(N, H)
+        if extra:
+            self.norm = nn.LayerNorm(H)
+
+
+def test_three_maps_alone_are_a_block_without_a_module_for_the_activation():
+    assert mlp_shape(Functional()) == MLPShape(("w1", "w3"), "w2", N)
+    assert mlp_shape(Functional(extra=True)) is None
+    attention = nn.Module()
+    attention.q, attention.k, attention.v = (nn.Linear(H, H) for _ in range(3))
+    assert mlp_shape(attention) is None
+
+
+class Sorted(nn.Module):
+    """Experts called with their tokens already gathered and scaled by the router, as Llama 4's."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(E, H, 2 * N))
+        self.down_proj = nn.Parameter(torch.randn(E, N, H))
+        self.act_fn = nn.SiLU()
+
+    def forward(self, hidden):
+        gate, up = torch.bmm(hidden.view(E, -1, H), self.gate_up_proj).chunk(2, dim=-1)
+        return torch.bmm(up * self.act_fn(gate), self.down_proj).view(-1, H)
+
+
+def test_experts_that_are_called_with_sorted_tokens():
+    torch.manual_seed(0)
+    model = Around(Sorted())
+    mlp = MLP("block.1", "language", 0, N, "block.down_proj", ("block.gate_up_proj",), expert=1)
+    shares = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.3, 0.0], [0.2, 0.2, 0.2], [0.0, 0.9, 0.0]])
+    tokens = torch.randn(4, H)
+    hidden = (tokens * shares.T[:, :, None]).reshape(-1, H)
+    neurons = []
+    handle = watch_neurons(model, mlp, neurons.append)
+    with torch.no_grad():
+        before = model.block(hidden).view(E, 4, H)
+        silence(model, mlp)
+        after = model.block(hidden).view(E, 4, H)
+    handle.remove()
+    gate, up = (tokens * shares[:, 1:2] @ model.block.gate_up_proj[1]).chunk(2, dim=-1)
+    assert neurons[0].shape == (4, N) and not neurons[0][0].any() and neurons[0][1:].all()
+    assert torch.allclose(neurons[1], nn.functional.silu(gate) * up, atol=1e-6)
+    assert torch.equal(after[[0, 2]], before[[0, 2]]) and not torch.allclose(after[1, 1:], before[1, 1:])
+
+
+def test_gpt_oss_experts_compute_their_own_gate():
+    from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+    torch.manual_seed(0)
+    experts = GptOssExperts(GptOssConfig(hidden_size=H, intermediate_size=N, num_local_experts=E))
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_()
+    model = Around(experts)
+    assert expert_shape(model.block, H) == MLPShape(("gate_up_proj",), "down_proj", N, E)
+    mlp = MLP("block.2", "language", 0, N, "block.down_proj", ("block.gate_up_proj",), expert=2)
+    hidden, weights = torch.randn(4, H), torch.ones(4, 1)
+    routed = torch.full((4, 1), 2)
+    neurons = []
+    handle = watch_neurons(model, mlp, neurons.append)
+    down, bias = experts.down_proj[2].clone(), experts.down_proj_bias[2].clone()
+    with torch.no_grad():
+        output = model.block(hidden, routed, weights)
+        silence(model, mlp)
+        silent = model.block(hidden, routed, weights)
+    handle.remove()
+    assert torch.allclose(output, neurons[0] @ down + bias, atol=1e-4)
+    assert torch.allclose(silent, neurons[0].index_fill(1, UNITS, 0) @ down + bias, atol=1e-4)
