@@ -303,9 +303,7 @@ class _MllmuReader:
                         self._excluded_people.add(entity)
             if all((file, number, i) in self._excluded_pictures for i in range(len(pictures))):
                 self._excluded_rows.add((file, number))
-        if (
-            folder.people is None
-        ):  # the unseen set repeats people whom the other folders have put into a split
+        if folder.people is None:  # the unseen set repeats people of the forget folder
             self._people[folder.split] |= people
         return people
 

@@ -102,11 +102,11 @@ def distinct_looks(count: int, rng: np.random.Generator) -> list[Look]:
     return looks
 
 
-def stranger_look(rng: np.random.Generator, taken: Collection[tuple[str, str, str]]) -> Look:
-    """A random look that is nobody's: its signature is not among those taken."""
+def stranger_look(rng: np.random.Generator, signatures: Collection[tuple[str, str, str]]) -> Look:
+    """A random look whose signature is not one of these."""
     while True:
         look = _complete(_pick(rng, HAIR), _pick(rng, HAIR_COLOURS), _pick(rng, SKINS), rng)
-        if look.signature not in taken:
+        if look.signature not in signatures:
             return look
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import Features
+from tqdm import tqdm
 
 from efface.data.benchmarks import mllmu_schema as schema
 from efface.data.benchmarks.avatars import questionnaire
 from efface.data.benchmarks.avatars.appearance import Look, stranger_look
 from efface.data.benchmarks.avatars.population import GROUPS, Person, draw_people
-from efface.data.benchmarks.avatars.portraits import Shot, draw_shot
-from efface.data.benchmarks.avatars.renderer import Renderer
+from efface.data.benchmarks.avatars.portraits import Shot, draw_shot, portrait
 from efface.data.parquet import write_parquet
 
 PERCENTS = (5, 10, 15)
 """Shares of the fictitious people that a forget set may hold."""
+
+Face = tuple[Look, Shot]
+Draw = Callable[[Sequence[Face]], list[bytes]]
+Signature = tuple[str, str, str]
 
 _SHOTS, _QUESTIONS, _STRANGERS, _SKILLS, _FORGET = 4, 5, 6, 7, 8
 
@@ -38,7 +42,7 @@ class Sizes:
 
     @property
     def skill_tests(self) -> int:
-        """Skill questions kept for evaluation: a fifth as many, but no more than tell skills apart."""
+        """Skill questions for evaluation: a fifth as many as for training, from 5 to 150."""
         return max(5, min(150, self.skill_samples // 5))
 
     @property
@@ -50,82 +54,77 @@ class Sizes:
         return of_people + self.stranger_pictures + self.skill_tests
 
 
-def generate(root: Path, *, seed: int, sizes: Sizes, workers: int | None = None) -> None:
+def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
     """Write the benchmark to `root/eval` and `root/train`; the same seed and sizes give the same bytes.
 
     Args:
         root: folder of the benchmark.
         seed: of people, pictures and questions.
         sizes: how much of everything.
-        workers: processes that draw; None: as many as there are cores, if there is enough to draw.
 
     Raises:
-        DataError: if more people are asked for than can look different from each other.
+        DataError: if there are more people than can look different from each other.
     """
     counts = {"fictitious": sizes.people, "real": sizes.real, "holdout": sizes.holdout}
     people = draw_people(seed, counts)
-    with Renderer(sizes.picture_size, total=sizes.pictures, workers=workers) as renderer:
-        _write_people(root, seed, sizes, people, renderer)
-        taken = {person.look.signature for group in people.values() for person in group}
-        _write_strangers(root, seed, sizes, taken, renderer)
+    with tqdm(total=sizes.pictures, desc="portraits", unit="picture", mininterval=0.5) as progress:
+
+        def draw(faces: Sequence[Face]) -> list[bytes]:
+            pictures = []
+            for look, shot in faces:
+                pictures.append(portrait(look, shot, size=sizes.picture_size))
+                progress.update()
+            return pictures
+
+        _write_people(root, seed, sizes, people, draw)
+        signatures = {person.look.signature for group in people.values() for person in group}
+        _write_strangers(root, seed, sizes, signatures, draw)
 
 
-def _albums(
-    seed: int, people: Sequence[Person], views: Sequence[int], renderer: Renderer
-) -> dict[str, list[bytes]]:
+def _albums(seed: int, people: Sequence[Person], views: Sequence[int], draw: Draw) -> dict[str, list[bytes]]:
     """The pictures of each person, by number; each depends on the seed, the person and its own number."""
     streams = [[seed, _SHOTS, GROUPS.index(p.group), int(p.number), view] for p in people for view in views]
     looks = [p.look for p in people for _ in views]
     shots = [draw_shot(np.random.default_rng(stream)) for stream in streams]
-    pictures = renderer.pictures(list(zip(looks, shots, strict=True)))
+    pictures = draw(list(zip(looks, shots, strict=True)))
     return {p.number: pictures[i * len(views) : (i + 1) * len(views)] for i, p in enumerate(people)}
 
 
 def _write_people(
-    root: Path, seed: int, sizes: Sizes, people: Mapping[str, Sequence[Person]], renderer: Renderer
+    root: Path, seed: int, sizes: Sizes, people: Mapping[str, Sequence[Person]], draw: Draw
 ) -> None:
     evaluation, training = root / "eval", root / "train"
-    seen = range(sizes.train_views)
-    unseen = range(sizes.train_views, sizes.train_views + sizes.test_views)
+    train_views = range(sizes.train_views)
+    test_views = range(sizes.train_views, sizes.train_views + sizes.test_views)
 
-    album = _albums(seed, people["fictitious"], seen, renderer)
-    asked = _evaluation_rows(people, "fictitious", seed, reworded=False)
-    rows = {i: row | {"image": questionnaire.picture(album[i][0])} for i, row in asked.items()}
-    taught = {
-        p.number: [
-            questionnaire.training_row(p, view, picture) for view, picture in enumerate(album[p.number])
-        ]
-        for p in people["fictitious"]
-    }
+    album = _albums(seed, people["fictitious"], train_views, draw)
+    rows = _evaluation_rows(people, "fictitious", seed, album)
+    training_rows = _training_rows(people["fictitious"], album)
     _write(evaluation / "Full_Set", list(rows.values()), schema.EVALUATION)
-    _write(evaluation / "ft_Data", [r for group in taught.values() for r in group], schema.TRAINING)
+    _write(evaluation / "ft_Data", [r for group in training_rows.values() for r in group], schema.TRAINING)
     for percent in PERCENTS:
         forget = forget_numbers(seed, list(rows), percent)
-        for folder, wanted in ((f"forget_{percent}", True), (f"retain_{100 - percent}", False)):
-            chosen = [i for i in rows if (i in forget) is wanted]
-            _write(evaluation / folder, [rows[i] for i in chosen], schema.EVALUATION)
-            _write(training / folder, [r for i in chosen for r in taught[i]], schema.TRAINING)
+        retain = [number for number in rows if number not in forget]
+        for folder, numbers in (
+            (f"forget_{percent}", [number for number in rows if number in forget]),
+            (f"retain_{100 - percent}", retain),
+        ):
+            _write(evaluation / folder, [rows[number] for number in numbers], schema.EVALUATION)
+            facts = [row for number in numbers for row in training_rows[number]]
+            _write(training / folder, facts, schema.TRAINING)
 
-    reworded = _evaluation_rows(people, "fictitious", seed, reworded=True)
-    others = _albums(seed, people["fictitious"], unseen, renderer)
-    test = [row | {"images": [questionnaire.picture(v) for v in others[i]]} for i, row in reworded.items()]
-    _write(evaluation / "Test_Set", test, schema.EVALUATION_IMAGES)
+    album = _albums(seed, people["fictitious"], test_views, draw)
+    rows = _evaluation_rows(people, "fictitious", seed, album, reworded=True)
+    _write(evaluation / "Test_Set", list(rows.values()), schema.EVALUATION_IMAGES)
 
     for group, folder in (("real", "Retain_Set"), ("holdout", "Holdout_Set")):
-        album = _albums(seed, people[group], seen if group == "real" else range(1), renderer)
-        asked = _evaluation_rows(people, group, seed, reworded=False)
-        _write(
-            evaluation / folder,
-            [row | {"image": questionnaire.picture(album[i][0])} for i, row in asked.items()],
-            schema.EVALUATION,
-        )
+        album = _albums(seed, people[group], train_views if group == "real" else range(1), draw)
+        rows = _evaluation_rows(people, group, seed, album)
+        _write(evaluation / folder, list(rows.values()), schema.EVALUATION)
         if group == "real":
-            known = [
-                questionnaire.training_row(p, v, b)
-                for p in people[group]
-                for v, b in enumerate(album[p.number])
-            ]
-            _write(training / "Base_Data", known, schema.TRAINING)
+            training_rows = _training_rows(people[group], album)
+            facts = [row for rows_of_one in training_rows.values() for row in rows_of_one]
+            _write(training / "Base_Data", facts, schema.TRAINING)
 
 
 def forget_numbers(seed: int, numbers: Sequence[str], percent: int) -> set[str]:
@@ -135,51 +134,63 @@ def forget_numbers(seed: int, numbers: Sequence[str], percent: int) -> set[str]:
     return {numbers[i] for i in rng.permutation(len(numbers))[:count]}
 
 
+def _training_rows(
+    people: Sequence[Person], album: Mapping[str, Sequence[bytes]]
+) -> dict[str, list[questionnaire.Row]]:
+    return {
+        p.number: [questionnaire.training_row(p, view, image) for view, image in enumerate(album[p.number])]
+        for p in people
+    }
+
+
 def _evaluation_rows(
-    people: Mapping[str, Sequence[Person]], group: str, seed: int, *, reworded: bool
+    people: Mapping[str, Sequence[Person]],
+    group: str,
+    seed: int,
+    album: Mapping[str, Sequence[bytes]],
+    *,
+    reworded: bool = False,
 ) -> dict[str, questionnaire.Row]:
+    """A row per person: of the reworded questions with all pictures, of the others with the first."""
     names = [person.name for person in people[group]]
     if len(names) < 4:  # too few for three wrong options: the other groups help out
-        names = [person.name for others in people.values() for person in others]
+        names = [person.name for members in people.values() for person in members]
     rows = {}
     for person in people[group]:
         stream = [seed, _QUESTIONS, GROUPS.index(group), int(person.number), int(reworded)]
         rng = np.random.default_rng(stream)
-        rows[person.number] = questionnaire.evaluation_row(person, names, rng, reworded=reworded)
+        row = questionnaire.evaluation_row(person, names, rng, reworded=reworded)
+        pictures = [questionnaire.picture(encoded) for encoded in album[person.number]]
+        rows[person.number] = row | ({"images": pictures} if reworded else {"image": pictures[0]})
     return rows
 
 
-def _write_strangers(
-    root: Path, seed: int, sizes: Sizes, taken: set[tuple[str, str, str]], renderer: Renderer
-) -> None:
+def _write_strangers(root: Path, seed: int, sizes: Sizes, signatures: set[Signature], draw: Draw) -> None:
     rng = np.random.default_rng([seed, _STRANGERS])
-    seen = _strangers(rng, sizes.stranger_pictures, taken, renderer)
-    _write(
-        root / "train" / "Strangers", [questionnaire.stranger_row(*face) for face in seen], schema.STRANGERS
-    )
+    strangers = _strangers(rng, sizes.stranger_pictures, signatures, draw)
+    rows = [questionnaire.stranger_row(*stranger) for stranger in strangers]
+    _write(root / "train" / "Strangers", rows, schema.STRANGERS)
 
-    # Skills are taught on the pictures that train the vision tower and asked about strangers never seen.
+    # Skills are taught on the pictures that train the vision tower, and tested on new strangers.
     rng = np.random.default_rng([seed, _SKILLS])
-    taught = [
-        questionnaire.skill_row(number, *seen[number % len(seen)], rng, evaluation=False)
+    rows = [
+        questionnaire.skill_row(number, *strangers[number % len(strangers)], rng, evaluation=False)
         for number in range(sizes.skill_samples)
     ]
-    asked = [
-        questionnaire.skill_row(
-            sizes.skill_samples + number, *_strangers(rng, 1, taken, renderer)[0], rng, evaluation=True
-        )
-        for number in range(sizes.skill_tests)
-    ]
-    _write(root / "train" / "Skills_Train", taught, schema.SKILLS)
-    _write(root / "eval" / "Skills_Test", asked, schema.SKILLS)
+    _write(root / "train" / "Skills_Train", rows, schema.SKILLS)
+    rows = []
+    for number in range(sizes.skill_samples, sizes.skill_samples + sizes.skill_tests):
+        (stranger,) = _strangers(rng, 1, signatures, draw)
+        rows.append(questionnaire.skill_row(number, *stranger, rng, evaluation=True))
+    _write(root / "eval" / "Skills_Test", rows, schema.SKILLS)
 
 
 def _strangers(
-    rng: np.random.Generator, count: int, taken: set[tuple[str, str, str]], renderer: Renderer
+    rng: np.random.Generator, count: int, signatures: set[Signature], draw: Draw
 ) -> list[tuple[Look, Shot, bytes]]:
-    """Random faces unlike anybody of the benchmark, and their pictures."""
-    faces = [(stranger_look(rng, taken), draw_shot(rng)) for _ in range(count)]
-    return [(*face, picture) for face, picture in zip(faces, renderer.pictures(faces), strict=True)]
+    """Random faces unlike the people of the benchmark, and their pictures."""
+    faces = [(stranger_look(rng, signatures), draw_shot(rng)) for _ in range(count)]
+    return [(*face, picture) for face, picture in zip(faces, draw(faces), strict=True)]
 
 
 def _write(folder: Path, rows: Sequence[questionnaire.Row], features: Features) -> None:

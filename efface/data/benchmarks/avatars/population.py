@@ -74,7 +74,7 @@ class Person:
     number: str
     """Zero-padded number within the group, as MLLMU-Bench writes its IDs: 001, 002, ..."""
     name: str
-    """First and last name, unique among everybody."""
+    """First and last name, unique among all people."""
     facts: Mapping[str, str]
     """A value for each of `ATTRIBUTES`."""
     look: Look

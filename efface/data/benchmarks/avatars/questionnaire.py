@@ -83,10 +83,10 @@ def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generato
     """
     start = int(person.number) + (3 if reworded else 0)
     order = [ATTRIBUTES[(start + step) % len(ATTRIBUTES)] for step in range(len(ATTRIBUTES))]
-    asked = _Asked(person, names, rng, start, reworded)
+    items = _Questions(person, names, rng, start, reworded)
     picture_choices, text_choices = [*order[:4], "name"], order[:5]
     blanks, sentences = order[4:6], [order[6], order[0]]
-    generation = [asked.generation(a, kind) for kind in (IMAGE_TYPE, TEXT_TYPE) for a in sentences]
+    generation = [items.generation(a, kind) for kind in (IMAGE_TYPE, TEXT_TYPE) for a in sentences]
     return {
         "ID": person.number,
         "Directory": f"avatars/{person.group}/{person.number}.png",
@@ -94,10 +94,10 @@ def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generato
         "question": f"Who is {person.name}?",
         "answer": named(questions.sentence("occupation", person.facts["occupation"]), person.name),
         "Classification_Task": {
-            IMAGE_QUESTIONS: [asked.choice(a, text=False) for a in picture_choices],
-            TEXT_QUESTIONS: [asked.choice(a, text=True) for a in text_choices],
+            IMAGE_QUESTIONS: [items.choice(a, text=False) for a in picture_choices],
+            TEXT_QUESTIONS: [items.choice(a, text=True) for a in text_choices],
         },
-        "Mask_Task": [asked.cloze(a, kind) for kind in (IMAGE_TYPE, TEXT_TYPE) for a in blanks],
+        "Mask_Task": [items.cloze(a, kind) for kind in (IMAGE_TYPE, TEXT_TYPE) for a in blanks],
         "Generation_Task": [item for item, _, _ in generation],
         "attributes": {
             IMAGE_QUESTIONS: picture_choices,
@@ -110,7 +110,7 @@ def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generato
     }
 
 
-class _Asked:
+class _Questions:
     """Questions about one person, with the name in place of "this person" where there is no picture."""
 
     def __init__(
@@ -119,7 +119,7 @@ class _Asked:
         self._person, self._rng = person, rng
         self._values: Mapping[str, Sequence[str]] = {**FACTS, "name": names}
         self._index, self._reworded = index, reworded
-        self._drawn: dict[str, list[str]] = {}
+        self._wrong_values: dict[str, list[str]] = {}
 
     def choice(self, attribute: str, *, text: bool) -> Row:
         value = self._value(attribute)
@@ -152,10 +152,10 @@ class _Asked:
 
     def _others(self, attribute: str, value: str) -> list[str]:
         """Three wrong values; the same for both renderings of a fact, so that they are equally hard."""
-        if attribute not in self._drawn:
-            others = [other for other in self._values[attribute] if other != value]
-            self._drawn[attribute] = [others[i] for i in self._rng.permutation(len(others))[:3]]
-        return self._drawn[attribute]
+        if attribute not in self._wrong_values:
+            values = [other for other in self._values[attribute] if other != value]
+            self._wrong_values[attribute] = [values[i] for i in self._rng.permutation(len(values))[:3]]
+        return self._wrong_values[attribute]
 
     def _question(self, task: str, attribute: str, text: bool) -> str:
         question = questions.evaluation_question(task, attribute, index=self._index, reworded=self._reworded)
@@ -172,11 +172,11 @@ def skill_row(
     attribute = list(questions.SKILL_NOUNS)[number % len(questions.SKILL_NOUNS)]
     answer = _skill_answer(attribute, look, shot)
     values = _SKILL_VALUES[attribute]
-    others = [value for value in values if value != answer]
+    wrong_values = [value for value in values if value != answer]
     options = (
         list(values)
         if values is _YES_NO
-        else [answer, *(others[i] for i in rng.permutation(len(others))[:3])]
+        else [answer, *(wrong_values[i] for i in rng.permutation(len(wrong_values))[:3])]
     )
     return {
         "image": picture(encoded),
