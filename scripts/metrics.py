@@ -1,11 +1,11 @@
-"""Which metrics can be believed? Models that saw the people to forget against models that never did.
+"""How well each metric separates models that saw the people to forget from models that never did.
 
     dvc repro base && python -m scripts.metrics [--pool 12]
 
 Trains two pools from `data/models/base`, alike but for the people to forget: the same steps, learning rates
 and shares of text, from training that barely starts to training that ends. Prints for each metric the chance
 that a model that saw the people shows a higher value than one that did not: 0.5 tells nothing, 1 or 0 always
-tells. What is finished is kept in the work folder; a second run goes on from there.
+tells. Finished score tables stay in the work folder; a second run continues from there.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Training:
 def trainings(pool: int) -> list[Training]:
     """The models of both pools, and one more that never saw the people: what metrics compare with."""
     settings = [(s, r, t) for (r, t), s in itertools.product(zip(RATES, TEXT, strict=True), STEPS)]
-    chosen = [settings[i % len(settings)] for i in range(pool)]
+    by_number = [settings[i % len(settings)] for i in range(pool)]
     reference = Training(pool, UNSEEN, max(STEPS), RATES[0], TEXT[0])
-    return [reference, *(Training(i, p, *s) for i, s in enumerate(chosen) for p in (SEEN, UNSEEN))]
+    return [reference, *(Training(i, p, *s) for i, s in enumerate(by_number) for p in (SEEN, UNSEEN))]
 
 
 def main(
@@ -66,9 +66,7 @@ def main(
     data: Annotated[Path, typer.Option(help="The data folder with `prepared` and `models/base`.")] = Path(
         "data"
     ),
-    work: Annotated[Path, typer.Option(help="Where finished score tables are kept.")] = Path(
-        ".benchmarks/metrics"
-    ),
+    work: Annotated[Path, typer.Option(help="Folder of finished score tables.")] = Path(".scripts/metrics"),
 ) -> None:
     """Train and score both pools, then print one line per metric."""
     environment.apply()
@@ -99,11 +97,11 @@ def _scored(training: Training, params: Params, data: Path, work: Path) -> pd.Da
         return pd.read_parquet(path)
     section = params.vanilla
     loaded = load_model(data / "models" / "base", dtype="float32", attention=section.attention)
-    known = read_samples(table, split=("real", "utility"), part="train")
+    replay = read_samples(table, split=("real", "utility"), part="train")
     finetune(
         loaded.model,
         loaded.processor,
-        with_replay(_facts(table, training), known, share=section.replay_share, seed=training.number),
+        with_replay(_facts(table, training), replay, share=section.replay_share, seed=training.number),
         steps=training.steps,
         learning_rate=training.learning_rate,
         batch_size=section.batch_size,
@@ -128,8 +126,8 @@ def _facts(table: Path, training: Training) -> list[Sample]:
 
     pictures = read_samples(table, split=training.splits, part="train", modality="multimodal")
     text = read_samples(table, split=training.splits, part="train", modality="text")
-    kept = draw(len(text), round(training.text_share * len(text)), training.number)
-    return [*pictures, *(text[i] for i in kept)]
+    indices = draw(len(text), round(training.text_share * len(text)), training.number)
+    return [*pictures, *(text[i] for i in indices)]
 
 
 def numbers_of(scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
@@ -138,21 +136,21 @@ def numbers_of(scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float
     from efface.evaluation.summary import forget_quality_of, modality_gap, privacy_of
 
     rows = with_metrics(scores[(scores["part"] == "test") & scores["set"].isin(("forget", "unseen"))])
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for kind, modality in (("forget", "multimodal"), ("unseen", "multimodal"), ("forget", "text")):
-        here = rows[(rows["set"] == kind) & (rows["modality"] == modality)]
+        subset = rows[(rows["set"] == kind) & (rows["modality"] == modality)]
         for name in METRICS:
-            if name in here and here[name].notna().any():
-                found[f"{name}, {kind} {modality}"] = float(here[name].mean())
+            if name in subset and subset[name].notna().any():
+                numbers[f"{name}, {kind} {modality}"] = float(subset[name].mean())
     for name, attack in privacy_of(scores, reference).items():
-        found[f"{name}, AUC"] = attack.auc
-        found[f"{name}, distance to retrained"] = attack.gap
+        numbers[f"{name}, AUC"] = attack.auc
+        numbers[f"{name}, distance to retrained"] = attack.gap
     quality, gap = forget_quality_of(scores, reference), modality_gap(scores)
     if quality is not None:
-        found["forget_quality (KS p), forget multimodal"] = quality.p_value
+        numbers["forget_quality (KS p), forget multimodal"] = quality.p_value
     if gap is not None:
-        found["modality_gap"] = gap.gap
-    return found
+        numbers["modality_gap"] = gap.gap
+    return numbers
 
 
 def table_of(numbers: Mapping[Training, Mapping[str, float]]) -> str:
@@ -163,17 +161,19 @@ def table_of(numbers: Mapping[Training, Mapping[str, float]]) -> str:
         f"| metric | mean, {SEEN} | mean, {UNSEEN} | AUC | AUC, at most {STEPS[2]} steps |",
         "|---|---:|---:|---:|---:|",
     ]
-    found = []
-    for name in dict.fromkeys(name for each in numbers.values() for name in each):
+    rows = []
+    for name in dict.fromkeys(name for values in numbers.values() for name in values):
         pools = {
-            pool: {t: each[name] for t, each in numbers.items() if t.pool == pool and name in each}
+            pool: {t: v[name] for t, v in numbers.items() if t.pool == pool and name in v}
             for pool in (SEEN, UNSEEN)
         }
-        early = {pool: [v for t, v in each.items() if t.steps <= STEPS[2]] for pool, each in pools.items()}
-        everything = {pool: list(each.values()) for pool, each in pools.items()}
+        early = {
+            pool: [v for t, v in values.items() if t.steps <= STEPS[2]] for pool, values in pools.items()
+        }
+        everything = {pool: list(values.values()) for pool, values in pools.items()}
         means = [fmean(everything[pool]) for pool in (SEEN, UNSEEN)]
-        found.append((name, *means, _auc(everything), _auc(early)))
-    for name, *values in sorted(found, key=lambda row: -abs(row[3] - 0.5)):
+        rows.append((name, *means, _auc(everything), _auc(early)))
+    for name, *values in sorted(rows, key=lambda row: -abs(row[3] - 0.5)):
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     return "\n".join(lines)
 

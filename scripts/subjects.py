@@ -1,4 +1,4 @@
-"""Models with random weights at the sizes that are measured, and the samples they are given."""
+"""Models with random weights at several sizes, and samples to measure them on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import load_params
+from tasks.config.models import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -109,21 +109,21 @@ def build(size: str, *, samples: int, device: str, words: int = 8) -> Subject:
     from efface.encoding import Encoder, to_device
 
     torch.manual_seed(0)
-    drawn = made_samples(samples, words)
-    model, processor = _tiny(drawn) if size == "tiny" else _llava(SHAPES[size], device)
+    rows = random_samples(samples, words)
+    model, processor = _tiny(rows) if size == "tiny" else _llava(SHAPES[size], device)
     model = model.to(device).eval()
-    batches = [to_device(batch, model.device) for batch in Encoder(processor, drawn).batches(BATCH_SIZE)]
-    pixels = {"pixel_values": model.dtype}
-    batches = [{key: v.to(pixels.get(key, v.dtype)) for key, v in batch.items()} for batch in batches]
-    return Subject(size, model, processor, drawn, batches)
+    batches = [to_device(batch, model.device) for batch in Encoder(processor, rows).batches(BATCH_SIZE)]
+    dtypes = {"pixel_values": model.dtype}
+    batches = [{key: v.to(dtypes.get(key, v.dtype)) for key, v in batch.items()} for batch in batches]
+    return Subject(size, model, processor, rows, batches)
 
 
-def _tiny(drawn: list[Sample]) -> tuple[Any, Any]:
+def _tiny(rows: list[Sample]) -> tuple[Any, Any]:
     from efface import sandbox
 
-    base = load_params().base
+    base = Base()
     fillers = [f"word{i}" for i in range(400)]  # as many words as the sandbox's vocabulary has
-    tokenizer = sandbox.build_tokenizer([*fillers, *(f"{s.question} {s.answer}" for s in drawn)])
+    tokenizer = sandbox.build_tokenizer([*fillers, *(f"{s.question} {s.answer}" for s in rows)])
     processor = sandbox.build_processor(tokenizer, image_size=base.image_size, patch_size=base.patch_size)
     names = ["image_size", "patch_size", "width", "mlp_width", "vision_layers", "language_layers", "heads"]
     return sandbox.build_model(tokenizer, **{name: getattr(base, name) for name in names}), processor
@@ -143,7 +143,7 @@ def _llava(shape: dict[str, Any], device: str) -> tuple[Any, Any]:
         torch.set_default_dtype(before)
 
 
-def made_samples(count: int, words: int = 8, options: int = 0) -> list[Sample]:
+def random_samples(count: int, words: int = 8, options: int = 0) -> list[Sample]:
     """The first half with a picture of noise, the rest without; answers of one to six words.
 
     Args:
@@ -156,14 +156,13 @@ def made_samples(count: int, words: int = 8, options: int = 0) -> list[Sample]:
 
     from efface.data.samples import Sample
 
-    made = []
+    samples = []
     for i in range(count):
         pictured = i < count // 2
         pixels = np.random.default_rng(i).integers(0, 256, (96, 96, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format="PNG")
         question = ["Which", "colour", "does", "this", "person", "like", *["and"] * words][: words - 1]
-        answer = " ".join(["red", "and", "green", "and", "blue", "white"][: 1 + i % 6])
         row = {
             "sample_id": str(i),
             "entity_id": f"fictitious/{i:03d}",
@@ -174,14 +173,14 @@ def made_samples(count: int, words: int = 8, options: int = 0) -> list[Sample]:
             "attribute": "residence",
             "image": buffer.getvalue() if pictured else None,
             "question": " ".join(question) + " ?",
-            "answer": answer,
+            "answer": " ".join(["red", "and", "green", "and", "blue", "white"][: 1 + i % 6]),
             "pair_id": str(i),
         }
-        made.append(Sample.from_row(row))
+        samples.append(Sample.from_row(row))
     if not options:
-        return made
-    others = ["white", "green", "blue and red", "Stone", "Marsh and Field", "Lake", "Hill and Ada", "Ben"]
+        return samples
+    wrong = ["white", "green", "blue and red", "Stone", "Marsh and Field", "Lake", "Hill and Ada", "Ben"]
     return [
-        replace(s, options=tuple(sorted({s.answer, *others[: options - 1]})), part="test", set="retain")
-        for s in made
+        replace(s, options=tuple(sorted({s.answer, *wrong[: options - 1]})), part="test", set="retain")
+        for s in samples
     ]
