@@ -133,8 +133,7 @@ def masks(subject: Subject, clock: Clock) -> Iterator[Row]:
 
 def epoch(subject: Subject, clock: Clock) -> Iterator[Row]:
     """An epoch of MMUnlearner against one of NPO with as many forget steps."""
-    from efface.unlearning import METHODS, unlearn
-    from efface.unlearning.training.config import LoopConfig
+    from efface.unlearning import METHODS, TrainingConfig, unlearn
 
     half = len(subject.samples) // 4
     forget, retain, mask = subject.samples[:half], subject.samples[half:], random_mask(subject)
@@ -147,8 +146,10 @@ def epoch(subject: Subject, clock: Clock) -> Iterator[Row]:
             forget=forget,
             retain=retain,
             mask=mask,
-            settings=METHODS[method].settings(**settings),
-            config=LoopConfig(1e-9, epochs=1, batch_size=8, retain_batches_per_forget_batch=1),
+            settings=METHODS[method].settings(
+                learning_rate=1e-9, epochs=1, retain_batches_per_forget_batch=1, **settings
+            ),
+            config=TrainingConfig(batch_size=8),
         )
 
     seconds = clock.seconds(
