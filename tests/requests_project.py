@@ -19,7 +19,7 @@ from tasks.requests.intake import read_requests
 from tasks.requests.state import RUNS
 from tasks.runtime.artifacts import digest, write_json
 from tasks.tracking.registry import Registry
-from tests.made_study import _questions, _sample, score_table
+from tests.study_results import _questions, _sample, score_table
 
 PROJECT = Path(__file__).parents[1]
 PEOPLE = [f"fictitious/{number:03}" for number in range(8)]

@@ -9,7 +9,7 @@ from efface.data.samples import read_samples
 from efface.evaluation.benchmarks.clear import forget_quality
 from tasks import report
 from tests.efface.data.clear_fixture import write_clear
-from tests.made_run import imported, parameters, run_stages
+from tests.small_run import imported, parameters, run_stages
 
 pytestmark = pytest.mark.slow
 

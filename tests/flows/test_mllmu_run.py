@@ -9,7 +9,7 @@ from pyarrow import parquet
 from efface.data.samples import read_samples
 from tasks import report
 from tests.efface.data.mllmu_fixture import FILE, Made, change
-from tests.made_run import imported, parameters, run_stages
+from tests.small_run import imported, parameters, run_stages
 
 pytestmark = pytest.mark.slow
 

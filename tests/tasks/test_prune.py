@@ -14,7 +14,7 @@ from efface.models import anatomy, load_model
 from efface.neurons.importance import load_importance
 from tasks import importance, prune
 from tests.efface.conftest import model, processor  # noqa: F401
-from tests.tiny_root import make_root, params_with
+from tests.tiny_project import make_root, params_with
 
 PLAIN = {"selection": "importance", "fraction": 0.125, "scope": "tower", "layers": "all"}
 

@@ -13,7 +13,7 @@ import pytest
 
 from efface.errors import ArtifactError
 from tasks.report import _attacks, run
-from tests.made_study import FEW, params_for, small_study, write_attacks, write_scores
+from tests.study_results import FEW, params_for, small_study, write_attacks, write_scores
 
 
 class Reader(HTMLParser):

@@ -14,7 +14,7 @@ from tasks import control, saliency
 from tasks.config.unlearning import Lora
 from tasks.runtime.loading import load_for_training
 from tests.efface.conftest import model, processor  # noqa: F401
-from tests.tiny_root import make_root, params_with
+from tests.tiny_project import make_root, params_with
 
 
 @pytest.fixture

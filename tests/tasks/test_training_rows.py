@@ -10,7 +10,7 @@ from efface.data.samples import read_samples
 from efface.encoding import Encoder
 from tests.efface.data.clear_fixture import write_clear
 from tests.efface.data.mllmu_fixture import Made
-from tests.made_run import imported, parameters
+from tests.small_run import imported, parameters
 
 pytestmark = pytest.mark.slow
 STAGES = ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "importance")

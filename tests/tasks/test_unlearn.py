@@ -19,7 +19,7 @@ from tasks.config.unlearning import Unlearn
 from tasks.runtime.artifacts import digest
 from tasks.runtime.salt import SALT_VARIABLE
 from tests.efface.conftest import sample
-from tests.tiny_root import make_root
+from tests.tiny_project import make_root
 
 PROJECT = Path(__file__).resolve().parents[2]
 LORA = {

@@ -9,7 +9,7 @@ import pytest
 
 from efface.errors import EvaluationError
 from efface.evaluation.studies import COSTS, Run, compare
-from tests.made_study import SKILL, _prepared, score_table
+from tests.study_results import SKILL, _prepared, score_table
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from efface.evaluation.benchmarks import view_of
 from efface.report.published import published
-from tests.made_study import SKILL, _prepared, score_table
+from tests.study_results import SKILL, _prepared, score_table
 
 
 @pytest.fixture(scope="module")

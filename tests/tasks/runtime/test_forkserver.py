@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tasks.runtime import forkserver
-from tests.tiny_root import PROJECT
+from tests.tiny_project import PROJECT
 
 pytestmark = pytest.mark.skipif(not forkserver._can_fork(), reason="for Linux without a GPU")
 

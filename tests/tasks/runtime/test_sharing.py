@@ -21,7 +21,7 @@ from efface.saliency import load_mask
 from tasks.runtime import artifacts, sharing
 from tests.efface.conftest import model, processor  # noqa: F401
 from tests.tasks import shared_stages
-from tests.tiny_root import PROJECT, make_root
+from tests.tiny_project import PROJECT, make_root
 
 SETTINGS = {
     "vanilla": {"steps": 5, "batch_size": 5, "replay_share": 0.0},

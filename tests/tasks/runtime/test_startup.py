@@ -11,7 +11,7 @@ import pytest
 
 from tasks.runtime.startup import uncollected
 from tests.efface.conftest import model, processor  # noqa: F401
-from tests.tiny_root import PROJECT, make_root
+from tests.tiny_project import PROJECT, make_root
 
 NEEDLESS = {"scipy", "pandas", "sklearn", "mlflow", "datasets", "prefect", "dvc", "matplotlib"}
 

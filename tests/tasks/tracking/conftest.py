@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tasks.tracking.client import create_database
-from tests.made_study import small_study
+from tests.study_results import small_study
 
 
 @pytest.fixture(scope="session")

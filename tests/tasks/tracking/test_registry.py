@@ -6,7 +6,7 @@ from tasks.runtime.artifacts import digest
 from tasks.tracking.client import TrackingError, mlflow_client
 from tasks.tracking.registry import ModelPayload, Registry, alias_of, registered_name
 from tasks.tracking.runs import run
-from tests.made_study import params_for
+from tests.study_results import params_for
 
 MODEL = "efface-avatars-sandbox"
 

@@ -18,7 +18,7 @@ from efface.errors import ArtifactError
 from tasks.runtime.artifacts import digest, read_json
 from tasks.tracking.client import TrackingError
 from tasks.tracking.runs import RECEIPT, run
-from tests.made_study import FEW, params_for, write_scores
+from tests.study_results import FEW, params_for, write_scores
 
 PROJECT = Path(__file__).resolve().parents[3]
 MODEL = "efface-avatars-sandbox"
@@ -152,7 +152,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tasks.tracking import client, registry, runs
-from tests.made_study import params_for
+from tests.study_results import params_for
 from mlflow.tracking import MlflowClient
 
 calls = []
@@ -227,7 +227,7 @@ def test_a_model_other_than_the_scored_one_is_not_registered(root):
 @pytest.mark.slow
 def test_two_calls_at_once_on_a_fresh_database(root):
     code = "import sys; from pathlib import Path; from tasks.tracking import runs; "
-    code += "from tests.made_study import params_for; runs.run(params_for(), Path(sys.argv[1]))"
+    code += "from tests.study_results import params_for; runs.run(params_for(), Path(sys.argv[1]))"
     (root.parent / "mlflow.db").unlink()
     calls = [
         subprocess.Popen(

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks.tracking.client import create_database
 from tasks.tracking.runs import study_payload, track
-from tests.made_study import small_study
+from tests.study_results import small_study
 
 MODELS = ("base", "vanilla", "retrained", "mmunlearner")
 
