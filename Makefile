@@ -2,6 +2,8 @@
 #
 #   VENV=.venv          the environment to make and use
 #   PYTHON=python3      the Python to make it with: 3.11, 3.12 or 3.13
+#   PORT=4200           of Prefect's server, for make server, deploy and worker
+#   SLOTS=N             runs side by side on this machine, for make deploy; by default one per GPU
 #   TORCH_INDEX=URL     where to take torch from, if the default build does not suit the machine (see README)
 #
 # The tests on another Python: make test PYTHON=python3.13 VENV=.venv313
@@ -16,7 +18,18 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
-deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+
+# Prefect's server answers this machine alone, its own pages alone, and whoever has the login in .prefect/login.
+PORT ?= 4200
+SLOTS ?= $(or $(filter-out 0,$(words $(wildcard /dev/nvidia[0-9]*))),1)
+LOGIN := .prefect/login
+server: export PREFECT_SERVER_API_HOST := 127.0.0.1
+server: export PREFECT_SERVER_API_PORT := $(PORT)
+server: export PREFECT_SERVER_CORS_ALLOWED_ORIGINS := http://127.0.0.1:$(PORT)
+server: export PREFECT_SERVER_API_AUTH_STRING ?= $(shell cat $(LOGIN))
+deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PORT)/api
+deploy worker: export PREFECT_API_AUTH_STRING ?= $(shell cat $(LOGIN))
+deploy: export PROJECT_ROOT := $(CURDIR)
 
 .PHONY: run flow test test-all check dev lint ui server deploy worker venv clean-venv
 
@@ -45,14 +58,21 @@ lint:
 ui: $(READY)              ## MLflow's pages on http://127.0.0.1:5000
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
-server: $(READY)          ## Prefect on http://127.0.0.1:4200
-	prefect server start --host 127.0.0.1
+server: $(READY) $(LOGIN) ## Prefect on http://127.0.0.1:4200; its pages ask for the line in .prefect/login
+	prefect server start
 
 deploy: $(READY)          ## the pool and the deployments of prefect.yaml, on that server
-	python -m flows.deploy
+	prefect work-pool inspect gpu >/dev/null 2>&1 || \
+	    prefect work-pool create gpu --type process --base-job-template flows/pool.json
+	prefect work-pool set-concurrency-limit gpu $(SLOTS)
+	prefect --no-prompt deploy --all
 
 worker: $(READY)          ## runs what is scheduled, on this machine
-	python -m flows.worker
+	prefect worker start --pool gpu
+
+$(LOGIN):
+	mkdir -p $(@D)
+	umask 077; python3 -c 'import secrets; print("efface:" + secrets.token_urlsafe(24))' >$@
 
 venv: $(READY)
 

@@ -151,6 +151,24 @@ def targets(cell: Cell, params: Params) -> list[str]:
     return stages + (["importance"] if params.prune.methods else [])
 
 
+def results_of(cell: Cell, stages: Sequence[str]) -> list[str]:
+    """Files of the experiment that the comparison reads; `dvc get` takes them one by one.
+
+    `dvc get` of a whole folder fails: dvc.yaml has more stages than the cell runs.
+    """
+    models = REFERENCE_MODELS if cell.method is None else (cell.method,)
+    attacked = [model for model in models if f"attack@{model}" in stages]
+    tables = [f"data/scores/{model}" for model in models] + [f"data/attacks/{model}" for model in attacked]
+    if cell.method is None:
+        records = [*REFERENCE_MODELS, *(stage for stage in stages if "evaluate" not in stage)]
+    else:
+        kind = "prune" if stages[0].startswith("evaluate_pruned") else "unlearn"
+        records = [f"{kind}@{cell.method}", *(f"attack@{model}" for model in attacked)]
+    return [f"{table}{suffix}" for table in tables for suffix in (".parquet", ".json")] + [
+        f"data/runs/{record}.json" for record in records
+    ]
+
+
 @task(task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
 def run_cell(
     title: str, cell: Cell, stages: list[str], changes: list[str], slots: Slots, reference: Any
@@ -166,10 +184,10 @@ def run_cell(
                 "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name, *settings, *stages,
                 log=log.info, environment=environment,
             )  # fmt: skip
-            for name in ("scores", "runs", *(["attacks"] if any("attack@" in s for s in stages) else [])):
-                source, copy = f"data/{name}", cell.folder / "data" / name
+            for path in results_of(cell, stages):
+                copy = cell.folder / path
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                query("get", "--force", "--rev", cell.name, "--out", str(copy), ".", source)
+                query("get", "--force", "--rev", cell.name, "--out", str(copy), ".", path)
     except (CommandFailed, EffaceError) as error:
         return Failed(message=str(error))
     outcome = outcome_of(lines)

@@ -1,8 +1,10 @@
 """Run one stage: python -m tasks STAGE [NAME]. DVC runs the same commands."""
 
 import contextlib
+import ctypes
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ROOT = Path("data")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal to get when the parent dies
 
 
 @app.callback()
@@ -28,6 +31,8 @@ def main(
 ) -> None:
     """Run one stage of the pipeline; `dvc repro` and `python -m flows.pipeline` run them all."""
     environment.apply()
+    if sys.platform == "linux":  # a stage ends with the DVC that started it, and frees its GPU
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if debug:
         os.environ["EFFACE_DEBUG"] = "1"
 

@@ -30,8 +30,6 @@ class Study(Section):
     """Run the attacks of `attack.run` on every selected model, and on vanilla and retrained."""
     goal: Literal["visual", "full"] = "visual"
     """How the score treats facts by name: retained (visual), or forgotten with the face (full)."""
-    runner: Literal["threads", "dask", "ray"] = "threads"
-    """Where cells run: threads of this machine, or a Dask or Ray cluster that shares its disk."""
 
     @field_validator("methods")
     @classmethod

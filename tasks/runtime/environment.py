@@ -14,7 +14,6 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # DO_NOT_TRACK silences Prefect's client, not its server
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Telemetry off, everywhere. Set any of these yourself to have it otherwise."""
 

@@ -123,15 +123,15 @@ def _costs(data: Path, shared: Path, method: str) -> dict[str, float]:
     """Time and memory of the stages that make a method's model, its mask or its importance among them."""
     from efface.evaluation.studies import COSTS
 
-    records = {record.label: record.content for record in read_records(data)}
+    references = {record.label: record.content for record in read_records(shared)}
+    records = references | {record.label: record.content for record in read_records(data)}
     own = records.get(f"unlearn@{method}") or records[f"prune@{method}"]
     needs = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
     labels = [needs.get(own["params"].get("mask"), "")]
     if own["stage"] == "prune" and own["params"]["selection"] != "random":
         labels.append("importance")
     used = [own, *(records[label] for label in labels if label in records)]
-    retrained = next(record.content for record in read_records(shared) if record.label == "retrained")
-    seconds = sum(record["seconds"] for record in used) / retrained["seconds"]
+    seconds = sum(record["seconds"] for record in used) / references["retrained"]["seconds"]
     return dict(zip(COSTS, (seconds, max(record["peak_memory_mib"] for record in used)), strict=True))
 
 
