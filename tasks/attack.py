@@ -129,8 +129,8 @@ def _variants(
         for kind in section.cross_modal.kinds:
             yield Variant("cross_modal", kind, loaded, cross_modal(samples, names, kind=kind))
     if "image_shift" in attacks:
-        for kind in section.image_shift.kinds:
-            yield Variant("image_shift", kind, loaded, image_shift(samples, kind=kind, seed=seed))
+        for shift in section.image_shift.kinds:
+            yield Variant("image_shift", shift, loaded, image_shift(samples, kind=shift, seed=seed))
     if "relearn" in attacks:  # changes the weights of this copy, so it comes last
         settings = section.relearn
         people = [sample.entity_id for sample in samples]

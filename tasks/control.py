@@ -25,8 +25,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
     saliency, path = root / "masks" / "saliency.safetensors", root / "masks" / f"{name}.safetensors"
     inputs = {"prepared": table, "vanilla": vanilla, "mask": saliency}
-    settings = {"control": name, "fisher_samples": section.fisher_samples, "batch_size": section.batch_size}
-    settings |= {"forget": params.unlearn.forget}
+    settings = section.model_dump(mode="json", include={"fisher_samples", "batch_size"})
+    settings |= {"control": name, "forget": params.unlearn.forget}
     with recording(
         "control", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"mask": path}
     ) as record:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from efface.data.benchmarks import FRACTIONS
+from efface.evaluation import REFERENCE_MODELS
 from tasks.config.attribution import Importance, Saliency
 from tasks.config.data import Avatars, Benchmark, Prepare
 from tasks.config.evaluation import Attack, Evaluate, Report
@@ -17,7 +18,6 @@ from tasks.config.section import Section
 from tasks.config.study import Study
 from tasks.config.unlearning import Unlearn
 
-REFERENCE_MODELS = ("base", "vanilla", "retrained")
 ORIGINAL = "original"
 """Name of the first vanilla model in a run of requests, where vanilla is the model in production."""
 

@@ -66,6 +66,8 @@ def validated_methods(methods: dict[str, Any]) -> dict[str, Any]:
     Raises:
         pydantic.ValidationError: if a name is unknown or a setting is not allowed.
     """
+    if not methods:
+        return {}
     fields: dict[str, Any] = {name: (method_class(name), ...) for name in method_names() if name in methods}
     entries = create_model("Methods", __base__=Section, **fields).model_validate(methods)
     return {name: getattr(entries, name) for name in methods}

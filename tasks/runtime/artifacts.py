@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class RunRecord:
     """Name to digest of what is read, known from the start."""
     outputs: dict[str, str] = field(default_factory=dict)
     """Name to digest of what was made."""
-    history: list[dict[str, float | int | None]] = field(default_factory=list)
+    history: Sequence[Mapping[str, float | int | None]] = ()
     """One row per step: step, forget_loss, retain_loss, learning_rate, grad_norm."""
     summary: dict[str, Any] = field(default_factory=dict)
     """Final numbers."""
@@ -226,7 +226,7 @@ def recording(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.perf_counter() - clock, 3),
             **_circumstances(),
-            "history": record.history,
+            "history": list(record.history),
             "summary": record.summary,
         },
     )

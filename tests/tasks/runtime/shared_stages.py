@@ -18,5 +18,5 @@ def run(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    with sharing.joined():
+    with sharing.joined("unlearn"):
         run(Path(sys.argv[1]))

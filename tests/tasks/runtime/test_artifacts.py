@@ -219,7 +219,7 @@ def test_a_record_holds_what_went_in_and_came_out(tmp_path):
         inputs={"source": source},
         outputs={"made": made},
     ) as record:
-        record.history.append({"step": 1, "forget_loss": 0.5})
+        record.history = [{"step": 1, "forget_loss": 0.5}]
         record.summary.update(steps=1)
         time.sleep(0.01)
         made.write_text("out")
