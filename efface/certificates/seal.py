@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 DIGEST = "digest"
+SIGNATURE = "signature"
 
 
 def digest_of(certificate: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all but the digest itself, as JSON with sorted keys and no spaces.
+    """SHA-256 (hex) of all but the digest and the signature, as JSON with sorted keys and no spaces.
 
     Raises:
         ValueError: if a value is NaN or infinite, which JSON cannot hold.
     """
-    body = {key: value for key, value in certificate.items() if key != DIGEST}
+    body = {key: value for key, value in certificate.items() if key not in (DIGEST, SIGNATURE)}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

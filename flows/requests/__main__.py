@@ -34,9 +34,9 @@ def add(
     ] = None,
     select_id: Annotated[str | None, typer.Option(help="Instead: a pattern of ids, such as 'vip/*'.")] = None,
     select_name: Annotated[str | None, typer.Option(help="Instead: a pattern of names.")] = None,
-    received: Annotated[str | None, typer.Option(help="The day it came; today if not given.")] = None,
-    identifier: Annotated[str | None, typer.Option("--id", help="Chosen from the day if not given.")] = None,
-    late: Annotated[bool, typer.Option("--late", help="Take it although the due date is past.")] = False,
+    received: Annotated[str | None, typer.Option(help="The day it came; by default today.")] = None,
+    identifier: Annotated[str | None, typer.Option("--id", help="By default the day and a number.")] = None,
+    late: Annotated[bool, typer.Option("--late", help="Accept a due date in the past; needs --received.")] = False,
 ) -> None:
     """Write a new request to data/requests, checked."""
     with _errors_in_words():
@@ -60,7 +60,7 @@ def add(
 
 @app.command("list")
 def list_requests() -> None:
-    """Show every request and what became of it, by what is on disk."""
+    """Show every request and its state on disk."""
     with _errors_in_words():
         from tasks.requests.plan import read_overview
 
@@ -69,7 +69,7 @@ def list_requests() -> None:
 
 @app.command()
 def status() -> None:
-    """Show the versions in MLflow, which is in production, and every request."""
+    """Show the versions in MLflow, the one in production, and every request by it."""
     with _errors_in_words():
         from tasks.config import load_params
         from tasks.requests.plan import read_overview, registry_of
@@ -175,14 +175,18 @@ def certificate(identifier: Id) -> None:
 
 
 @app.command()
-def verify() -> None:
+def verify(
+    public_key: Annotated[
+        str | None, typer.Option(help="Trust this key alone, in hex; by default those in public_keys.txt.")
+    ] = None,
+) -> None:
     """Recompute every digest of every certificate, and the chain."""
     with _errors_in_words():
         from tasks.config import load_params
         from tasks.requests.certificates import verify as verify_all
         from tasks.requests.plan import registry_of
 
-        result = verify_all(ROOT, registry_of(load_params(), ROOT))
+        result = verify_all(ROOT, registry_of(load_params(), ROOT), public_key=public_key)
         for line in result.faults:
             typer.echo(f"error: {line}", err=True)
         for line in result.notes:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efface.certificates.seal import DIGEST, chain_faults
+from efface.certificates.seal import DIGEST, SIGNATURE, chain_faults
+from efface.certificates.signature import create_key, signature_fault, signed
 from efface.errors import ArtifactError
 from efface.subject_hashes import subject_hashes
 from tasks.requests.intake import FOLDER, RequestError
@@ -22,7 +23,19 @@ from tasks.tracking.client import TrackingError, tracking_uri
 from tasks.tracking.registry import POINTER, Registry
 
 KIND = "efface.forget_certificate"
-_PARTS = {"number": int, "request": dict, DIGEST: str, "files": dict, "run": str, "models": dict}
+KEY = Path(".efface") / "certificates.key"
+KEY_VARIABLE = "EFFACE_CERTIFICATES_KEY"
+"""Path of the private key in PEM, in place of `KEY`."""
+PUBLIC_KEYS = "public_keys.txt"
+_PARTS = {
+    "number": int,
+    "request": dict,
+    DIGEST: str,
+    "files": dict,
+    "run": str,
+    "models": dict,
+    SIGNATURE: dict,
+}
 
 
 def certificate_folder(root: Path) -> Path:
@@ -63,6 +76,36 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(constant: str) -> float:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def public_keys(root: Path) -> list[str]:
+    """The public keys that certificates may be signed with, in hex, as the repository lists them."""
+    path = certificate_folder(root) / PUBLIC_KEYS
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+def sign(root: Path, certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """The certificate with its signature; the private key is created and the public one listed if need be.
+
+    Raises:
+        ArtifactError: if the private key cannot be read.
+    """
+    path = Path(os.environ.get(KEY_VARIABLE) or project_of(root) / KEY)
+    if not path.exists() and KEY_VARIABLE not in os.environ:
+        with writing(path) as partial:
+            partial.touch(mode=0o600)
+            partial.write_bytes(create_key())
+    try:
+        certificate = signed(certificate, path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is no Ed25519 key in PEM ({error}); restore it, or set {KEY_VARIABLE} to the path of one"
+        ) from error
+    keys = public_keys(root)
+    if certificate[SIGNATURE]["public_key"] not in keys:
+        with writing(certificate_folder(root) / PUBLIC_KEYS) as partial:
+            partial.write_text("\n".join([*keys, certificate[SIGNATURE]["public_key"], ""]), encoding="utf-8")
+    return dict(certificate)
 
 
 def certificate_of(root: Path, request: str) -> dict[str, Any]:
@@ -113,11 +156,16 @@ class Verification:
     """Number of digests computed and compared."""
 
 
-def verify(root: Path, registry: Registry) -> Verification:
+def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> Verification:
     """Recompute every digest of every certificate, and the chain; nothing is changed.
 
-    Compared are the certificate's own digest and its link to the one before it, its page, the hashes of the
-    subjects, its request's state, the files it names, and the production model in MLflow.
+    Compared are the certificate's own digest and signature, its link to the one before it, its page, the
+    hashes of the subjects, its request's state, the files it names, and the production model in MLflow.
+
+    Args:
+        root: the data folder.
+        registry: the registered model.
+        public_key: the only one to trust, in hex; None: those that the repository lists.
     """
     result = Verification()
     try:
@@ -128,11 +176,14 @@ def verify(root: Path, registry: Registry) -> Verification:
         return result
     result.certificates = len(certificates)
     result.faults += chain_faults(certificates)
+    trusted = public_keys(root) if public_key is None else [public_key.lower()]
     digests: dict[Path, str | None] = {}
     newest = {certificate["request"]["id"]: certificate for certificate in certificates}
     for certificate in certificates:
         name = certificate["request"]["id"]
         try:
+            if fault := signature_fault(certificate, trusted):
+                result.faults.append(fault)
             _check_page(root, certificate, result)
             _check_files(root, certificate, result, digests)
             if newest[name] is certificate:

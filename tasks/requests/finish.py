@@ -13,7 +13,7 @@ from efface.certificates.seal import DIGEST, sealed
 from efface.subject_hashes import subject_hashes
 from tasks.config import Params
 from tasks.config.params import ORIGINAL
-from tasks.requests.certificates import KIND, read_certificates
+from tasks.requests.certificates import KIND, read_certificates, sign
 from tasks.requests.intake import FOLDER as REQUEST_FOLDER
 from tasks.requests.intake import ForgetRequest
 from tasks.requests.plan import Plan, experiment_of, method_of
@@ -155,7 +155,7 @@ def accept(
             "subjects": subject_hashes(subjects, salt),
         }
         files = common["files"] | {"request": _file(path, project)}
-        previous = sealed({**common, "request": about, "files": files}, previous)
+        previous = sign(root, sealed({**common, "request": about, "files": files}, previous))
         certificates.append(previous)
         states[name] = RequestState(
             status=status,

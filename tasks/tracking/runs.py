@@ -375,7 +375,7 @@ def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunP
             tags["efface.status"] = str(status)
     return RunPayload(
         name=model,
-        role="yardstick" if model in REFERENCE_MODELS else "method",
+        role="reference" if model in REFERENCE_MODELS else "method",
         digest=_combined(model, *(digest(source) for source in sources)),
         started=started,
         ended=ended,

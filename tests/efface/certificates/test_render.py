@@ -54,6 +54,7 @@ BODY = {
             "passed": True,
         }
     ],
+    "signature": {"public_key": "12" * 32, "value": "34" * 64},
     "made": {"time": "2026-01-20T10:00:00Z", "git_commit": "0" * 40, "device": "cpu", "versions": {}},
 }
 

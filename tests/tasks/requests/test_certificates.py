@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from efface.certificates.seal import digest_of
+from efface.certificates.signature import create_key
+from efface.errors import ArtifactError
 from tasks.requests.certificates import (
+    KEY,
+    KEY_VARIABLE,
     certificate_folder,
     certificate_of,
+    public_keys,
     read_certificates,
+    sign,
     verify,
     write_certificate,
 )
@@ -131,6 +137,26 @@ def test_a_forged_certificate_breaks_the_chain(project):
     assert "certificate B follows A" in faults
 
 
+def test_a_chain_that_another_key_signed_is_a_fault(project, monkeypatch, tmp_path):
+    """Who rewrites everything needs the private key, or the key that readers trust betrays it."""
+    project.forget("A", PEOPLE[1])
+    (key,) = public_keys(project.root)
+    assert verify(project.root, project.registry, public_key=key.upper()).faults == []
+    assert ((project.root.parent / KEY).stat().st_mode & 0o777) == 0o600
+    path = tmp_path / "other.key"
+    path.write_bytes(create_key())
+    monkeypatch.setenv(KEY_VARIABLE, str(path))
+    certificate = sign(project.root, certificate_of(project.root, "A"))
+    write_certificate(project.root, certificate)
+    assert faults_of(project) == [], "listed in the repository, as a new key of the operator is"
+    (fault,) = verify(project.root, project.registry, public_key=key).faults
+    assert certificate["signature"]["public_key"] in fault
+    path.write_text("no key")
+    with pytest.raises(ArtifactError) as error:
+        sign(project.root, certificate)
+    assert str(path) in str(error.value) and KEY_VARIABLE in str(error.value)
+
+
 def test_without_the_salt_the_rest_is_verified_with_a_note(project):
     project.forget("A", PEOPLE[1])
     (project.root.parent / SALT).unlink()
@@ -160,6 +186,7 @@ def test_the_salt_can_come_from_the_environment(project, monkeypatch):
         lambda text: json.dumps(json.loads(text) | {"scores": None}),
         lambda text: json.dumps(json.loads(text) | {"models": {}}),
         lambda text: json.dumps(json.loads(text) | {"made": []}),
+        lambda text: json.dumps(json.loads(text) | {"signature": {}}),
         lambda text: json.dumps(json.loads(text) | {"number": "one"}),
         lambda text: json.dumps(json.loads(text) | {"number": True}),
     ],

@@ -18,10 +18,10 @@ def cells(tmp_path):
     small_study(tmp_path / "one" / "data", models=MODELS)
     (tmp_path / "two").mkdir()
     shutil.copytree(tmp_path / "one" / "data", tmp_path / "two" / "data")
-    world = {"seed": 0, "fraction": 0.1, "method": None, "variant": "yardsticks"}
+    world = {"seed": 0, "fraction": 0.1, "method": None, "variant": "reference models"}
     method = world | {"method": "mmunlearner", "variant": "mmunlearner, epochs 3"}
     return {
-        "seed 0: yardsticks": world | {"folder": str(tmp_path / "one")},
+        "seed 0: reference models": world | {"folder": str(tmp_path / "one")},
         "seed 0: mmunlearner, epochs 3": method | {"folder": str(tmp_path / "two")},
     }
 
@@ -47,7 +47,7 @@ def test_every_model_of_every_cell_is_a_run_below_the_study(cells, tmp_path, cap
     (parent,) = (run for run in runs if run.data.tags["efface.role"] == "study")
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert set(children) == {
-        *(f"seed 0: yardsticks, {model}" for model in MODELS[:3]),
+        *(f"seed 0: reference models, {model}" for model in MODELS[:3]),
         "seed 0: mmunlearner, epochs 3",
     }
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())

@@ -1,0 +1,61 @@
+"""Ed25519 signatures of certificates: proof that the holder of the private key made them as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from efface.certificates.seal import DIGEST, SIGNATURE
+
+
+def create_key() -> bytes:
+    """A new private key, in PEM."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def signed(certificate: Mapping[str, Any], private_key: bytes) -> dict[str, Any]:
+    """The certificate with a signature of its digest and the public key, both in hex.
+
+    Args:
+        certificate: with its digest.
+        private_key: Ed25519, in PEM.
+
+    Raises:
+        ValueError: if it is not such a key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = load_pem_private_key(private_key, password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"private key is a {type(key).__name__}, expected Ed25519")
+    signature = {
+        "public_key": key.public_key().public_bytes_raw().hex(),
+        "value": key.sign(bytes.fromhex(certificate[DIGEST])).hex(),
+    }
+    return {**certificate, SIGNATURE: signature}
+
+
+def signature_fault(certificate: Mapping[str, Any], public_keys: Collection[str]) -> str | None:
+    """What is wrong with a certificate's signature; None if nothing is.
+
+    Args:
+        certificate: with its signature.
+        public_keys: that are trusted, in hex.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    name, signature = certificate["request"]["id"], certificate[SIGNATURE]
+    if signature["public_key"] not in public_keys:
+        return f"certificate {name} is signed with key {signature['public_key']}, which is not trusted"
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature["public_key"]))
+        key.verify(bytes.fromhex(signature["value"]), bytes.fromhex(certificate[DIGEST]))
+    except (InvalidSignature, ValueError):
+        return f"certificate {name}: its signature does not match its digest; it was changed"
+    return None
