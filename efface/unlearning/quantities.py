@@ -1,7 +1,7 @@
 """What losses read of a model at the answers' positions, one tensor per sample.
 
-As references these are measured once on the model before unlearning. Every one of them depends on its sample
-alone: neither padding nor the company in a batch changes it.
+As reference values they are computed with the model before unlearning. Each depends on its sample alone, not
+on padding or on other samples of the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from efface.encoding import IGNORED, Inputs
 from efface.encoding.answers import answer_log_probs
 from efface.encoding.forward import forward
 from efface.errors import ModelError
+from efface.models.anatomy import decoder_of, image_token_id
 
 
 def answer_totals(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
@@ -23,55 +24,67 @@ def answer_totals(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tenso
 
 
 def answer_distributions(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
-    """Log-probabilities over the whole vocabulary from which each answer token is drawn, (tokens, V)."""
+    """Log-probabilities over the vocabulary at each answer token, (tokens, V)."""
     return distributions_of(forward(model, inputs).logits, inputs["labels"])
 
 
 def distributions_of(logits: Tensor, labels: Tensor) -> list[Tensor]:
     """Log-probabilities (tokens, V) per sample, from logits (B, T, V): each token is predicted from the
     position before."""
-    chosen = labels[:, 1:] != IGNORED
-    return [row[kept].float().log_softmax(dim=-1) for row, kept in zip(logits[:, :-1], chosen, strict=True)]
+    answers = labels[:, 1:] != IGNORED
+    return [row[mask].float().log_softmax(dim=-1) for row, mask in zip(logits[:, :-1], answers, strict=True)]
 
 
 def hidden_states(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:
     """Hidden states after decoder layer ``settings.layer``, at pictures and answers, (tokens, H)."""
-    return states_of(model, forward(model, inputs, output_hidden_states=True), inputs, settings.layer)
+    return forward_with_states(model, inputs, settings.layer)[1]
 
 
-def states_of(model: nn.Module, output: Any, inputs: Inputs, layer: int) -> list[Tensor]:
-    """Per sample the hidden states (tokens, H) after a decoder layer, counted from 1.
+def forward_with_states(model: nn.Module, inputs: Inputs, layer: int) -> tuple[Any, list[Tensor]]:
+    """The model's output, and per sample the hidden states (tokens, H) after a decoder layer.
 
-    At the positions of picture tokens, of answer tokens, and of the last token before the answer, from which
-    its first token is predicted; never at padding.
+    The states are at the positions of picture tokens, of answer tokens, and of the last token before the
+    answer, from which its first token is predicted; never at padding. Those of the last layer are its own
+    output, while transformers gives them after the decoder's final norm.
+
+    Args:
+        model: a multimodal LLM.
+        inputs: padded inputs with ``labels``.
+        layer: counted from 1.
 
     Raises:
-        ModelError: if the decoder has fewer layers.
+        ModelError: if the decoder has fewer layers, or the model names no picture token.
     """
+    last_outputs: list[Tensor] = []
+    stack = getattr(decoder_of(model), "layers", [])
+    hooks = [
+        module.register_forward_hook(
+            lambda module, args, output: last_outputs.append(output if torch.is_tensor(output) else output[0])
+        )
+        for module in stack[-1:]
+    ]
+    try:
+        output = forward(model, inputs, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
     layers = output.hidden_states
     if not 1 <= layer < len(layers):
-        raise ModelError(
-            f"the decoder has layers 1 to {len(layers) - 1}, got layer {layer}: set another `layer`"
-        )
+        raise ModelError(f"layer is {layer}: expected 1 to {len(layers) - 1}, the layers of the decoder")
+    states = layers[layer]
+    if layer == len(layers) - 1 and last_outputs:
+        # Where a model's batches are no good, its samples went one by one.
+        calls = 1 if len(last_outputs[-1]) == len(states) else len(states)
+        states = torch.cat(last_outputs[-calls:])
+    image_token = image_token_id(model)
+    if image_token is None:
+        raise ModelError(f"the configuration of {type(model).__name__} names no image token id")
     labelled = inputs["labels"] != IGNORED
-    kept = labelled | torch.nn.functional.pad(labelled[:, 1:], (0, 1))
-    kept |= inputs["input_ids"] == image_token(model)
+    positions = labelled | torch.nn.functional.pad(labelled[:, 1:], (0, 1))
+    positions |= inputs["input_ids"] == image_token
     if "attention_mask" in inputs:
-        kept &= inputs["attention_mask"].bool()
-    return [row[chosen].float() for row, chosen in zip(layers[layer], kept, strict=True)]
-
-
-def image_token(model: nn.Module) -> int:
-    """Id of the token that stands where a picture's features go.
-
-    Raises:
-        ModelError: if the model's configuration names none.
-    """
-    for name in ("image_token_id", "image_token_index"):
-        value = getattr(model.config, name, None)
-        if value is not None:
-            return int(value)
-    raise ModelError(f"the configuration of {type(model).__name__} names no image token id")
+        positions &= inputs["attention_mask"].bool()
+    return output, [row[mask].float() for row, mask in zip(states, positions, strict=True)]
 
 
 def mean_over_samples(values: list[Tensor]) -> Tensor:

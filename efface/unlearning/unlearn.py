@@ -46,7 +46,7 @@ def unlearn(
             which weights train.
         processor: its processor.
         method: a name from ``METHODS``, or a method of your own.
-        forget: training facts to forget; see ``efface.unlearning.forget_samples``.
+        forget: training facts to forget.
         retain: training facts to keep, at least as many.
         mask: saliency mask of the forget term, by the names of the parameters that train; None lets it reach
             every weight.

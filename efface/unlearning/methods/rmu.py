@@ -7,8 +7,8 @@ over picture and answer positions; squared norms are sums over the hidden units.
 
 Reference:
     Li et al., "The WMDP Benchmark: Measuring and Reducing Malicious Use with Unlearning", arXiv:2403.03218,
-    section 4. Its code takes means over the hidden units and trains three layers only; here the loop trains
-    what it is told to.
+    section 4. Its code takes means over the hidden units and trains three layers only; here all weights that
+    require gradients train.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from efface.encoding.answers import log_probs_of
 from efface.unlearning.method import Batch, Method, Term
-from efface.unlearning.quantities import forward, hidden_states, mean_over_samples, states_of
+from efface.unlearning.quantities import forward_with_states, hidden_states, mean_over_samples
 from efface.unlearning.settings import TrainingSettings, require
 
 
@@ -54,14 +54,13 @@ def retain_loss(model: nn.Module, batch: Batch, settings: RMUSettings) -> Term:
 
 def direction(size: int, seed: int) -> Tensor:
     """A unit vector of uniform positive entries, the same for the same seed, (H,)."""
-    drawn = torch.rand(size, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm()
+    entries = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return entries / entries.norm()
 
 
 def _states(model: nn.Module, batch: Batch, settings: RMUSettings) -> tuple[list[Tensor], Tensor]:
-    output = forward(model, batch.inputs, output_hidden_states=True)
-    nll = log_probs_of(output.logits, batch.inputs["labels"]).nll.detach()
-    return states_of(model, output, batch.inputs, settings.layer), nll
+    output, states = forward_with_states(model, batch.inputs, settings.layer)
+    return states, log_probs_of(output.logits, batch.inputs["labels"]).nll.detach()
 
 
 METHOD = Method(

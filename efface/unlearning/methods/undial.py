@@ -17,8 +17,9 @@ from torch import nn
 
 from efface.encoding import IGNORED
 from efface.encoding.answers import log_probs_of
+from efface.encoding.forward import forward
 from efface.unlearning.method import Batch, Method, Term
-from efface.unlearning.quantities import answer_distributions, distributions_of, forward, mean_over_samples
+from efface.unlearning.quantities import answer_distributions, distributions_of, mean_over_samples
 from efface.unlearning.settings import TrainingSettings, require
 
 

@@ -149,7 +149,7 @@ class _Run:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.forget, self.retain = self._terms(terms)
         self.alternating = self.settings.alternating and self.forget is not None and self.retain is not None
-        self.steps, self.forget_every = self._plan()
+        self.steps = self._plan()
         self.mask = None if terms.mask is None else mask_for(self.trained, terms.mask, self.device)
         # Where nothing but the masked term trains, weight decay must not move what is outside the mask.
         fixed = self.mask is not None and self.retain is None and self.settings.weight_decay > 0
@@ -185,8 +185,9 @@ class _Run:
                 step = self.state.step
                 record = {"step": float(step), "learning_rate": self._set_learning_rate(step)}
                 if self.alternating:
-                    if step % self.forget_every == 0:
-                        self._update(self._gradient(self.forget, step // self.forget_every, record), record)
+                    forget_step = self._forget_step(step)
+                    if forget_step is not None:
+                        self._update(self._gradient(self.forget, forget_step, record), record)
                     self._update(self._gradient(self.retain, step, record), record)
                 else:
                     gradient = self._gradient(self.forget, step, record)
@@ -319,9 +320,8 @@ class _Run:
             )
         return forget, retain
 
-    def _plan(self) -> tuple[int, int]:
-        """Set how many batches the terms have; return the run's steps, and the steps from one forget step to
-        the next."""
+    def _plan(self) -> int:
+        """Set how many batches the terms have, and return the number of steps."""
         main = self.retain if self.alternating else self.forget or self.retain
         if main is None:
             raise ValueError("nothing to train on: the forget and the retain term are missing or weighted 0")
@@ -332,18 +332,29 @@ class _Run:
         else:
             batches, steps = settings.steps * accumulated, settings.steps
         main.batches_per_step, main.batches = accumulated, batches
-        forget_every = 1
-        if self.forget is None or self.retain is None:
-            return steps, forget_every
-        if self.alternating:
-            per_epoch = [term.source.sampler.batches_per_epoch for term in (self.retain, self.forget)]
-            forget_every = max(1, per_epoch[0] // per_epoch[1])
+        if self.alternating and self.forget is not None and self.retain is not None:
+            epochs = -(-steps // self._steps_per_epoch(self.retain))
             self.forget.batches_per_step = accumulated
-            self.forget.batches = -(-steps // forget_every) * accumulated
-        else:
+            self.forget.batches = epochs * self._steps_per_epoch(self.forget) * accumulated
+        elif self.forget is not None and self.retain is not None:
             self.retain.batches_per_step = accumulated * settings.retain_batches_per_forget_batch
             self.retain.batches = batches * settings.retain_batches_per_forget_batch
-        return steps, forget_every
+        return steps
+
+    def _steps_per_epoch(self, term: _Term) -> int:
+        return -(-term.source.sampler.batches_per_epoch // self.config.accumulation_steps)
+
+    def _forget_step(self, step: int) -> int | None:
+        """Which forget step comes before a retain step, if any.
+
+        They are spread over an epoch, and one epoch has no more of them than a pass over the forget set.
+        """
+        if self.forget is None or self.retain is None:
+            return None
+        forget_steps, retain_steps = self._steps_per_epoch(self.forget), self._steps_per_epoch(self.retain)
+        epoch, iteration = divmod(step, retain_steps)
+        number, rest = divmod(iteration, max(1, retain_steps // forget_steps))
+        return epoch * forget_steps + number if rest == 0 and number < forget_steps else None
 
     def compute_references(self, adapter: Adapter | None, folder: Path) -> None:
         """Compute the reference values that the run's batches need, or have them computed batch by batch."""

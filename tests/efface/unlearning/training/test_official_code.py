@@ -60,7 +60,8 @@ def transcribed(model, processor, forget, retain, mask, *, iterations, rate, bat
     steps = 0
     for iteration in range(iterations):
         now = rate * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-        if iteration % every == 0:
+        epoch, k = divmod(iteration, retain_order.batches_per_epoch)
+        if k % every == 0 and steps < (epoch + 1) * forget_order.batches_per_epoch:  # else used up
             gradients = clipped(-1, forget.batch(forget_order.indices_at(steps)))
             adamw({n: g * mask[n] for n, g in gradients.items() if n in mask}, now)
             steps += 1
@@ -120,3 +121,17 @@ def test_the_two_variants_differ(model, processor, pictured, written):
             **options("mmunlearner", variant=variant, steps=2, batch_size=4),
         )
     assert not torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
+
+
+def test_the_forget_set_is_walked_once_per_epoch_as_in_the_released_loop(model, processor, pictured, written):
+    """Three forget batches beside five retain batches: a forget step in the first three iterations."""
+    result = unlearn(
+        model,
+        processor,
+        method="mmunlearner",
+        forget=pictured[:6],
+        retain=pictured[6:] + written,
+        **options("mmunlearner", variant="official_code", epochs=2),
+    )
+    assert result.steps == 10
+    assert [record["step"] for record in result.history if "forget_loss" in record] == [0, 1, 2, 5, 6, 7]
