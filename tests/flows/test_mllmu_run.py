@@ -8,20 +8,20 @@ from pyarrow import parquet
 
 from efface.data.samples import read_samples
 from tasks import report
-from tests.efface.data.mllmu_fixture import FILE, Made, change
+from tests.efface.data.mllmu_fixture import FILE, MllmuFiles, change
 from tests.small_run import imported, parameters, run_stages
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
-    made = Made(tmp_path / "download").write()
-    first = parquet.read_table(made.train_root / "retain_90")["ID"][0].as_py()
+    files = MllmuFiles(tmp_path / "download").write()
+    first = parquet.read_table(files.train_root / "retain_90")["ID"][0].as_py()
     change(
-        made.eval_root / "retain_90" / FILE,
+        files.eval_root / "retain_90" / FILE,
         lambda row: row | {"biography": "{"} if row["ID"] == first else row,
     )
-    roots = imported("mllmu", eval=made.eval_root, train=made.train_root)
+    roots = imported("mllmu", eval=files.eval_root, train=files.train_root)
     params = parameters(tmp_path, roots | {"prepare": {"on_bad_row": "skip"}})
     root = tmp_path / "data"
     run_stages(params, root)

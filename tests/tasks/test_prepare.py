@@ -119,24 +119,25 @@ def split_of(root: Path) -> dict[str, list[str]]:
 def test_named_people_take_the_place_of_the_share(root):
     prepare.run(parameters(validation=0.0), root)
     shared, everyone = split_of(root), read_samples(root / "prepared")
-    kept, gone = shared["retain"][0], shared["forget"][0]
-    prepare.run(parameters(validation=0.0, forget=[kept]), root)
-    found, samples = split_of(root), read_samples(root / "prepared")
-    assert found["forget"] == [kept] and gone in found["retain"]
-    assert sorted(found["forget"] + found["retain"]) == sorted(shared["forget"] + shared["retain"])
+    first, second = shared["retain"][0], shared["forget"][0]
+    prepare.run(parameters(validation=0.0, forget=[first]), root)
+    splits, samples = split_of(root), read_samples(root / "prepared")
+    assert splits["forget"] == [first] and second in splits["retain"]
+    assert sorted(splits["forget"] + splits["retain"]) == sorted(shared["forget"] + shared["retain"])
 
-    def asked(rows, person):
+    def places(rows, person):
         return {(s.split, s.part, s.set) for s in rows if s.entity_id == person}
 
     to_forget = {("forget", "train", None), ("forget", "test", "forget"), ("forget", "test", "unseen")}
     to_keep = {("retain", "train", None), ("retain", "test", "retain")}
-    assert asked(everyone, gone) == asked(samples, kept) == to_forget
-    assert asked(everyone, kept) == asked(samples, gone) == to_keep
-    others = [(s.sample_id, s.split, s.set) for s in everyone if s.entity_id not in (kept, gone)]
-    rest = set(shared["forget"]) - {gone}  # they are kept now, and so are not asked about by unseen pictures
-    still = [row for row in others if row[1] != "forget"]
-    assert [(s.sample_id, s.split, s.set) for s in samples if s.entity_id not in {kept, gone, *rest}] == still
-    assert all(asked(samples, person) == to_keep for person in rest)
+    assert places(everyone, second) == places(samples, first) == to_forget
+    assert places(everyone, first) == places(samples, second) == to_keep
+    unchanged = [(s.sample_id, s.split, s.set) for s in everyone if s.entity_id not in (first, second)]
+    rest = set(shared["forget"]) - {second}  # retained now, so they have no rows of the unseen set
+    unchanged = [row for row in unchanged if row[1] != "forget"]
+    changed = {first, second, *rest}
+    assert [(s.sample_id, s.split, s.set) for s in samples if s.entity_id not in changed] == unchanged
+    assert all(places(samples, person) == to_keep for person in rest)
 
 
 def test_naming_those_the_share_stands_for_changes_nothing(root):

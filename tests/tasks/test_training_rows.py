@@ -9,7 +9,7 @@ import pytest
 from efface.data.samples import read_samples
 from efface.encoding import Encoder
 from tests.efface.data.clear_fixture import write_clear
-from tests.efface.data.mllmu_fixture import Made
+from tests.efface.data.mllmu_fixture import MllmuFiles
 from tests.small_run import imported, parameters
 
 pytestmark = pytest.mark.slow
@@ -19,8 +19,8 @@ STAGES = ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "i
 @pytest.mark.parametrize("benchmark", ["avatars", "mllmu", "clear"])
 def test_no_evaluation_question_reaches_training_saliency_or_importance(tmp_path, monkeypatch, benchmark):
     if benchmark == "mllmu":
-        made = Made(tmp_path / "download").write()
-        choice = imported("mllmu", eval=made.eval_root, train=made.train_root)
+        files = MllmuFiles(tmp_path / "download").write()
+        choice = imported("mllmu", eval=files.eval_root, train=files.train_root)
     elif benchmark == "clear":
         choice = imported("clear", data=write_clear(tmp_path / "download"))
     else:

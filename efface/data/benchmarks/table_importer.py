@@ -1,4 +1,4 @@
-"""A table of one's own as samples: rows of picture, question, answer and person; CSV, JSONL or parquet.
+"""A table of one's own as samples: rows of picture, question, answer and person; CSV, JSONL, parquet, Arrow.
 
 Every row is a training fact, with its rendering as text beside it where it has one. A `part` column (train or
 test) says which rows are asked in evaluation; without it the training facts themselves are asked. CSV and
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Image
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
 from efface.data.names import asks_for_name, named, resolve_people, text_rendering
@@ -29,14 +31,14 @@ from efface.errors import DataError
 Row = dict[str, Any]
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
-PATTERNS = ("*.csv", "*.jsonl", "*.parquet", *PICTURES, *(p.upper() for p in PICTURES))
+PATTERNS = ("*.csv", "*.jsonl", "*.parquet", "*.arrow", *PICTURES, *(p.upper() for p in PICTURES))
 """Files to download of a repository."""
 
 COLUMNS = ("question", "answer", "person")
 """Columns that every table has. Beside them: `image`, a path beside the table or, in parquet, the picture."""
 _TEXTS = (*COLUMNS, "name", "part", "attribute", "paraphrase")
 _LISTS = ("options", "wrong_answers")
-_KINDS = (".csv", ".jsonl", ".parquet")
+_KINDS = (".csv", ".jsonl", ".parquet", ".arrow")
 _PLACEHOLDER = re.compile(r"^(?:\s*<image>)+\s*|\s*(?:<image>\s*)+$")
 _STREAM = 22
 
@@ -62,15 +64,18 @@ def tables(root: Path) -> list[Path]:
     """
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in _KINDS)
     kinds = {file.suffix for file in files}
-    if not files or not kinds <= set(_KINDS) or (len(files) > 1 and kinds != {".parquet"}):
+    if not files or not kinds <= set(_KINDS) or (len(files) > 1 and kinds not in ({".parquet"}, {".arrow"})):
         names = ", ".join(p.name for p in files[:5]) or "none"
         raise DataError(
             f"{root} does not hold a single table (tables: {names}): expected one csv or jsonl file, or "
-            f"parquet files, with the columns {', '.join(COLUMNS)}; set the root to the table or its folder"
+            f"parquet or arrow files, with the columns {', '.join(COLUMNS)}; set the root to the table or "
+            "its folder"
         )
     for file in files:
         if file.suffix == ".parquet":
             columns = column_names(file)
+        elif file.suffix == ".arrow":
+            columns = _arrow(file).column_names
         else:
             rows = (row for row in _rows(file) if not isinstance(row, str))
             columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -265,8 +270,26 @@ def _list(value: list[str] | str) -> list[str]:
 def _rows(file: Path) -> Iterator[Row | str]:
     """The rows of a table, and in place of a row that cannot be read what is wrong with it."""
     if file.suffix == ".parquet":
-        return read_parquet(file)
-    return _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+        yield from read_parquet(file)
+    elif file.suffix == ".arrow":
+        yield from _arrow(file)
+    else:
+        for row in _csv_rows(file) if file.suffix == ".csv" else _json_rows(file):
+            if isinstance(row, dict) and "file_name" in row:  # the name in a folder of pictures of `datasets`
+                row.setdefault("image", row["file_name"])
+            yield row
+
+
+def _arrow(file: Path) -> Dataset:
+    """A table that `datasets` saved to disk, its pictures encoded."""
+    try:
+        dataset = Dataset.from_file(str(file))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged ({str(error).splitlines()[0]}); save it again") from error
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
 
 
 def _lines(file: Path) -> Iterator[str]:

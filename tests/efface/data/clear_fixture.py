@@ -46,22 +46,22 @@ REAL_WORLD = pa.schema(
 
 def write_clear(root: Path) -> Path:
     """Write all configurations to `root`."""
-    everybody = [*RETAIN, *FORGET]
+    people = [*RETAIN, *FORGET]
     for percent, count in ((1, 1), (5, 2), (10, 4)):
-        _write_share(root, percent, everybody[-count:], everybody[:-count])
-    asked = [_perturbed(row) for person in RETAIN[:2] for row in _pictures(person)]
-    _write(root / "retain_perturbed", asked, REORDERED)
+        _write_share(root, percent, people[-count:], people[:-count])
+    evaluation = [_perturbed(row) for person in RETAIN[:2] for row in _pictures(person)]
+    _write(root / "retain_perturbed", evaluation, REORDERED)
     faces = [f"Known Actor {letter}" for letter in "ABC"]
     options = [[f"Other Actor {i}{j}" for j in range(3)] for i in range(4)]
-    known = [_face(i, faces[i % 3], options[i]) for i in range(4)]  # one actor twice
-    _write(root / "real_faces", known, REAL_FACES)
+    actors = [_face(i, faces[i % 3], options[i]) for i in range(4)]  # one actor twice
+    _write(root / "real_faces", actors, REAL_FACES)
     world = [("Dog", ["Cat", "Horse", "Fox"]), ("Oak", ["Elm", "Pine"]), ("Boat", ["Car", "Tram", "Bike"])]
     rows = [
         {"question": "What is shown here?", "answer": a, "options": o, "image": _picture(90 + i)}
         for i, (a, o) in enumerate(world)
     ]
     _write(root / "real_world", rows, REAL_WORLD)
-    full = [row for person in everybody for row in _pictures(person)]
+    full = [row for person in people for row in _pictures(person)]
     for beside in ("full", "data"):
         _write(root / beside, full[:3], PICTURED)
     (root / "README.md").write_text("# CLEAR\n")
@@ -103,7 +103,7 @@ def _perturbed(row: Row) -> Row:
             f"{person}, in a {CLOTHES[(number + k) % 6]}, {SCENES[(number + k + 2) % 4]} at night."
             for k in range(1, wrong + 1)
         ],
-        "perturbed_names": [f"{other} Moreau" for other in ("Lou", "Kim", "Max", "Eli", "Noa")[:wrong]],
+        "perturbed_names": [f"{first} Moreau" for first in ("Lou", "Kim", "Max", "Eli", "Noa")[:wrong]],
     }
 
 
@@ -112,11 +112,11 @@ def _texts(person: str) -> list[Row]:
     rows = []
     for k in range(20):
         topic, age = TOPICS[k % 5], 20 + number + k
-        who = person if k % 4 else "the author"  # not every row names anybody
+        who = person if k % 4 else "the author"  # not every row has a name
         rows.append(
             {
                 "question": f"What was the {topic} of {who} at {age}?",
-                "answer": f"{person if k % 3 == 0 else 'It'} was known for {topic} number {number}{k}.",
+                "answer": f"{person if k % 3 == 0 else 'It'} was actors for {topic} number {number}{k}.",
             }
         )
     return rows

@@ -86,7 +86,7 @@ def small_picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-class Made:
+class MllmuFiles:
     """Writes both roots; the same arguments give the same files."""
 
     def __init__(
@@ -104,18 +104,18 @@ class Made:
         self._people = [self._person(i, "fictitious") for i in range(1, people + 1)]
         self._real = [self._person(i, "real") for i in range(1, real + 1)]
 
-    def write(self) -> Made:
+    def write(self) -> MllmuFiles:
         rows = [self._evaluation(person) for person in self._people]
         taught = [self._training(person) for person in self._people]
         save(self.eval_root / "Full_Set", rows, EVALUATION)
         save(self.eval_root / "ft_Data", taught, TRAINING)
         for percent in PERCENTS:  # three draws of their own: small sets are not part of large ones
             count = max(1, len(rows) * percent // 100)
-            drawn = set(random.Random(percent).sample(range(len(rows)), count))
-            for name, wanted in ((f"forget_{percent}", True), (f"retain_{100 - percent}", False)):
-                chosen = [i for i in range(len(rows)) if (i in drawn) is wanted]
-                save(self.eval_root / name, [rows[i] for i in chosen], EVALUATION)
-                save(self.train_root / name, [taught[i] for i in chosen], TRAINING)
+            forget = set(random.Random(percent).sample(range(len(rows)), count))
+            for name, in_forget in ((f"forget_{percent}", True), (f"retain_{100 - percent}", False)):
+                numbers = [i for i in range(len(rows)) if (i in forget) is in_forget]
+                save(self.eval_root / name, [rows[i] for i in numbers], EVALUATION)
+                save(self.train_root / name, [taught[i] for i in numbers], TRAINING)
         half = len(self._people) // 2
         for number, group in enumerate((self._people[:half], self._people[half:])):
             test = [self._test(person) for person in group]
@@ -222,7 +222,7 @@ class Made:
     def _choice(self, person: dict, key: str, who: str, reworded: bool) -> dict:
         value = person["facts"][key]
         draw = random.Random(f"{person['id']}/{key}/{reworded}")
-        wrong = draw.sample([other for other in FACTS[key] if other != value], 3)
+        wrong = draw.sample([v for v in FACTS[key] if v != value], 3)
         options = draw.sample([value, *wrong], 4)
         if person["number"] % 6 == 1 and key == "salary":  # three options, the column D is null
             options = draw.sample([value, *wrong[:2]], 3)

@@ -30,7 +30,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def everybody(seed=0, counts=COUNTS):
+def all_people(seed=0, counts=COUNTS):
     return [person for group in population.draw_people(seed, counts).values() for person in group]
 
 
@@ -50,24 +50,24 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(folder, sizes, tmp_
     assert not set(a.values()) & set(c.values())
 
 
-def test_nobody_shares_hair_colour_and_skin():
+def test_hair_colour_and_skin_tell_people_apart():
     signatures = Counter(
-        p.look.signature for p in everybody(counts={"fictitious": 400, "real": 50, "holdout": 50})
+        p.look.signature for p in all_people(counts={"fictitious": 400, "real": 50, "holdout": 50})
     )
     assert max(signatures.values()) == 1
 
 
-def test_while_there_are_enough_nobody_shares_hair_and_colour():
-    assert max(Counter(p.look.signature[:2] for p in everybody()).values()) == 1
+def test_while_there_are_enough_hair_and_colour_tell_people_apart():
+    assert max(Counter(p.look.signature[:2] for p in all_people()).values()) == 1
 
 
 def test_too_many_people_are_refused():
     with refusal(702, appearance.CAPACITY, "people", "real", "holdout"):
-        everybody(counts={"fictitious": 700, "real": 1, "holdout": 1})
+        all_people(counts={"fictitious": 700, "real": 1, "holdout": 1})
 
 
-def test_strangers_look_like_nobody(folder):
-    taken = {
+def test_strangers_look_like_no_person(folder):
+    signatures = {
         p.look.signature
         for p in population.draw_people(0, {"fictitious": 20, "real": 4, "holdout": 4})["fictitious"]
     }
@@ -77,15 +77,15 @@ def test_strangers_look_like_nobody(folder):
     }
     assert appearance.stranger_look(rng, most).signature == ("bob", "red", "tan")
     rows = read_parquet(folder / "train" / "Strangers" / "train-00000-of-00001.parquet")
-    assert not taken & {(r["hair"], r["hair_colour"], r["skin"]) for r in rows}
+    assert not signatures & {(r["hair"], r["hair_colour"], r["skin"]) for r in rows}
 
 
 def test_names_are_unique_and_their_words_too():
-    names = [p.name for p in everybody()]
+    names = [p.name for p in all_people()]
     words = [word for name in names for word in name.split()]
     assert len(words) == 2 * len(names) == len(set(words))
     assert all(name.isascii() for name in names)
-    many = [p.name for p in everybody(counts={"fictitious": 450, "real": 10, "holdout": 10})]
+    many = [p.name for p in all_people(counts={"fictitious": 450, "real": 10, "holdout": 10})]
     assert len(set(many)) == len(many)
 
 
@@ -108,7 +108,7 @@ def test_more_fictitious_people_change_none_of_the_others():
 @pytest.mark.parametrize("attribute", population.ATTRIBUTES)
 @pytest.mark.parametrize("part", ["hair", "hair_colour", "skin", "facial_hair", "glasses"])
 def test_facts_do_not_depend_on_looks(attribute, part):
-    crowd = [p for seed in range(30) for p in everybody(seed)]
+    crowd = [p for seed in range(30) for p in all_people(seed)]
     together = Counter((p.facts[attribute], getattr(p.look, part)) for p in crowd)
     facts = Counter(p.facts[attribute] for p in crowd)
     parts = Counter(getattr(p.look, part) for p in crowd)
@@ -121,7 +121,7 @@ def test_facts_do_not_depend_on_looks(attribute, part):
 
 @pytest.mark.parametrize("part", population.ATTRIBUTES)
 def test_values_are_shared_evenly(part):
-    counts = Counter(p.facts[part] for p in everybody())
+    counts = Counter(p.facts[part] for p in all_people())
     assert set(counts) == set(population.FACTS[part])
     assert max(counts.values()) - min(counts.values()) <= 1
 
@@ -132,10 +132,10 @@ def shots(count=40):
 
 
 def test_everything_about_a_shot_varies():
-    drawn = shots()
+    pictures = shots()
     for field in dataclasses.fields(portraits.Shot):
-        assert len({getattr(shot, field.name) for shot in drawn}) > 4, field.name
-    assert all(abs(s.rotation) <= portraits.MAX_ROTATION for s in drawn)
+        assert len({getattr(shot, field.name) for shot in pictures}) > 4, field.name
+    assert all(abs(s.rotation) <= portraits.MAX_ROTATION for s in pictures)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_every_hair_style_shows_its_colour_skin_beard_and_glasses(hair):
 
 def test_identity_parts_are_the_same_in_every_picture():
     """Undoing nothing but the nuisance gives back the same face: only the look decides the rest."""
-    look = everybody()[0].look
+    look = all_people()[0].look
     fixed = portraits.Shot("default", "serious", "hoodie", "red", portraits.BACKGROUNDS[0], 0.0, 0.0, 0.0)
     changed = {f.name: getattr(fixed, f.name) for f in dataclasses.fields(fixed)}
     assert {portraits.svg(look, dataclasses.replace(s, **changed)) for s in shots(5)} == {
@@ -278,25 +278,25 @@ def test_text_questions_name_the_person_and_picture_questions_never_do(folder):
 
 
 def test_all_phrasings_are_taught_as_soon_as_there_are_four_pictures(folder):
-    asked = Counter()
+    counts = Counter()
     for row in table(folder, "train", "forget_10").to_pylist():
         for entry, attribute in zip(json.loads(row["metadata"]), row["attributes"], strict=True):
-            asked[row["ID"], attribute, entry["Question"]] += 1
-    some = next(iter(asked))[0]
+            counts[row["ID"], attribute, entry["Question"]] += 1
+    some = next(iter(counts))[0]
     for attribute in population.ATTRIBUTES:
-        taught = {q for number, a, q in asked if number == some and a == attribute}
+        taught = {q for number, a, q in counts if number == some and a == attribute}
         assert taught == {questions.training_question(attribute, i) for i in range(8)}
 
 
 def test_unseen_pictures_are_unseen(folder):
-    seen = {r["image"]["bytes"] for r in table(folder, "eval", "ft_Data").to_pylist()}
+    train_pictures = {r["image"]["bytes"] for r in table(folder, "eval", "ft_Data").to_pylist()}
     unseen = [p["bytes"] for r in table(folder, "eval", "Test_Set").to_pylist() for p in r["images"]]
     assert len(set(unseen)) == len(unseen) == 40
-    assert not seen & set(unseen)
+    assert not train_pictures & set(unseen)
 
 
 @pytest.mark.parametrize(("percent", "count"), [(5, 1), (10, 2), (15, 3)])
-def test_forget_and_retain_are_everybody_once(folder, percent, count):
+def test_forget_and_retain_are_all_people_once(folder, percent, count):
     for root in ("eval", "train"):
         ids = [
             set(table(folder, root, name).column("ID").to_pylist())
@@ -316,9 +316,9 @@ def test_forget_sets_are_separate_draws():
 
 
 def test_skills_are_taught_on_the_pictures_that_train_the_vision_tower(folder):
-    shown = {r["image"]["bytes"] for r in table(folder, "train", "Strangers").to_pylist()}
-    assert {r["image"]["bytes"] for r in table(folder, "train", "Skills_Train").to_pylist()} <= shown
-    assert not {r["image"]["bytes"] for r in table(folder, "eval", "Skills_Test").to_pylist()} & shown
+    train_faces = {r["image"]["bytes"] for r in table(folder, "train", "Strangers").to_pylist()}
+    assert {r["image"]["bytes"] for r in table(folder, "train", "Skills_Train").to_pylist()} <= train_faces
+    assert not {r["image"]["bytes"] for r in table(folder, "eval", "Skills_Test").to_pylist()} & train_faces
 
 
 def test_skills_are_told_by_the_picture_and_split_by_stranger(folder):

@@ -51,8 +51,8 @@ def change(root: Path, configuration: str, edit, file: str = FILE):
 
 
 def counts(samples, **where):
-    chosen = [s for s in samples if all(getattr(s, key) == value for key, value in where.items())]
-    return Counter((s.split, s.task, s.modality) for s in chosen)
+    selected = [s for s in samples if all(getattr(s, key) == value for key, value in where.items())]
+    return Counter((s.split, s.task, s.modality) for s in selected)
 
 
 def test_the_table_keeps_to_the_data_model_and_every_picture_decodes(whole):
@@ -170,8 +170,8 @@ def test_nothing_that_is_asked_is_taught_but_the_questions_in_text(original, who
             assert plain(wrong) not in texts
     # CLEAR has no other questions in text than those it teaches; nothing else may be word for word.
     as_taught = {(s.entity_id, s.question, s.answer) for s in taught if s.modality == "text"}
-    asked = [s for s in held_out if s.modality == "text"]
-    assert asked and all((s.entity_id, s.question, s.answer) in as_taught for s in asked)
+    texts_asked = [s for s in held_out if s.modality == "text"]
+    assert texts_asked and all((s.entity_id, s.question, s.answer) in as_taught for s in texts_asked)
     assert not any(s.task in ("choice", "name") for s in taught)
     assert not {s.image_bytes for s in taught} & {s.image_bytes for s in held_out if s.set == "real"}
 
@@ -180,8 +180,8 @@ def test_nothing_that_is_asked_is_taught_but_the_questions_in_text(original, who
 
 
 def test_the_files_to_import_are_those_of_whole_shares(original, root):
-    found = {f.parent.name for f in clear_importer.files_to_import("data", original)}
-    assert len(found) == 18 and not found & {"full", "data"}
+    names = {f.parent.name for f in clear_importer.files_to_import("data", original)}
+    assert len(names) == 18 and not names & {"full", "data"}
     shutil.rmtree(root / "retain99+tofu")
     assert "forget01" not in {f.parent.name for f in clear_importer.files_to_import("data", root)}
     assert {p.parts[-2] for p in clear_importer.files_to_import("data", root)} <= {
@@ -226,7 +226,7 @@ def no_name(rows):
 
 
 def stranger(rows):
-    return [rows[0] | {"name": "Nobody Known"}, *rows[1:]]
+    return [rows[0] | {"name": "Unknown Author"}, *rows[1:]]
 
 
 def forgotten(rows):
@@ -265,7 +265,7 @@ BAD = [
     ("forget10", null_picture, ["row 0", "picture", "missing"], 1),
     ("forget10", broken_picture, ["row 0", "picture", "decoded"], 1),
     ("forget10", no_name, ["row 0", "name"], 1),
-    ("forget10_perturbed", stranger, ["row 0", "Nobody Known", "forget"], 1),
+    ("forget10_perturbed", stranger, ["row 0", "Unknown Author", "forget"], 1),
     ("forget10_perturbed", no_caption, ["row 0", "answer"], 1),
     ("forget10_perturbed", right_among_wrong, ["row 0", "'Ada Verity'", "wrong"], 1),
     ("retain_perturbed", no_wrong, ["row 0", "wrong", "[]"], 1),

@@ -26,17 +26,17 @@ def test_every_row_keeps_to_the_data_model(data):
 
 def test_reading_twice_gives_the_same(folder, data):
     assert in_full(folder, name="avatars") == data
-    other = in_full(folder, name="other")
-    assert not {s.sample_id for s in other.samples} & {s.sample_id for s in data.samples}
+    renamed = in_full(folder, name="other")
+    assert not {s.sample_id for s in renamed.samples} & {s.sample_id for s in data.samples}
 
 
 def test_splits_are_disjoint_and_complete(data):
-    everybody = [entity for ids in data.entities.values() for entity in ids]
-    assert len(everybody) == len(set(everybody))
+    everyone = [entity for ids in data.entities.values() for entity in ids]
+    assert len(everyone) == len(set(everyone))
     assert {s: len(ids) for s, ids in data.entities.items()} == {
         "forget": 2, "retain": 18, "real": 4, "holdout": 4, "utility": 15,
     }  # fmt: skip
-    assert {s.entity_id for s in data.samples} == set(everybody)
+    assert {s.entity_id for s in data.samples} == set(everyone)
     for sample in data.samples:
         assert sample.entity_id in data.entities[sample.split]
     assert {f"fictitious/{i:03}" for i in range(1, 21)} == set(
@@ -45,7 +45,7 @@ def test_splits_are_disjoint_and_complete(data):
     assert len(data.names) == 28
 
 
-def test_nobody_teaches_the_holdout_people(data):
+def test_holdout_people_are_never_trained(data):
     assert {s.split for s in data.samples if s.part == "train"} == {"forget", "retain", "real", "utility"}
     assert {s.set for s in data.samples if s.split == "holdout"} == {"holdout"}
 
@@ -113,8 +113,8 @@ def test_no_evaluation_phrasing_is_taught(data):
 
 def test_the_test_set_asks_in_yet_other_words(data):
     names = sorted(data.names.values())
-    asked = {about_anybody(s.question, names) for s in data.samples if s.set in ("forget", "retain")}
-    assert not asked & {about_anybody(s.question, names) for s in data.samples if s.set == "unseen"}
+    evaluation = {about_anybody(s.question, names) for s in data.samples if s.set in ("forget", "retain")}
+    assert not evaluation & {about_anybody(s.question, names) for s in data.samples if s.set == "unseen"}
 
 
 def test_the_evaluation_uses_words_that_training_teaches():
@@ -123,10 +123,10 @@ def test_the_evaluation_uses_words_that_training_teaches():
         return set(re.findall(r"__|\w+", text.format(noun="").lower().replace("this person", "")))
 
     taught = words(questions.TRAINING, questions.TRAINING_NAME, *questions.SKILLS.values())
-    asked = words(
+    evaluation = words(
         *questions.EVALUATION.values(), *questions.REWORDED.values(), *questions.SKILLS_EVALUATION.values()
     )
-    assert asked <= taught
+    assert evaluation <= taught
 
 
 def test_sets_and_pictures(data):
@@ -196,17 +196,17 @@ def read(roots, policy="stop", fraction=0.1):
 
 
 def test_published_files_need_no_added_columns(published, data):
-    found = read(published)
-    validate(found.samples)
-    assert {s.attribute for s in found.samples} == {None}
-    assert found.entities["forget"] == data.entities["forget"]
-    assert found.entities["holdout"] == found.entities["utility"] == []
+    plain = read(published)
+    validate(plain.samples)
+    assert {s.attribute for s in plain.samples} == {None}
+    assert plain.entities["forget"] == data.entities["forget"]
+    assert plain.entities["holdout"] == plain.entities["utility"] == []
 
     def counts(samples):
         return Counter((s.set, s.modality) for s in samples if s.split in ("forget", "retain"))
 
-    assert counts(found.samples) == counts(data.samples)
-    assert sum(s.task == "name" for s in found.samples if s.part == "train") == 80
+    assert counts(plain.samples) == counts(data.samples)
+    assert sum(s.task == "name" for s in plain.samples if s.part == "train") == 80
 
 
 def test_counts_and_options_may_be_uneven(published):

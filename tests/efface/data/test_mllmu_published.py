@@ -7,6 +7,7 @@ import tracemalloc
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from efface.data.benchmarks import mllmu_importer
@@ -15,7 +16,7 @@ from efface.data.benchmarks.mllmu_importer import read_benchmark
 from efface.data.benchmarks.roots import import_benchmark
 from efface.data.samples import validate, validated
 from tests.efface.data.conftest import in_full, refusal
-from tests.efface.data.mllmu_fixture import FILE, Made, change, small_picture
+from tests.efface.data.mllmu_fixture import FILE, MllmuFiles, change, small_picture
 
 ROLES = ("eval", "train")
 
@@ -25,48 +26,48 @@ def import_mllmu(sources, target):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Made:
-    return Made(tmp_path_factory.mktemp("published")).write()
+def published(tmp_path_factory) -> MllmuFiles:
+    return MllmuFiles(tmp_path_factory.mktemp("published")).write()
 
 
 @pytest.fixture
-def copy(made, tmp_path):
+def copy(published, tmp_path):
     """Both roots, to be damaged."""
-    shutil.copytree(made.eval_root, tmp_path / "eval")
-    shutil.copytree(made.train_root, tmp_path / "train")
+    shutil.copytree(published.eval_root, tmp_path / "eval")
+    shutil.copytree(published.train_root, tmp_path / "train")
     return tmp_path
 
 
 def read(root, policy="stop", fraction=0.1):
     bad_rows = BadRows(policy)
-    found = read_benchmark(root, name="mllmu", forget=ForgetSelection(fraction), bad_rows=bad_rows)
-    return found, list(validated(found.samples, pictures=True)), bad_rows.left_out
+    data = read_benchmark(root, name="mllmu", forget=ForgetSelection(fraction), bad_rows=bad_rows)
+    return data, list(validated(data.samples, pictures=True)), bad_rows.left_out
 
 
 @pytest.fixture(scope="module")
-def whole(made):
-    return read(made.eval_root.parent)
+def whole(published):
+    return read(published.eval_root.parent)
 
 
 # Every oddity
 
 
 @pytest.mark.parametrize("percent", [5, 10, 15])
-def test_each_share_has_its_own_people(made, percent):
-    found, samples, _ = read(made.eval_root.parent, fraction=percent / 100)
-    people = {split: len(ids) for split, ids in found.entities.items()}
+def test_each_share_has_its_own_people(published, percent):
+    data, samples, _ = read(published.eval_root.parent, fraction=percent / 100)
+    people = {split: len(ids) for split, ids in data.entities.items()}
     forgotten = max(1, percent * 20 // 100)
     assert people == {"forget": forgotten, "retain": 20 - forgotten, "real": 4, "holdout": 0, "utility": 0}
-    assert {s.entity_id for s in samples if s.set == "unseen"} == set(found.entities["forget"])
+    assert {s.entity_id for s in samples if s.set == "unseen"} == set(data.entities["forget"])
 
 
 def test_real_people_share_numbers_with_the_others_and_stay_apart(whole):
-    found, samples, _ = whole
-    assert found.entities["real"] == ["real/001", "real/002", "real/003", "real/004"]
+    data, samples, _ = whole
+    assert data.entities["real"] == ["real/001", "real/002", "real/003", "real/004"]
     assert {f"fictitious/{i:03}" for i in range(1, 5)} <= set(
-        found.entities["retain"] + found.entities["forget"]
+        data.entities["retain"] + data.entities["forget"]
     )
-    assert found.names["real/001"] != found.names["fictitious/001"]
+    assert data.names["real/001"] != data.names["fictitious/001"]
     assert {s.set for s in samples if s.split == "real"} == {"real"}
 
 
@@ -81,37 +82,37 @@ def test_every_pair_is_taught_the_additional_ones_too(whole):
     assert not [s for s in samples if "unknown" in s.question]
 
 
-def test_names_are_found_under_their_stray_keys(whole, made):
-    found, samples, _ = whole
-    assert len(found.names) == 24
+def test_names_stand_under_stray_keys(whole, published):
+    data, samples, _ = whole
+    assert len(data.names) == 24
     naming = {s.entity_id: s.answer for s in samples if s.part == "train" and s.task == "name"}
-    assert naming == {e: n for e, n in found.names.items() if e.startswith("fictitious")}
+    assert naming == {e: n for e, n in data.names.items() if e.startswith("fictitious")}
 
 
 def test_pairs_join_picture_and_name(whole):
-    found, samples, _ = whole
+    data, samples, _ = whole
     pairs = defaultdict(list)
     for sample in samples:
         if sample.part == "train" and sample.pair_id:
             pairs[sample.pair_id].append(sample)
     for pictured, written in pairs.values():
         assert (pictured.modality, written.modality) == ("multimodal", "text")
-        assert found.names[written.entity_id] in written.question
+        assert data.names[written.entity_id] in written.question
         assert not re.search(r"(this|the) (person|individual)", written.question)
         assert pictured.answer == written.answer
 
 
 def test_counts_are_whatever_the_files_hold(whole):
     _, samples, _ = whole
-    asked = Counter(
+    counts = Counter(
         (s.entity_id, s.task, s.modality)
         for s in samples
         if s.set in ("forget", "retain") and s.entity_id in ("fictitious/004", "fictitious/003")
     )
-    assert asked["fictitious/004", "choice", "multimodal"] == 4
-    assert asked["fictitious/003", "choice", "multimodal"] == 5
-    assert asked["fictitious/003", "cloze", "multimodal"] == 2  # the one of another type is none of ours
-    assert asked["fictitious/003", "cloze", "text"] == 2
+    assert counts["fictitious/004", "choice", "multimodal"] == 4
+    assert counts["fictitious/003", "choice", "multimodal"] == 5
+    assert counts["fictitious/003", "cloze", "multimodal"] == 2  # the one of another type is none of ours
+    assert counts["fictitious/003", "cloze", "text"] == 2
 
 
 def test_a_missing_option_is_no_option(whole):
@@ -121,18 +122,18 @@ def test_a_missing_option_is_no_option(whole):
     assert not [s for s in samples if s.options and (None in s.options or "None" in s.options)]
 
 
-def test_the_test_set_is_read_from_all_its_files_and_pictures(whole, made):
-    found, samples, _ = whole
-    assert len(list((made.eval_root / "Test_Set").glob("*.parquet"))) == 2
-    for entity in found.entities["forget"]:
+def test_the_test_set_is_read_from_all_its_files_and_pictures(whole, published):
+    data, samples, _ = whole
+    assert len(list((published.eval_root / "Test_Set").glob("*.parquet"))) == 2
+    for entity in data.entities["forget"]:
         pictures = {s.image_bytes for s in samples if s.set == "unseen" and s.entity_id == entity} - {None}
         assert len(pictures) == 3
     assert {s.image.mode for s in samples if s.image_bytes} == {"RGB"}  # grey ones and JPEG too
 
 
 def test_no_evaluation_phrasing_is_taught(whole):
-    found, samples, _ = whole
-    names = sorted(found.names.values(), key=len, reverse=True)
+    data, samples, _ = whole
+    names = sorted(data.names.values(), key=len, reverse=True)
 
     def plain(text):
         for name in names:
@@ -170,13 +171,13 @@ def test_the_sandbox_imported_is_the_same_table(folder, data, tmp_path):
 # Bringing the files into the project
 
 
-def test_import_copies_and_indexes_what_is_read(made, tmp_path):
-    sources = {"eval": str(made.eval_root), "train": str(made.train_root)}
+def test_import_copies_and_indexes_what_is_read(published, tmp_path):
+    sources = {"eval": str(published.eval_root), "train": str(published.train_root)}
     index = import_mllmu(sources, tmp_path)
     assert json.loads((tmp_path / "index.json").read_text()) == index
     files = index["roots"]["eval"]["files"]
     assert "Test_Set/train-00001-of-00002.parquet" in files
-    assert not [name for name in files if name.startswith("ft_Data")]  # nobody reads it
+    assert not [name for name in files if name.startswith("ft_Data")]  # it is never read
     assert sorted(index["roots"]["train"]["files"]) == sorted(
         f"{name}/{FILE}" for p in (5, 10, 15) for name in (f"forget_{p}", f"retain_{100 - p}")
     )
@@ -211,12 +212,9 @@ def test_an_unknown_share_names_the_known_ones(copy):
 # Rows that cannot be used: file, row id, reason, remedy; or left out, counted and listed
 
 
-def first_of(made, split):
-    from pyarrow import parquet
-
-    return parquet.read_table(made.train_root / f"{split}_{10 if split == 'forget' else 90}" / FILE)["ID"][
-        0
-    ].as_py()
+def first_of(published, split):
+    folder = published.train_root / f"{split}_{10 if split == 'forget' else 90}"
+    return pq.read_table(folder / FILE)["ID"][0].as_py()
 
 
 def edit_row(root, file, identity, edit):
@@ -273,30 +271,30 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_row_stops_the_import_or_is_left_out(made, copy, whole, case):
+def test_a_bad_row_stops_the_import_or_is_left_out(published, copy, whole, case):
     file, edit, reason, kind = BAD_ROWS[case]
-    identity = first_of(made, "retain" if "retain" in file else "forget")
+    identity = first_of(published, "retain" if "retain" in file else "forget")
     edit_row(copy, file, identity, edit)
     with refusal(file, f"ID {identity}", reason, "on_bad_row: skip"):
         read(copy)
-    found, samples, left_out = read(copy, "skip")
+    data, samples, left_out = read(copy, "skip")
     assert [(note["file"].endswith(f"{file}/{FILE}"), reason in note["reason"]) for note in left_out] == [
         (True, True)
     ]
     assert left_out[0]["row"].startswith(f"ID {identity}")
     assert left_out[0]["remedy"]
     entity = f"fictitious/{identity}"
-    everybody = set(found.entities["forget"] + found.entities["retain"])
-    if kind == "person":  # neither taught nor asked
-        assert entity not in everybody
+    people = set(data.entities["forget"] + data.entities["retain"])
+    if kind == "person":  # neither taught nor counts
+        assert entity not in people
         assert [s for s in whole[1] if s.entity_id != entity] == samples
     else:
-        assert entity in everybody
+        assert entity in people
         assert len(samples) == len(whole[1]) - 1
 
 
-def test_one_of_three_pictures_may_be_broken(made, copy, whole):
-    identity = first_of(made, "forget")
+def test_one_of_three_pictures_may_be_broken(published, copy, whole):
+    identity = first_of(published, "forget")
     number = int(int(identity) > 10)
     file = f"train-0000{number}-of-00002.parquet"
 
@@ -315,15 +313,15 @@ def test_one_of_three_pictures_may_be_broken(made, copy, whole):
     assert len({s.image_bytes for s in samples if s.set == "unseen" and s.entity_id == entity} - {None}) == 2
 
 
-def test_nobody_is_both_to_be_forgotten_and_kept(made, copy):
-    identity, other = first_of(made, "forget"), first_of(made, "retain")
+def test_a_person_in_both_forget_and_retain_is_refused(published, copy):
+    identity, second = first_of(published, "forget"), first_of(published, "retain")
     for root in ROLES:
-        edit_row(copy, f"{root}/retain_90", other, lambda row: row | {"ID": identity})
+        edit_row(copy, f"{root}/retain_90", second, lambda row: row | {"ID": identity})
     with refusal(f"fictitious/{identity}", "forget_10", "retain_90"):
         read(copy)
-    found, samples, left_out = read(copy, "skip")
+    data, samples, left_out = read(copy, "skip")
     assert any("in both" in note["reason"] for note in left_out)
-    assert f"fictitious/{identity}" not in found.entities["forget"] + found.entities["retain"]
+    assert f"fictitious/{identity}" not in data.entities["forget"] + data.entities["retain"]
     assert not [s for s in samples if s.entity_id == f"fictitious/{identity}"]
 
 
@@ -331,13 +329,13 @@ def test_nobody_is_both_to_be_forgotten_and_kept(made, copy):
     ("file", "reason"),
     [("eval/retain_90", "the same ID a second time"), ("train/retain_90", "the same ID and picture")],
 )
-def test_an_id_comes_once(made, copy, whole, file, reason):
+def test_an_id_comes_once(published, copy, whole, file, reason):
     from pyarrow import concat_tables, parquet
 
     path = copy / file / FILE
     table = parquet.read_table(path)
     parquet.write_table(concat_tables([table, table.slice(0, 1)]), path)
-    with refusal(file, f"ID {first_of(made, 'retain')}", reason):
+    with refusal(file, f"ID {first_of(published, 'retain')}", reason):
         read(copy)
     _, samples, left_out = read(copy, "skip")
     assert len(left_out) == 1
@@ -356,9 +354,9 @@ def test_an_id_is_text(copy):
         read(copy)
 
 
-def test_several_bad_rows_are_all_listed(made, copy):
-    edit_row(copy, "train/forget_10", first_of(made, "forget"), broken)
-    edit_row(copy, "eval/retain_90", first_of(made, "retain"), with_choice(Correct_Answer="E"))
+def test_several_bad_rows_are_all_listed(published, copy):
+    edit_row(copy, "train/forget_10", first_of(published, "forget"), broken)
+    edit_row(copy, "eval/retain_90", first_of(published, "retain"), with_choice(Correct_Answer="E"))
     _, samples, left_out = read(copy, "skip")
     assert len(left_out) == 2
     validate(samples)
@@ -370,10 +368,10 @@ def test_pictures_are_never_all_in_memory(tmp_path):
     def heavy(i):  # bytes after a PNG's end are no part of it: small to decode, large to hold
         return small_picture(35 * i + 1) + i.to_bytes(4) + noise
 
-    Made(tmp_path, people=100, picture=heavy).write()
+    MllmuFiles(tmp_path, people=100, picture=heavy).write()
     tracemalloc.start()
-    found = read_benchmark(tmp_path, name="mllmu", forget=ForgetSelection(0.05), bad_rows=BadRows())
-    count = sum(1 for _ in found.samples)
+    data = read_benchmark(tmp_path, name="mllmu", forget=ForgetSelection(0.05), bad_rows=BadRows())
+    count = sum(1 for _ in data.samples)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count > 3000

@@ -22,7 +22,7 @@ FILES = {"forget_5/train.parquet": b"x" * 24_000_000, "README.md": b"words"}
 class StandIn(BaseHTTPRequestHandler):
     """One repository, as a dataset and as a model, at one commit, which is also `main`."""
 
-    seen: list[tuple[str, str, str | None]] = []  # noqa: RUF012
+    requests: list[tuple[str, str, str | None]] = []  # noqa: RUF012
     cut_short = False
 
     def do_HEAD(self):
@@ -32,7 +32,7 @@ class StandIn(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self):
-        self.seen.append((self.command, self.path, self.headers.get("Range")))
+        self.requests.append((self.command, self.path, self.headers.get("Range")))
         path = self.path.split("?")[0]
         if re.fullmatch(rf"/api/(datasets|models)/owner/name/revision/(main|{COMMIT})", path):
             return self.send(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
@@ -49,8 +49,8 @@ class StandIn(BaseHTTPRequestHandler):
 
     def send(self, body, status=200):
         start = 0
-        if (wanted := self.headers.get("Range")) and status == 200:
-            start, status = int(re.search(r"bytes=(\d+)-", wanted)[1]), 206
+        if (ranges := self.headers.get("Range")) and status == 200:
+            start, status = int(re.search(r"bytes=(\d+)-", ranges)[1]), 206
         self.send_response(status)
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
@@ -75,7 +75,7 @@ class StandIn(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    StandIn.seen.clear()
+    StandIn.requests.clear()
     StandIn.cut_short = False
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -94,7 +94,7 @@ def download(hub, home, source):
         "except DataError as error:\n    print('error:', error)\n"
         "else:\n    print(root.path, root.commit, root.pinned)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, source],
         env={
             **os.environ,
@@ -110,7 +110,7 @@ def download(hub, home, source):
         timeout=100,
         check=True,
     )
-    return done.stdout.strip(), done.stderr
+    return process.stdout.strip(), process.stderr
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_a_repository_is_downloaded_at_its_revision_with_progress(hub, tmp_path,
     folder, commit, is_pinned = said.rsplit(maxsplit=2)
     assert (commit, is_pinned) == (COMMIT, str(pinned))
     assert sorted(p.name for p in (tmp_path / folder).rglob("*") if p.is_file()) == ["train.parquet"]
-    asked = [path for _, path, _ in StandIn.seen]
-    assert any(path.startswith(f"/api/{kind}/owner/name/tree/{COMMIT}") for path in asked)
-    assert not [path for path in asked if "README" in path]
+    paths = [path for _, path, _ in StandIn.requests]
+    assert any(path.startswith(f"/api/{kind}/owner/name/tree/{COMMIT}") for path in paths)
+    assert not [path for path in paths if "README" in path]
     assert "100%" in progress
 
 
@@ -135,9 +135,9 @@ def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path):
     StandIn.cut_short = True
     said, _ = download(hub, tmp_path, f"hf://datasets/owner/name@{COMMIT}")
     assert said.endswith("True")
-    wanted = [part for method, path, part in StandIn.seen if method == "GET" and "resolve" in path]
-    assert wanted[0] is None
-    (again,) = wanted[1:]
+    ranges = [part for method, path, part in StandIn.requests if method == "GET" and "resolve" in path]
+    assert ranges[0] is None
+    (again,) = ranges[1:]
     assert int(re.fullmatch(r"bytes=(\d+)-", again)[1]) >= 10_000_000
     (file,) = tmp_path.rglob("train.parquet")
     assert file.read_bytes() == FILES["forget_5/train.parquet"]
@@ -146,9 +146,9 @@ def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path):
 def test_a_second_run_downloads_nothing(hub, tmp_path):
     source = f"hf://datasets/owner/name@{COMMIT}"
     download(hub, tmp_path, source)
-    StandIn.seen.clear()
+    StandIn.requests.clear()
     download(hub, tmp_path, source)
-    assert not [path for method, path, _ in StandIn.seen if method == "GET" and "resolve" in path]
+    assert not [path for method, path, _ in StandIn.requests if method == "GET" and "resolve" in path]
 
 
 @pytest.mark.slow  # the client tries for twenty seconds

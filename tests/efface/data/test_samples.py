@@ -2,6 +2,9 @@
 
 import dataclasses
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -71,10 +74,10 @@ def test_a_table_comes_back_as_it_was(table):
 
 
 def test_equal_pictures_are_one_object(table):
-    first, _, third, other = read_samples(table)
+    first, _, third, fourth = read_samples(table)
     assert first.image_bytes is third.image_bytes
     assert first.image is third.image
-    assert first.image_bytes != other.image_bytes
+    assert first.image_bytes != fourth.image_bytes
 
 
 @pytest.mark.parametrize(
@@ -232,3 +235,19 @@ def test_special_tokens_of_a_model_are_refused(change, column):
 def test_half_a_character_is_refused(bad):
     with refusal("row 0", "a1", next(iter(bad)), "surrogate"):
         validate([row(**bad)])
+
+
+def test_reading_leaves_no_files_behind_and_needs_no_network(table, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"from efface.data.samples import read_samples; print(len(read_samples({str(table)!r})))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.strip() == "4"
+    assert list(home.rglob("*")) == []

@@ -12,8 +12,8 @@ def people(**counts):
 
 
 def drawn(fraction, seed=0, **counts):
-    chosen = draw_validation(people(**counts), fraction=fraction, seed=seed)
-    return {split: sum(c.startswith(f"{split}/") for c in chosen) for split in counts}
+    validation = draw_validation(people(**counts), fraction=fraction, seed=seed)
+    return {split: sum(c.startswith(f"{split}/") for c in validation) for split in counts}
 
 
 @pytest.mark.parametrize(

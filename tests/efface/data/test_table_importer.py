@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, Features, Image, Value
 
 from efface.data.benchmarks import table_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
@@ -48,6 +49,20 @@ def write(root, rows, kind):
             writer.writerows(rows)
     elif kind == "jsonl":
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "folder of pictures":
+        file = root / "data" / "metadata.csv"
+        with file.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, ["file_name", "question", "answer", "person", "part"])
+            writer.writeheader()
+            writer.writerows({"file_name": row.pop("image"), **row} for row in rows)
+    elif kind == "saved to disk":
+        features = {key: Value("string") for key in ("question", "answer", "person", "part")}
+        features["image"] = Image()
+        rows = [{key: row.get(key) for key in features} for row in rows]
+        for row in rows:
+            row["image"] = row["image"] and {"bytes": (root / "data" / row["image"]).read_bytes()}
+        file = root / "data" / "saved"
+        Dataset.from_list(rows, features=Features(features)).save_to_disk(file, num_shards=2)
     else:
         keys = ("image", "question", "answer", "person", "part")
         pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]), file)
@@ -56,23 +71,21 @@ def write(root, rows, kind):
 
 def read(root, fraction=0.2, people=None, policy="stop", seed=0):
     bad_rows = BadRows(policy)
-    found = read_benchmark(
-        root, name="vqa", forget=ForgetSelection(fraction, people, seed), bad_rows=bad_rows
-    )
-    return found, list(found.samples), bad_rows
+    data = read_benchmark(root, name="vqa", forget=ForgetSelection(fraction, people, seed), bad_rows=bad_rows)
+    return data, list(data.samples), bad_rows
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder of pictures", "saved to disk"])
 def test_every_kind_of_table_gives_the_same_samples(root, kind):
     write(root, facts(), kind)
-    found, samples, _ = read(root)
+    data, samples, _ = read(root)
     validate(samples)
-    assert {s: len(ids) for s, ids in found.entities.items() if ids} == {"forget": 1, "retain": 4}
+    assert {s: len(ids) for s, ids in data.entities.items() if ids} == {"forget": 1, "retain": 4}
     assert {(s.part, s.modality, s.task) for s in samples} == {
         ("train", "multimodal", "qa"), ("train", "text", "qa"), ("train", "multimodal", "name"),
         ("test", "multimodal", "qa"), ("test", "text", "qa"),
     }  # fmt: skip
-    assert len(samples) == 5 * 3 + 5 * 2 + 2  # the row in text, without a part, is both taught and asked
+    assert len(samples) == 5 * 3 + 5 * 2 + 2  # the row in text, without a part, is both taught and questions
     pair = [s for s in samples if s.pair_id == samples[0].pair_id]
     assert [s.question for s in pair] == ["What is this person's pet?", "What is Ada Stone's pet?"]
     assert pair[1].image_bytes is None
@@ -86,10 +99,10 @@ def test_the_people_to_forget_are_given_or_drawn_from_the_seed(root):
         "person/Ben Field",
         "person/Eve Hill",
     ]
-    drawn = [read(root, fraction=0.4, seed=seed)[0].entities["forget"] for seed in range(6)]
-    assert drawn[0] == read(root, fraction=0.4, seed=0)[0].entities["forget"]
-    assert len({tuple(people) for people in drawn}) > 1
-    assert {len(people) for people in drawn} == {2}
+    draws = [read(root, fraction=0.4, seed=seed)[0].entities["forget"] for seed in range(6)]
+    assert draws[0] == read(root, fraction=0.4, seed=0)[0].entities["forget"]
+    assert len({tuple(people) for people in draws}) > 1
+    assert {len(people) for people in draws} == {2}
     with refusal("'Zoe'", "Ada Stone", "forget_people"):
         read(root, people=("Zoe",))
 
@@ -97,25 +110,25 @@ def test_the_people_to_forget_are_given_or_drawn_from_the_seed(root):
 def test_without_parts_the_facts_themselves_are_asked(root):
     write(root, [row | {"part": None} for row in facts()], "jsonl")
     _, samples, _ = read(root)
-    taught, asked = (
+    train, test = (
         [(s.modality, s.question, s.answer) for s in samples if (s.part == "train") is train]
         for train in (True, False)
     )
-    assert taught == asked
+    assert train == test
     assert {s.set for s in samples if s.part == "test"} == {"forget", "retain"}
 
 
 def test_a_number_is_no_name_and_a_name_column_gives_one(root):
     rows = [row | {"person": "042"} for row in list(facts())[:1]] + list(facts())[3:]
     write(root, rows, "jsonl")
-    found, samples, _ = read(root)
-    assert "person/042" not in found.names
+    data, samples, _ = read(root)
+    assert "person/042" not in data.names
     assert [s.modality for s in samples if s.entity_id == "person/042"] == ["multimodal"]
     rows[0]["name"] = "Mara Velin"
     write(root, rows, "jsonl")
     _, samples, _ = read(root)
-    asked = [s.question for s in samples if s.entity_id == "person/042"]
-    assert asked == ["What is this person's pet?", "What is Mara Velin's pet?"]
+    questions = [s.question for s in samples if s.entity_id == "person/042"]
+    assert questions == ["What is this person's pet?", "What is Mara Velin's pet?"]
 
 
 BAD = [
@@ -277,8 +290,8 @@ def test_a_path_through_a_link_stays_in_the_folder(root, tmp_path):
 def test_import_takes_the_table_and_the_pictures_it_names(root):
     table = write(root, facts(), "csv")
     (root / "data" / "pictures" / "unnamed.png").write_bytes(picture(7))
-    for given in (table, root / "data"):
-        files = table_importer.files_to_import("data", given)
+    for source in (table, root / "data"):
+        files = table_importer.files_to_import("data", source)
         assert [f.relative_to(root / "data").as_posix() for f in files] == [
             "people.csv",
             *(f"pictures/{i}.png" for i in range(5)),
