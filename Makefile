@@ -66,6 +66,8 @@ deploy: $(READY)          ## the pool and the deployments of prefect.yaml, on th
 	    prefect work-pool create gpu --type process --base-job-template flows/pool.json
 	prefect work-pool set-concurrency-limit gpu $(SLOTS)
 	prefect --no-prompt deploy --all
+	prefect automation inspect "crashed flow runs" >/dev/null 2>&1 || \
+	    prefect automation create --from-file flows/crashed.yaml
 
 worker: $(READY)          ## runs what is scheduled, on this machine
 	prefect worker start --pool gpu

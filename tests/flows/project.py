@@ -57,7 +57,7 @@ class Project:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *module: str, success: bool = True, seconds: float = 280) -> str:
+    def run(self, *module: str, success: bool = True, seconds: float = 800) -> str:
         """Output of ``python -m MODULE ARGUMENTS``."""
         process = subprocess.run(
             [sys.executable, "-m", *module],

@@ -12,7 +12,7 @@ import pytest
 
 from tests.flows.project import Project, make_project, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CURRENT = {"params": "cached", "benchmark": "cached", "prepare": "cached"}
 
 
