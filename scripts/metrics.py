@@ -89,13 +89,13 @@ def _scored(training: Training, params: Params, data: Path, work: Path) -> pd.Da
     from efface.evaluation import score
     from efface.models import load_model
     from efface.unlearning.finetuning import finetune, with_replay
-    from tasks.evaluate import drawn
+    from tasks.evaluate import draw_people
     from tasks.runtime.artifacts import writing
 
     path, table = work / training.file, data / "prepared" / "samples.parquet"
     if path.exists():
         return pd.read_parquet(path)
-    section = params.vanilla
+    section = params.finetune
     loaded = load_model(data / "models" / "base", dtype="float32", attention=section.attention)
     replay = read_samples(table, split=("real", "utility"), part="train")
     finetune(
@@ -108,7 +108,7 @@ def _scored(training: Training, params: Params, data: Path, work: Path) -> pd.Da
         seed=training.number,
         label=training.file,
     )
-    questions = drawn(read_samples(table, set=SETS), params.evaluate.max_people, params.seed)
+    questions = draw_people(read_samples(table, set=SETS), params.evaluate.max_people, params.seed)
     scores = score(
         loaded.model,
         loaded.processor,
@@ -143,7 +143,7 @@ def numbers_of(scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float
             if name in subset and subset[name].notna().any():
                 numbers[f"{name}, {kind} {modality}"] = float(subset[name].mean())
     for name, attack in privacy_of(scores, reference).items():
-        numbers[f"{name}, AUC"] = attack.auc
+        numbers[f"{name}, AUC"] = attack.model.auc
         numbers[f"{name}, distance to retrained"] = attack.gap
     quality, gap = forget_quality_of(scores, reference), modality_gap(scores)
     if quality is not None:
@@ -161,7 +161,7 @@ def table_of(numbers: Mapping[Training, Mapping[str, float]]) -> str:
         f"| metric | mean, {SEEN} | mean, {UNSEEN} | AUC | AUC, at most {STEPS[2]} steps |",
         "|---|---:|---:|---:|---:|",
     ]
-    rows = []
+    rows: list[tuple[str, float, float, float, float]] = []
     for name in dict.fromkeys(name for values in numbers.values() for name in values):
         pools = {
             pool: {t: v[name] for t, v in numbers.items() if t.pool == pool and name in v}
@@ -172,7 +172,7 @@ def table_of(numbers: Mapping[Training, Mapping[str, float]]) -> str:
         }
         everything = {pool: list(values.values()) for pool, values in pools.items()}
         means = [fmean(everything[pool]) for pool in (SEEN, UNSEEN)]
-        rows.append((name, *means, _auc(everything), _auc(early)))
+        rows.append((name, means[0], means[1], _auc(everything), _auc(early)))
     for name, *values in sorted(rows, key=lambda row: -abs(row[3] - 0.5)):
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     return "\n".join(lines)
