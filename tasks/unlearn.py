@@ -1,17 +1,16 @@
-"""Stage unlearn: make a model forget with one method, normally the vanilla model and by training."""
+"""Stage unlearn: unlearn with one method, normally from the vanilla model and by training."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from efface.data.samples import read_samples
 from efface.errors import DataError
 from tasks.config import Params
-from tasks.config.unlearning import Unlearn, UnlearningMethod
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
 from tasks.runtime.loading import load_for_training
@@ -21,12 +20,10 @@ from tasks.runtime.sharing import is_first
 if TYPE_CHECKING:
     from efface.models import LoadedModel
     from efface.models.lora import Adapter
-    from efface.unlearning import TrainingConfig, UnlearningResult
-    from efface.unlearning.training.checkpoint import Checkpoints
     from efface.unlearning.training.evaluation import EvaluationCallback
 
-SENTENCES = ("generation", "caption")
-"""Tasks whose answers are free text, which nobody gives word for word."""
+FREE_TEXT = ("generation", "caption")
+"""Tasks with long answers, which no model gives word for word."""
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -34,26 +31,58 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
     Of several processes each trains on its share, and the first one writes.
     """
+    from efface.masks import load_mask
+    from efface.unlearning import METHODS, TrainingConfig, unlearn
     from efface.unlearning.training.config import DivergenceError
 
-    section, folder = params.unlearn.methods[name], root / "models" / "unlearned" / name
-    inputs = {"prepared": root / "prepared" / "samples.parquet", "start": root / "models" / section.start}
+    section, shared, seed, main = params.unlearn.methods[name], params.unlearn, params.seed, is_first()
+    table, folder = root / "prepared" / "samples.parquet", root / "models" / "unlearned" / name
+    inputs = {"prepared": table, "start": root / "models" / section.start}
     inputs |= {} if section.mask == "none" else {"mask": root / "masks" / f"{section.mask}.safetensors"}
-    settings, main = _settings(section, params.unlearn), is_first()
-    made: dict[str, Path] = {}
-    record_of = recording(
-        "unlearn", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs=made
-    )
-    failure: DivergenceError | None = None
-    with record_of as record:
+    settings = section.model_dump(mode="json")
+    settings |= shared.model_dump(mode="json", exclude={"methods", "stop", "checkpoint_every"})
+    settings |= {f"stop.{key}": value for key, value in shared.stop.model_dump().items()}
+    outputs: dict[str, Path] = {}
+    divergence: DivergenceError | None = None
+    with recording(
+        "unlearn", settings, root=root, name=name, seed=seed, inputs=inputs, outputs=outputs
+    ) as record:
         checkpoints = checkpoints_for(
-            "unlearn", root=root, settings=settings, seed=params.seed, inputs=inputs, name=name, main=main
+            "unlearn", root=root, settings=settings, seed=seed, inputs=inputs, name=name, main=main
         )
+        trains = METHODS[name].trains
+        loaded, adapter = load_for_training(params, inputs["start"], lora=shared.lora if trains else None)
+        mask = None
+        if "mask" in inputs:
+            # The mask is made from the vanilla model; for another start, names and shapes must fit.
+            mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
+        evaluation = _evaluation(params, loaded, table) if trains else None
+        curve = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
         try:
-            loaded, adapter, result, curve = _train(params, name, inputs, checkpoints)
+            result = unlearn(
+                loaded.model,
+                loaded.processor,
+                method=name,
+                forget=read_samples(table, split="forget", part="train", modality=shared.forget),
+                retain=read_samples(table, split="retain", part="train"),
+                config=TrainingConfig(
+                    batch_size=shared.batch_size,
+                    accumulation_steps=shared.accumulation_steps,
+                    precision=shared.precision,
+                    gradient_checkpointing=shared.gradient_checkpointing,
+                    seed=seed,
+                    checkpoint_every=shared.checkpoint_every,
+                    stop_forget_loss=shared.stop.forget_loss,
+                    stop_retain_rise=shared.stop.retain_rise,
+                ),
+                mask=mask,
+                settings=section.settings,
+                adapter=adapter,
+                checkpoints=checkpoints,
+                evaluation=evaluation,
+            )
         except DivergenceError as error:
-            failure = error
-            record.history = [*error.history]
+            divergence, record.history = error, error.history
             record.summary = {"status": f"diverged: {error}", "steps": len(error.history)}
         else:
             if main:
@@ -65,67 +94,33 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                         stage="unlearn",
                         root=root,
                         parameters=settings,
-                        seed=params.seed,
+                        seed=seed,
                         inputs=record.inputs,
                     )
-                made[name] = folder
+                outputs[name] = folder
                 checkpoints.remove()
-            status = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
-            record.history = [*result.history]
-            record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": status}
-            record.summary |= {"curve": curve} if curve else {}
-    if failure is not None:
-        raise failure
-    if main:
-        _tell(folder, name, result)
-
-
-def _settings(section: UnlearningMethod, shared: Unlearn) -> dict[str, Any]:
-    """Everything the run depends on, flat enough to read."""
-    settings = section.model_dump(mode="json")
-    settings |= shared.model_dump(mode="json", exclude={"methods", "stop", "checkpoint_every"})
-    return settings | {f"stop.{key}": value for key, value in shared.stop.model_dump().items()}
-
-
-def _train(
-    params: Params, name: str, inputs: dict[str, Path], checkpoints: Checkpoints
-) -> tuple[LoadedModel, Adapter | None, UnlearningResult, list[dict[str, float]]]:
-    """Load the model the method starts from and unlearn with it; last the points of its curve, if any."""
-    from efface.masks import load_mask
-    from efface.unlearning import METHODS, unlearn
-
-    section, trains = params.unlearn.methods[name], METHODS[name].trains
-    lora = params.unlearn.lora if trains else None
-    loaded, adapter = load_for_training(params, inputs["start"], lora=lora)
-    mask = None
-    if "mask" in inputs:
-        # The mask is made from the vanilla model; where another one trains, names and shapes must do.
-        mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
-    evaluation = _evaluation(params, loaded, inputs["prepared"]) if trains else None
-    start = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
-    result = unlearn(
-        loaded.model,
-        loaded.processor,
-        method=name,
-        forget=read_samples(inputs["prepared"], split="forget", part="train", modality=params.unlearn.forget),
-        retain=read_samples(inputs["prepared"], split="retain", part="train"),
-        config=_training_config(params.unlearn, params.seed),
-        mask=mask,
-        settings=section.settings,
-        adapter=adapter,
-        checkpoints=checkpoints,
-        evaluation=evaluation,
-    )
-    points = [
-        {"step": row["step"] + 1, **{key: row[key] for key in row if key.endswith("_known")}}
-        for row in result.history
-        if "forget_known" in row
+            record.history = result.history
+            ending = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
+            record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": ending}
+            if evaluation is not None:
+                curve += [
+                    {"step": row["step"] + 1, **{key: row[key] for key in row if key.endswith("_known")}}
+                    for row in result.history
+                    if "forget_known" in row
+                ]
+                record.summary["curve"] = curve
+    if divergence is not None:
+        raise divergence
+    last = result.history[-1] if result.history else {}
+    losses = [
+        f"last {key.removesuffix('_loss')} loss {last[key]:.2f}" for key in last if key.endswith("_loss")
     ]
-    return loaded, adapter, result, start + points
+    if main:
+        typer.echo(f"unlearn: {folder}, {', '.join([f'{result.steps} steps', ending, *losses])}")
 
 
 def _evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationCallback | None:
-    """Draws the questions of the forget-retain curve: facts of a word or a few, which are right or wrong."""
+    """Measures the forget-retain curve on drawn questions whose answers are short, so right or wrong."""
     from efface.encoding import Encoder, draw
     from efface.unlearning.training.evaluation import EvaluationCallback
 
@@ -134,15 +129,15 @@ def _evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationC
         return None
     sides = {}
     for side in ("forget", "retain"):
-        asked = read_samples(table, set=side, part="test", modality="multimodal")
-        asked = [sample for sample in asked if sample.task not in SENTENCES] or asked
-        if not asked:
+        questions = read_samples(table, set=side, part="test", modality="multimodal")
+        questions = [sample for sample in questions if sample.task not in FREE_TEXT] or questions
+        if not questions:
             raise DataError(
-                f"unlearn.curve: {table} holds no test questions about the {side} people by picture; set it "
-                "to null"
+                f"unlearn.curve is set, but {table} has no test questions with pictures about the {side} "
+                "people: set it to null"
             )
-        chosen = draw(len(asked), curve.questions, params.seed)
-        sides[side] = Encoder(loaded.processor, [asked[i] for i in chosen])
+        indices = draw(len(questions), curve.questions, params.seed)
+        sides[side] = Encoder(loaded.processor, [questions[i] for i in indices])
     return EvaluationCallback(curve.every, sides, params.unlearn.batch_size)
 
 
@@ -154,42 +149,15 @@ def _write(params: Params, loaded: LoadedModel, adapter: Adapter | None, start: 
 
     lora, model = params.unlearn.lora, loaded.model
     if adapter is not None and lora is not None:
-        kept = folder / "adapter"
+        adapter_folder = folder / "adapter"
         if lora.keep_adapter or lora.quantization is not None:
-            adapter.save(kept)
+            adapter.save(adapter_folder)
         if lora.quantization is None:
             adapter.merge()
         else:
             trust = params.base.trust_remote_code
             whole = load_model(start, device="cpu", trust_remote_code=trust)
-            model = merge_adapter(whole.model, kept)
+            model = merge_adapter(whole.model, adapter_folder)
             if not lora.keep_adapter:
-                shutil.rmtree(kept)
+                shutil.rmtree(adapter_folder)
     save_model(model, loaded.processor, folder)
-
-
-def _training_config(shared: Unlearn, seed: int) -> TrainingConfig:
-    from efface.unlearning import TrainingConfig
-
-    return TrainingConfig(
-        batch_size=shared.batch_size,
-        accumulation_steps=shared.accumulation_steps,
-        precision=shared.precision,
-        gradient_checkpointing=shared.gradient_checkpointing,
-        seed=seed,
-        checkpoint_every=shared.checkpoint_every,
-        stop_forget_loss=shared.stop.forget_loss,
-        stop_retain_rise=shared.stop.retain_rise,
-    )
-
-
-def _tell(folder: Path, name: str, result: UnlearningResult) -> None:
-    if not result.history:
-        typer.echo(f"unlearn: {folder} made by {name}, without training")
-        return
-    last = result.history[-1]
-    losses = ", ".join(
-        f"{k.removesuffix('_loss')} {last[k]:.2f}" for k in ("forget_loss", "retain_loss") if k in last
-    )
-    ending = f"stopped by {result.stopped_by}" if result.stopped_by else "ran its length"
-    typer.echo(f"unlearn: {folder} made by {name} in {result.steps} steps ({ending}); last losses: {losses}")

@@ -82,7 +82,7 @@ def test_a_method_starts_from_what_another_has_made(root, capsys):
     settings = params(methods)
     for name in methods:
         unlearn.run(settings, name, root=root)
-    assert "made by npo in 2 steps (ran its length); last losses: forget" in capsys.readouterr().out
+    assert "unlearned/npo, 2 steps, finished, last forget loss" in capsys.readouterr().out
     record = record_of(root, "npo")
     assert record["summary"] == {"steps": 2, "stopped_by": None, "status": "finished"}
     assert record["inputs"]["start"] == record_of(root, "grad_diff")["outputs"]["grad_diff"]
@@ -143,7 +143,7 @@ def test_a_prompt_is_a_model_folder_too(root, capsys):
     assert prompt_of(load_model(folder).processor, "Who?", image=False).startswith("Say red.\nUSER: Who?")
     before, after = weights(root / "models" / "vanilla"), weights(folder)
     assert all(bool((before[key] == after[key]).all()) for key in before)
-    assert "without training" in capsys.readouterr().out
+    assert "0 steps" in capsys.readouterr().out
 
 
 def test_a_stop_rule_ends_well_and_is_recorded(root):
