@@ -1,20 +1,28 @@
-"""The table of docs/models.md, from the tests every family goes through: python -m scripts.models"""
+"""The tables of docs/models.md: what models of every family pass, and how far each registered type gets.
+
+python -m scripts.models families     runs the tests of every family
+python -m scripts.models types        builds a tiny model of every type that transformers registers for
+                                      pictures and text, with random weights, and works with it
+"""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from tests.models import FAMILIES
-
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+STEPS = ("load", "anatomy", "encode", "score", "train", "prune")
+_SECONDS = 60  # that one step of one type may take
+
+app = typer.Typer(add_completion=False)
 
 
 class Outcomes:
-    """A pytest plugin that notes how each family fared in each column."""
+    """A pytest plugin that collects the outcome of each family in each column."""
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str], set[str]] = {}
@@ -22,7 +30,7 @@ class Outcomes:
         self._of: dict[str, tuple[str, str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Note the column and family of each test."""
+        """Read the column and family of each test."""
         for item in items:
             column = item.get_closest_marker("column")
             if column is not None:
@@ -30,7 +38,7 @@ class Outcomes:
                 self.columns += [] if column.args[0] in self.columns else [column.args[0]]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Note an outcome; of a test that was left out, the reason."""
+        """Keep an outcome; of a skipped test, the reason."""
         if report.nodeid not in self._of:
             return
         outcome = {"passed": "passed", "failed": "**failed**"}.get(report.outcome)
@@ -40,27 +48,167 @@ class Outcomes:
             self.cells.setdefault(self._of[report.nodeid], set()).add(outcome or report.outcome)
 
 
-def table(outcomes: Outcomes) -> str:
-    """One row per family, one column per test; a family's video processor is marked by a star."""
+@app.command()
+def families() -> None:
+    """Run the tests of every family and write the table: one row per family, one column per test."""
+    import pytest
+
+    from tests.models import FAMILIES
+
+    outcomes = Outcomes()
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "tests/efface/families/test_matrix.py"], [outcomes])
     lines = ["| family | " + " | ".join(outcomes.columns) + " |", "|---" * (len(outcomes.columns) + 1) + "|"]
     for name, family in FAMILIES.items():
         cells = [", ".join(sorted(outcomes.cells.get((name, c), {"not run"}))) for c in outcomes.columns]
         star = "\\*" if family.needs else ""
         lines.append(f"| {family.title}{star} (`{name}`) | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n\\* has a video processor: needs torchvision (see Packages).\n"
-
-
-def main() -> None:
-    """Run the tests and write the table."""
-    import pytest
-
-    outcomes = Outcomes()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", "tests/efface/families/test_matrix.py"], [outcomes])
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}{table(outcomes)}{END}{after}", encoding="utf-8")
+    write("table", "\n".join(lines) + "\n\n\\* has a video processor: needs torchvision (see Packages).\n")
     raise SystemExit(int(code))
 
 
+@app.command()
+def types(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Types to try instead of all; writes nothing.")
+    ] = None,
+) -> None:
+    """Try every type, and write the counts and what stopped each type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    signal.signal(signal.SIGALRM, _stop)
+    rows: dict[str, list[str]] = {}
+    for kind in only or sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        rows[kind] = _try(kind)
+        typer.echo(f"{kind}: {'; '.join(rows[kind])}")
+    counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
+    lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
+    lines += ["", "| type | passes | stops at |", "|---|---|---|"]
+    for kind, reports in rows.items():
+        passes = ", ".join(report for report in reports if report in STEPS)
+        stops = "; ".join(report for report in reports if report not in STEPS).replace("|", "\\|")
+        lines.append(f"| `{kind}` | {passes} | {stops} |")
+    typer.echo(lines[0])
+    if only is None:
+        write("types", "\n".join(lines) + "\n")
+
+
+def _try(kind: str) -> list[str]:
+    """The steps that a type passes, and the reasons where it stops."""
+    reports = []
+    for step, work in _steps(kind):
+        signal.alarm(_SECONDS)
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # whatever a family raises is the result
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) < 160 else f"{reason[:40]} ... {reason[-110:]}"
+            reports.append(f"{step}: {type(error).__name__}: {reason}")
+            if step in ("load", "encode"):
+                break
+        else:
+            reports.append(step)
+        finally:
+            signal.alarm(0)
+    return reports
+
+
+def _stop(*_: object) -> None:
+    raise TimeoutError(f"more than {_SECONDS} s")
+
+
+def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Steps by name; those that follow a failed one need what it made and are tried as far as they can be."""
+    import io
+
+    import torch
+    from PIL import Image
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    from efface.data.samples import Sample
+    from efface.encoding import Encoder
+    from efface.encoding.answers import nll
+    from efface.models import anatomy
+    from efface.neurons import zero_neurons
+    from tests.models.generic import tiny_config, tiny_model, tiny_processor
+
+    state: dict[str, Any] = {}
+
+    def load() -> None:
+        try:
+            config = tiny_config(kind)
+            try:
+                state["processor"] = tiny_processor(config)
+            except Exception as error:  # noqa: BLE001  # reported by the step that needs it
+                state["no_processor"] = error
+            state["model"] = tiny_model(config)
+        except Exception:  # noqa: BLE001  # tiny sizes do not fit: parts alone, from the default ones
+            state.pop("processor", None)
+            with torch.device("meta"):
+                state["model"] = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[kind]())
+            state["no_processor"] = ValueError("tiny sizes do not fit this type")
+
+    def find_parts() -> None:
+        state["parts"] = anatomy(state["model"])
+
+    def encode() -> None:
+        if "processor" not in state:
+            raise state["no_processor"]
+        rows = []
+        for i in range(2):
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 64), (90 * i, 200, 30)).save(buffer, format="PNG")
+            row = {
+                "sample_id": str(i),
+                "entity_id": f"fictitious/{i}",
+                "split": "forget",
+                "part": "train",
+                "modality": "multimodal",
+                "task": "qa",
+                "image": buffer.getvalue(),
+                "question": "Which colour does this person like?",
+                "answer": "red and green",
+            }
+            rows.append(Sample.from_row(row))
+        state["samples"] = rows
+        state["batch"] = Encoder(state["processor"], rows).batch([0])
+
+    def score() -> None:
+        with torch.no_grad():
+            value = nll(state["model"], state["batch"])
+        if not torch.isfinite(value):
+            raise ValueError("the likelihood is not finite")
+
+    def train() -> None:
+        from efface.unlearning import METHODS, TrainingConfig, unlearn
+
+        unlearn(
+            state["model"],
+            state["processor"],
+            method="npo",
+            forget=state["samples"],
+            retain=state["samples"],
+            settings=METHODS["npo"].settings(epochs=1, learning_rate=1e-3),
+            config=TrainingConfig(batch_size=2),
+        )
+
+    def prune() -> None:
+        mlps = state["parts"].require_mlps()
+        with torch.no_grad():
+            before = nll(state["model"], state["batch"])
+            zero_neurons(state["model"], {mlp.name: torch.arange(mlp.width) for mlp in mlps})
+            if nll(state["model"], state["batch"]) == before:
+                raise ValueError("switching all neurons off changes nothing")
+
+    works = (load, find_parts, encode, score, train, prune)
+    yield from zip(STEPS, works, strict=True)
+
+
+def write(name: str, text: str) -> None:
+    """Replace the generated part of that name in docs/models.md."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+    PAGE.write_text(f"{before}{begin}{text}{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

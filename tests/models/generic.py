@@ -5,11 +5,15 @@ The values follow the names that configurations share; a type that needs others 
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
+from tests.models.tokens import build_tokenizer
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 2, 600
 _SIZES: list[tuple[int, tuple[str, ...]]] = [
@@ -128,12 +132,11 @@ def tiny_config(kind: str) -> PreTrainedConfig:
     return config
 
 
-def tiny_model(kind: str, *, seed: int = 0) -> PreTrainedModel:
-    """A tiny untrained model of a type, in evaluation mode."""
+def tiny_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """A tiny untrained model, in evaluation mode."""
     import torch
     from transformers import AutoModelForImageTextToText
 
-    config = tiny_config(kind)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     return model.eval()
@@ -161,11 +164,79 @@ def _shrink(config: Any, numbers: Any) -> None:
             setattr(config, name, [next(numbers)])
         elif name in ("layer_types", "mlp_layer_types", "layers_block_type") and value:
             setattr(config, name, [value[0], value[-1]])
-        elif name == "mrope_section" or (isinstance(value, dict) and "mrope_section" in value):
-            section = [2, 3, 3]
-            setattr(config, name, section if name == "mrope_section" else value | {"mrope_section": section})
+        elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and "rope_type" in value:
+            setattr(config, name, value | {"mrope_section": [2, 3, 3]})
         elif isinstance(value, list) and name.endswith(("indexes", "indices", "layers")):
             setattr(config, name, sorted({0, min(1, len(value) - 1)}) if value else value)
-        elif name == "image_size" and isinstance(value, int):
+        elif name == "image_size":
             patch = getattr(config, "patch_size", 8)
-            setattr(config, name, 4 * (patch if isinstance(patch, int) else 8))
+            patch = patch[0] if isinstance(patch, list | tuple) else patch
+            setattr(config, name, 4 * patch if isinstance(value, int) else [4 * patch] * len(value))
+        elif name in ("mm_tokens_per_image", "image_seq_length"):
+            setattr(config, name, 16)
+
+
+def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor of a tiny model: its own class, a tokenizer with the special tokens that the class names.
+
+    The configuration's picture token becomes the processor's.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+
+    kind = PROCESSOR_MAPPING[type(config)]
+    source = inspect.getsource(inspect.getmodule(kind))  # type: ignore[arg-type]  # a class has a module
+    usual = {"pad_token", "bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token"}
+    named = {name: f"<{name}>" for name in re.findall(r"tokenizer\.(\w+_token)\b", source)}
+    tokenizer = build_tokenizer(
+        sorted({"<image>", *re.findall(r'"(<[^"\s]{2,40}>)"', source)}),
+        named={name: token for name, token in named.items() if name not in usual},
+        size=VOCABULARY - 40,
+    )
+    classes = IMAGE_PROCESSOR_MAPPING[type(config)]
+    image_class = classes.get("pil") or next(iter(classes.values()))
+    images = image_class()
+    vision = getattr(config, "vision_config", None)
+    side = getattr(vision, "image_size", None)
+    patch = getattr(vision, "patch_size", None)
+    side, patch = (value[0] if isinstance(value, list | tuple) else value for value in (side, patch))
+    sizes: dict[str, Any] = {}
+    if isinstance(side, int):
+        for name in ("size", "crop_size"):
+            keys = {key for key, value in dict(getattr(images, name, None) or {}).items() if value}
+            if keys:
+                sizes[name] = dict.fromkeys(keys, side)
+    if isinstance(patch, int) and isinstance(getattr(images, "patch_size", None), int):
+        sizes["patch_size"] = patch
+    for name in ("merge_size", "temporal_patch_size"):
+        value = getattr(vision, name.replace("merge_size", "spatial_merge_size"), None)
+        if hasattr(images, name) and isinstance(value, int):
+            sizes[name] = value
+    images = image_class(**sizes)
+    options: dict[str, Any] = {"image_processor": images, "tokenizer": tokenizer}
+    parameters = inspect.signature(kind.__init__).parameters
+    if "video_processor" in parameters:
+        options["video_processor"] = next(iter(VIDEO_PROCESSOR_MAPPING[type(config)].values()))()
+    if "patch_size" in parameters and isinstance(patch, int):
+        options["patch_size"] = patch
+    if isinstance(side, int) and isinstance(patch, int):
+        for name in ("image_seq_length", "image_seq_len", "num_image_tokens"):
+            if name in parameters:
+                options[name] = (side // patch) ** 2
+    if "num_additional_image_tokens" in parameters:
+        options |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+    processor: ProcessorMixin = kind(**options)
+    token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>")
+    processor.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}" + str(token) + "{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+        "</s>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    number = tokenizer.convert_tokens_to_ids(str(getattr(processor, "image_token", token)))
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, number)
+    transformers.logging.set_verbosity_error()
+    return processor
