@@ -36,7 +36,7 @@ def add(
     select_name: Annotated[str | None, typer.Option(help="Instead: a pattern of names.")] = None,
     received: Annotated[str | None, typer.Option(help="The day it came; by default today.")] = None,
     identifier: Annotated[str | None, typer.Option("--id", help="By default the day and a number.")] = None,
-    late: Annotated[bool, typer.Option("--late", help="Accept a due date in the past; needs --received.")] = False,
+    late: Annotated[bool, typer.Option("--late", help="Accept a past due date; needs --received.")] = False,
 ) -> None:
     """Write a new request to data/requests, checked."""
     with _errors_in_words():
