@@ -95,8 +95,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         record.summary = {"variants": len(results), "unavailable": unavailable}
         Parts(unfinished, key=key).remove()
     retrained = path.with_name("retrained.parquet")  # only for these lines: no file holds the distance
-    other = pd.read_parquet(retrained) if name != "retrained" and retrained.is_file() else None
-    for outcome in attack_outcomes(scored, other, metrics=("exact_match",)):
+    reference = pd.read_parquet(retrained) if name != "retrained" and retrained.is_file() else None
+    for outcome in attack_outcomes(scored, reference, metrics=("exact_match",)):
         value, gap = outcome.values.get("exact_match"), outcome.gap("exact_match")
         attack = outcome.attack
         after = "unattacked" if attack == UNATTACKED else f"after {attack}, {outcome.variant}"
@@ -105,7 +105,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         typer.echo(f"attack: {name}, {after}: exact match by picture {match}{distance}")
     for attack, reason in unavailable.items():
         typer.echo(f"attack: {name}, {attack}: not available: {reason}")
-    if name != "retrained" and other is None:
+    if name != "retrained" and reference is None:
         typer.echo(
             "attack: the distance to retrained counts; attack it too: python -m tasks attack retrained"
         )

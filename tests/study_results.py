@@ -132,7 +132,7 @@ def _prepared(folder: Path, people: int, forget: int, rng: np.random.Generator) 
 
 def _questions(entity: str, name: str, split: str, set_name: str, rng: np.random.Generator) -> list[Sample]:
     person, view = sum(map(ord, entity)) + int(entity[-3:]) * 7, 1 if set_name == "unseen" else 0
-    found = []
+    rows = []
     for attribute, values in ATTRIBUTES.items():
         fact = str(rng.choice(values))
         for modality in ("multimodal", "text"):
@@ -143,8 +143,8 @@ def _questions(entity: str, name: str, split: str, set_name: str, rng: np.random
                 row = _sample(
                     entity, split, set_name, modality, task, attribute, question, answer, person, view
                 )
-                found.append(row)
-    return found
+                rows.append(row)
+    return rows
 
 
 def _sample(entity, split, set_name, modality, task, attribute, question, answer, person, view) -> Sample:
@@ -238,12 +238,12 @@ def write_attacks(root: Path, model: str, back: dict[str, float]) -> None:
     about all people but the first.
     """
     table = pd.read_parquet(root / "scores" / f"{model}.parquet")
-    asked = table[table["set"].isin(("forget", "unseen")) & (table["part"] == "test")]
-    first, variants = min(asked["entity_id"]), []
+    questions = table[table["set"].isin(("forget", "unseen")) & (table["part"] == "test")]
+    first, variants = min(questions["entity_id"]), []
     for variant, share in back.items():
         steps = variant.partition(" ")[0]
         relearnt = variant.endswith("steps")
-        rows = asked[asked["entity_id"] != first] if relearnt else asked
+        rows = questions[questions["entity_id"] != first] if relearnt else questions
         facts = rows["exact_match"].notna()
         right = np.arange(len(rows)) % 10 < round(share * 10)
         values = pd.Series(right.astype(float), index=rows.index).where(facts)
@@ -251,8 +251,8 @@ def write_attacks(root: Path, model: str, back: dict[str, float]) -> None:
         labels = {"attack": attack, "variant": variant, "budget": int(steps) if relearnt else None}
         variants.append(rows.assign(exact_match=values, **labels))
     (root / "attacks").mkdir(exist_ok=True)
-    found = pd.concat(variants, ignore_index=True).astype({"budget": "Int64"})
-    found.to_parquet(root / "attacks" / f"{model}.parquet", index=False)
+    rows = pd.concat(variants, ignore_index=True).astype({"budget": "Int64"})
+    rows.to_parquet(root / "attacks" / f"{model}.parquet", index=False)
     about = {"model": model, "digest": digest(root / "models" / FOLDERS[model]), "unavailable": {}}
     (root / "attacks" / f"{model}.json").write_text(json.dumps(about))
 
@@ -290,15 +290,15 @@ def _model(folder: Path, model: str, rng: np.random.Generator) -> None:
 
 
 def _curve(steps: int, forget_end: float | None, rng: np.random.Generator) -> list[dict]:
-    found = []
+    rows = []
     for step in range(steps):
-        done = step / steps
-        entry = {"step": float(step), "learning_rate": 2e-4 * (1 - done), "retain_grad_norm": 1.0}
-        entry["retain_loss"] = float((0.1 if forget_end else 3 * (1 - done)) + 0.05 * rng.random())
+        completed = step / steps
+        entry = {"step": float(step), "learning_rate": 2e-4 * (1 - completed), "retain_grad_norm": 1.0}
+        entry["retain_loss"] = float((0.1 if forget_end else 3 * (1 - completed)) + 0.05 * rng.random())
         if forget_end:
-            entry["forget_loss"] = float(0.05 + forget_end * done**2 + 0.1 * rng.random())
-        found.append(entry)
-    return found
+            entry["forget_loss"] = float(0.05 + forget_end * completed**2 + 0.1 * rng.random())
+        rows.append(entry)
+    return rows
 
 
 def _record(root, stage, name, rng, *, params, history=(), summary=None) -> None:

@@ -59,14 +59,14 @@ def test_only_these_files_import_it(module):
 
 
 def loaded_by(code: str) -> set[str]:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return {name.split(".")[0] for name in done.stderr.split()}
+    return {name.split(".")[0] for name in completed.stderr.split()}
 
 
 def test_the_library_imports_no_orchestrator():

@@ -142,8 +142,8 @@ def _line(item: Any) -> str:
         above = where[:-1] if where and message.startswith(f"{where[-1]} is") else where
         return ".".join([*above, message])
     if kind == "extra_forbidden":
-        known = _keys_at(where[:-1])
-        near = difflib.get_close_matches(where[-1], known, n=3, cutoff=0.5) or known
+        allowed_keys = _keys_at(where[:-1])
+        near = difflib.get_close_matches(where[-1], allowed_keys, n=3, cutoff=0.5) or allowed_keys
         return f"{key} is {_short(item['input'])}: unknown key; expected one of: {', '.join(near)}"
     if kind == "missing":
         return f"{key} is missing"

@@ -60,9 +60,7 @@ def remove_stale_partials(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    with contextlib.suppress(
-        OSError, IndexError
-    ):  # a killed process keeps its number until somebody asks for it
+    with contextlib.suppress(OSError, IndexError):  # a zombie has a process id, but is dead
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     try:
         os.kill(pid, 0)
@@ -256,9 +254,9 @@ def _git_commit() -> str | None:
     import subprocess
 
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):  # no git here: the record is still worth having
         return None
-    return done.stdout.strip() or None
+    return completed.stdout.strip() or None

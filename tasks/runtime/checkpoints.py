@@ -48,10 +48,12 @@ def run_folder(
     key = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
     parent = root / "checkpoints" / (f"{stage}@{name}" if name else stage)
     folder = parent / key[:16]
-    for other in parent.iterdir() if main and parent.is_dir() else ():
-        if not other.name.startswith(folder.name):  # a checkpoint has companions, such as its references
-            typer.echo(f"{stage}: deleting {other}, unfinished work with other settings or inputs", err=True)
-            shutil.rmtree(other)
+    for sibling in parent.iterdir() if main and parent.is_dir() else ():
+        if not sibling.name.startswith(folder.name):  # a checkpoint has companions, such as its references
+            typer.echo(
+                f"{stage}: deleting {sibling}, unfinished work with other settings or inputs", err=True
+            )
+            shutil.rmtree(sibling)
     if main and folder.is_dir():
         typer.echo(f"{stage}: resuming from {folder}", err=True)
     return folder, key

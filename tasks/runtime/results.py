@@ -95,15 +95,15 @@ def read_records(root: Path) -> list[Record]:
     Raises:
         ArtifactError: if a record is damaged.
     """
-    found = []
+    records = []
     for path in sorted((root / "runs").glob("*.json")):
         content = read_json(path)
         if not isinstance(content, dict) or "stage" not in content:
             raise ArtifactError(
                 f"{path} is not the record of a run: expected an object with `stage`; {RESTORE}"
             )
-        found.append(Record(content["stage"], content.get("name"), content))
-    return found
+        records.append(Record(content["stage"], content.get("name"), content))
+    return records
 
 
 def mask_metadata(path: Path) -> dict[str, Any] | None:

@@ -28,10 +28,10 @@ VARIANTS = {
 
 @pytest.fixture
 def root(tmp_path, model, processor):
-    return made(tmp_path / "data", model, processor, people=3)
+    return make_project(tmp_path / "data", model, processor, people=3)
 
 
-def made(folder, model, processor, *, people):
+def make_project(folder, model, processor, *, people):
     rows = []
     for i in range(people):
         about = {"split": "forget"}
@@ -118,7 +118,7 @@ def test_attacked_again_the_same_comes_out_and_finished_batches_are_not_scored_a
 
 
 def test_an_attack_that_needs_more_people_is_reported_and_the_others_run(tmp_path, model, processor, capsys):
-    root = made(tmp_path / "data", model, processor, people=1)
+    root = make_project(tmp_path / "data", model, processor, people=1)
     run(few_steps("relearn", "quantize"), "npo", root)
     assert set(table_of(root, "npo")["attack"]) == {"none", "quantize"}
     written = json.loads((root / "attacks" / "npo.json").read_text())

@@ -20,7 +20,7 @@ from tests.models import FAMILIES, build_tiny
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "llava"
     model, processor = build_tiny("llava")
     save_model(model, processor, folder)
@@ -34,8 +34,8 @@ def with_source(source, **changes):
     )
 
 
-def test_a_model_that_exists_is_pointed_to_with_its_settings(made, tmp_path):
-    folder, model = made
+def test_a_model_that_exists_is_pointed_to_with_its_settings(saved, tmp_path):
+    folder, model = saved
     base.run(with_source(folder, dtype="float32", system="Be brief."), root=tmp_path)
     record = json.loads((tmp_path / "models" / "base" / "model.json").read_text())
     assert record == {"id": str(folder), "dtype": "float32", "system": "Be brief."}
@@ -44,33 +44,33 @@ def test_a_model_that_exists_is_pointed_to_with_its_settings(made, tmp_path):
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_samples_with_a_special_token_of_the_model_are_refused(made, tmp_path):
+def test_samples_with_a_special_token_of_the_model_are_refused(saved, tmp_path):
     rows = [sample(0), sample(1, question="What is </s> this?"), sample(2)]
     write_samples(rows, tmp_path / "prepared" / "samples.parquet")
     with pytest.raises(DataError) as error:
-        base.run(with_source(made[0]), root=tmp_path)
+        base.run(with_source(saved[0]), root=tmp_path)
     words = (rows[1].sample_id, rows[1].entity_id, "question", "'</s>'")
     assert not [word for word in words if word not in str(error.value)]
     assert not (tmp_path / "models").exists()
     write_samples([rows[0], rows[2]], tmp_path / "prepared" / "samples.parquet")
-    base.run(with_source(made[0]), root=tmp_path)
+    base.run(with_source(saved[0]), root=tmp_path)
 
 
-def test_what_cannot_be_worked_with_is_refused_before_anything_is_written(made, tmp_path):
+def test_what_cannot_be_worked_with_is_refused_before_anything_is_written(saved, tmp_path):
     from transformers import LlamaConfig
 
     LlamaConfig(vocab_size=10).save_pretrained(tmp_path / "text")
     with pytest.raises(ModelError, match="is a 'llama' model, which does not answer questions"):
         base.run(with_source(tmp_path / "text"), root=tmp_path)
-    bare = shutil.copytree(made[0], tmp_path / "bare")
+    bare = shutil.copytree(saved[0], tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match=r"no chat template.*`base.chat_template`"):
         base.run(with_source(bare), root=tmp_path)
     assert not (tmp_path / "models").exists()
 
 
-def test_inspect_counts_what_is_there(made, capsys):
-    folder, model = made
+def test_inspect_counts_what_is_there(saved, capsys):
+    folder, model = saved
     inspect.run(load_params(), str(folder))
     text = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
@@ -101,14 +101,14 @@ def test_a_seven_billion_shape_is_inspected_without_weights(tmp_path, capsys):
     assert 2 * 5 * weights < float(text.split("unlearning")[1].split()[0]) < 2 * 5.1 * weights
 
 
-def test_with_lora_only_the_factors_count_beside_the_weights(made, capsys):
+def test_with_lora_only_the_factors_count_beside_the_weights(saved, capsys):
     from efface.models import anatomy
     from efface.models.lora import Lora as Shape
     from efface.models.lora import add_lora
     from efface.models.memory import estimate_memory, lora_parameters
     from tasks.config.unlearning import Lora
 
-    folder, model = made
+    folder, model = saved
     parts, shape = anatomy(model), Shape(2, 4.0, components=("language", "vision"))
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     linear = sum(sizes[name] for name in parts.maskable if name.endswith("weight") and "patch" not in name)
@@ -143,5 +143,5 @@ def test_with_lora_only_the_factors_count_beside_the_weights(made, capsys):
 def test_families_are_named_as_transformers_names_them():
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    known = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
-    assert set(FAMILIES) <= known
+    types = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
+    assert set(FAMILIES) <= types

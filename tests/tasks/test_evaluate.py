@@ -13,8 +13,8 @@ def rows(kind, part, people):
     ]
 
 
-def people(chosen, kind, part):
-    return {sample.entity_id for sample in chosen if (sample.set, sample.part) == (kind, part)}
+def people(subset, kind, part):
+    return {sample.entity_id for sample in subset if (sample.set, sample.part) == (kind, part)}
 
 
 def test_people_for_choosing_settings_are_drawn_apart_from_the_others():
@@ -24,11 +24,11 @@ def test_people_for_choosing_settings_are_drawn_apart_from_the_others():
         *rows("forget", "test", range(3)),
         *rows("utility", "test", range(100)),
     ]
-    chosen = draw_people(samples, 5, seed=0)
-    assert len(people(chosen, "retain", "test")) == len(people(chosen, "retain", "validation")) == 5
-    assert len(people(chosen, "forget", "test")) == 3
-    assert len(people(chosen, "utility", "test")) == 100, "one stranger a row"
-    assert len(chosen) == 2 * (5 + 5 + 3 + 100), "all rows of those who are asked about"
-    assert [s.entity_id for s in draw_people(samples, 5, seed=0)] == [s.entity_id for s in chosen]
-    assert people(draw_people(samples, 5, seed=1), "retain", "test") != people(chosen, "retain", "test")
+    subset = draw_people(samples, 5, seed=0)
+    assert len(people(subset, "retain", "test")) == len(people(subset, "retain", "validation")) == 5
+    assert len(people(subset, "forget", "test")) == 3
+    assert len(people(subset, "utility", "test")) == 100, "one stranger a row"
+    assert len(subset) == 2 * (5 + 5 + 3 + 100), "all rows of those who are asked about"
+    assert [s.entity_id for s in draw_people(samples, 5, seed=0)] == [s.entity_id for s in subset]
+    assert people(draw_people(samples, 5, seed=1), "retain", "test") != people(subset, "retain", "test")
     assert draw_people(samples, None, seed=0) == samples

@@ -15,9 +15,9 @@ from efface.models.memory import estimate_memory
 from efface.unlearning import METHODS, TrainingConfig, unlearn
 from tasks import unlearn as stage
 from tests.efface.conftest import sample
-from tests.tasks.test_unlearn import LORA, TRAINING, made, params, root, weights
+from tests.tasks.test_unlearn import LORA, TRAINING, params, root, template, weights
 
-__all__ = ["made", "root"]  # fixtures
+__all__ = ["root", "template"]  # fixtures
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'efface[quantization]'")
 KINDS = pytest.mark.parametrize("kind", ["4bit", "8bit"])
@@ -29,9 +29,9 @@ def logits(model, batch):
 
 
 @KINDS
-def test_linear_layers_are_small_and_say_almost_the_same(made, kind):
+def test_linear_layers_are_small_and_say_almost_the_same(template, kind):
     whole, small = (
-        load_model(made / "models" / "vanilla", device="cpu", quantization=q) for q in (None, kind)
+        load_model(template / "models" / "vanilla", device="cpu", quantization=q) for q in (None, kind)
     )
     parts = anatomy(small.model)
     assert parts.groups == anatomy(whole.model).groups and parts.mlps == anatomy(whole.model).mlps
@@ -45,9 +45,9 @@ def test_linear_layers_are_small_and_say_almost_the_same(made, kind):
     spared = saved.unlearning - estimate.unlearning
     assert footprint[0] - footprint[1] == pytest.approx(spared, rel=0.05)
     batch = Encoder(whole.processor, [sample(i) for i in range(4)]).batch(range(4))
-    expected, found = (logits(loaded.model, batch) for loaded in (whole, small))
-    assert not torch.equal(expected, found)
-    correlation = torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1]
+    expected, quantized_logits = (logits(loaded.model, batch) for loaded in (whole, small))
+    assert not torch.equal(expected, quantized_logits)
+    correlation = torch.corrcoef(torch.stack([expected.flatten(), quantized_logits.flatten()]))[0, 1]
     # On the CPU bitsandbytes' own 4-bit weights are off by a quarter to a third (0.50.2, measured on noise).
     assert correlation > (0.5 if kind == "4bit" else 0.99)
     with pytest.raises(
@@ -60,8 +60,8 @@ def test_linear_layers_are_small_and_say_almost_the_same(made, kind):
 
 @KINDS
 @pytest.mark.parametrize(("method", "settings"), [("grad_diff", {}), ("npo", {"beta": 0.1}), ("kl_min", {})])
-def test_factors_learn_on_weights_that_stay(made, kind, method, settings):
-    loaded = load_model(made / "models" / "vanilla", device="cpu", quantization=kind)
+def test_factors_learn_on_weights_that_stay(template, kind, method, settings):
+    loaded = load_model(template / "models" / "vanilla", device="cpu", quantization=kind)
     adapter = add_lora(loaded.model, Lora(2, 4.0), seed=0)
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
     samples = [sample(i) for i in range(4)]

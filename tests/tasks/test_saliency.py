@@ -56,9 +56,9 @@ def test_controls_have_equal_counts_per_tensor(root, model, variant):  # noqa: F
     params, mask, original = run(root, model, variant=variant, controls=["random", "magnitude"])
     for name in params.saliency.controls:
         control.run(params, name, root)
-        other, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=model)
-        assert {k: int(v.sum()) for k, v in other.items()} == {k: int(v.sum()) for k, v in mask.items()}
-        assert any(not torch.equal(other[k], mask[k]) for k in mask)
+        changed, metadata = load_mask(root / "masks" / f"{name}.safetensors", model=model)
+        assert {k: int(v.sum()) for k, v in changed.items()} == {k: int(v.sum()) for k, v in mask.items()}
+        assert any(not torch.equal(changed[k], mask[k]) for k in mask)
         assert metadata["control"] == name and metadata["density"] == original["density"]
     record = json.loads((root / "runs" / "control@random.json").read_text())
     assert record["inputs"].keys() == {"prepared", "vanilla", "mask"}
@@ -113,5 +113,7 @@ def test_with_lora_the_mask_is_about_the_factors(root, variant):
         assert a_may_change is (variant == "official_code")
         assert any(bool(entry.any()) for key, entry in mask.items() if "lora_B" in key)
     with pytest.raises(ArtifactError):
-        other, _ = load_for_training(params.model_copy(update={"seed": params.seed + 1}), vanilla, lora=lora)
-        load_mask(root / "masks" / "saliency.safetensors", model=other.model)
+        changed, _ = load_for_training(
+            params.model_copy(update={"seed": params.seed + 1}), vanilla, lora=lora
+        )
+        load_mask(root / "masks" / "saliency.safetensors", model=changed.model)

@@ -38,7 +38,7 @@ def test_no_evaluation_question_reaches_training_saliency_or_importance(tmp_path
 
     table = read_samples(tmp_path / "data" / "prepared")
     facts = {s.sample_id for s in table if s.part == "train"}
-    asked = {
+    questions = {
         text
         for s in table
         if s.part != "train" and not _is_only_taught(s, benchmark)
@@ -46,15 +46,15 @@ def test_no_evaluation_question_reaches_training_saliency_or_importance(tmp_path
         if text
     }
     names = sorted({s.answer for s in table if s.task == "name"}, key=len, reverse=True)
-    asked = {plain(text, names) for text in asked}
+    questions = {plain(text, names) for text in questions}
     trained = {stage for stage, samples in used.samples.items() if samples}
-    wanted = {"vanilla", "retrained", "saliency", "importance"}
-    assert trained >= wanted | {f"unlearn@{method}" for method in params.unlearn.methods}
+    expected = {"vanilla", "retrained", "saliency", "importance"}
+    assert trained >= expected | {f"unlearn@{method}" for method in params.unlearn.methods}
     for stage, samples in used.samples.items():
         strangers = {s.sample_id for s in samples} - facts
         assert not strangers, f"{stage} uses rows that are no training facts: {strangers}"
-        worded = {s.question for s in samples if plain(s.question, names) in asked}
-        worded |= {s.answer for s in samples if plain(s.answer, names) in asked}
+        worded = {s.question for s in samples if plain(s.question, names) in questions}
+        worded |= {s.answer for s in samples if plain(s.answer, names) in questions}
         assert not worded, f"{stage} uses words of the evaluation: {worded}"
 
 

@@ -45,15 +45,15 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def template(tmp_path_factory):
     from tests.efface.unlearning.training.program import tiny_model
 
     return make_root(tmp_path_factory.mktemp("data"), *tiny_model())
 
 
 @pytest.fixture
-def root(made, tmp_path):
-    return Path(shutil.copytree(made, tmp_path / "data"))
+def root(template, tmp_path):
+    return Path(shutil.copytree(template, tmp_path / "data"))
 
 
 def params(methods, **shared):
@@ -164,12 +164,12 @@ def test_a_curve_is_recorded_from_the_start_to_the_last_step_and_changes_no_weig
     assert "unlearn.curve" in str(error.value) and "forget" in str(error.value)
     table = root / "prepared" / "samples.parquet"
     facts = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
-    asked = [
+    questions = [
         sample(i, part="test", set="forget" if i < 2 else "retain", sample_id=f"t{i}-{task}", task=task)
         for i in range(8)
         for task in ("qa", "generation")
     ]
-    write_samples([*facts, *asked], table)
+    write_samples([*facts, *questions], table)
     unlearn.run(params({"grad_diff": TRAINING | {"epochs": 3}}, curve=curve), "grad_diff", root=root)
     points = record_of(root, "grad_diff")["summary"]["curve"]
     assert [point["step"] for point in points] == [0, 2, 3]

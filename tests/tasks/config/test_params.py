@@ -281,15 +281,15 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", [["params"], ["vanilla"], ["unlearn", "npo"]])
 def test_nothing_runs_on_wrong_parameters(tmp_path, command):
     (tmp_path / "params.yaml").write_text("avatars:\n  people: 1\n", encoding="utf-8")
-    done = run(tmp_path, *command)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: params.yaml: avatars.people is 1: ")
-    assert len(done.stderr.splitlines()) == 1
+    completed = run(tmp_path, *command)
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("error: params.yaml: avatars.people is 1: ")
+    assert len(completed.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
 
 def test_an_unlisted_method_names_the_listed_ones(tmp_path):
-    done = run(PROJECT, "unlearn", "nope")
-    assert done.returncode == 1
-    assert "'nope'" in done.stderr and "mmunlearner, grad_diff, gradient_ascent, npo" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    completed = run(PROJECT, "unlearn", "nope")
+    assert completed.returncode == 1
+    assert "'nope'" in completed.stderr and "mmunlearner, grad_diff, gradient_ascent, npo" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1

@@ -83,8 +83,8 @@ def test_a_process_killed_half_way_changes_nothing_and_the_next_one_cleans_up(tm
     assert child.stdout.readline() == b"half-way\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    left = names(tmp_path)
-    assert f".model.partial-{child.pid}" in left
+    remaining = names(tmp_path)
+    assert f".model.partial-{child.pid}" in remaining
     assert (target / "weights").read_text() == "whole"
     with writing(target) as partial:
         assert f".model.partial-{child.pid}" not in names(tmp_path)
@@ -95,14 +95,14 @@ def test_a_process_killed_half_way_changes_nothing_and_the_next_one_cleans_up(tm
 
 
 def test_the_partial_of_a_living_process_is_left_alone(tmp_path):
-    other = tmp_path / f".a.partial-{os.getppid()}"
-    other.write_text("in use")
+    partial_file = tmp_path / f".a.partial-{os.getppid()}"
+    partial_file.write_text("in use")
     with writing(tmp_path / "a") as partial:
         partial.write_text("mine")
-    assert other.read_text() == "in use"
+    assert partial_file.read_text() == "in use"
 
 
-def test_the_partial_of_a_killed_process_nobody_has_waited_for_is_removed(tmp_path):
+def test_the_partial_of_a_zombie_process_is_removed(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and its number still taken
@@ -140,16 +140,16 @@ with program._short_errors():
 def test_a_full_disk_is_one_line_and_keeps_the_old_content(tmp_path, kind):
     target = tmp_path / "model.safetensors"
     target.write_text("old")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", FULL, str(target), kind],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    assert "File too large" in done.stderr and "make room" in done.stderr
+    assert completed.returncode == 1
+    assert completed.stderr.startswith("error: ") and len(completed.stderr.splitlines()) == 1
+    assert "File too large" in completed.stderr and "make room" in completed.stderr
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
@@ -208,7 +208,7 @@ def test_missing_json_says_how_to_make_it(tmp_path):
 
 
 def test_a_record_holds_what_went_in_and_came_out(tmp_path):
-    source, made = tmp_path / "in", tmp_path / "out"
+    source, output = tmp_path / "in", tmp_path / "out"
     source.write_text("in")
     with recording(
         "unlearn",
@@ -217,15 +217,15 @@ def test_a_record_holds_what_went_in_and_came_out(tmp_path):
         root=tmp_path,
         seed=3,
         inputs={"source": source},
-        outputs={"made": made},
+        outputs={"made": output},
     ) as record:
         record.history = [{"step": 1, "forget_loss": 0.5}]
         record.summary.update(steps=1)
         time.sleep(0.01)
-        made.write_text("out")
+        output.write_text("out")
     written = json.loads((tmp_path / "runs" / "unlearn@npo.json").read_text())
     assert written["inputs"] == {"source": digest(source)}
-    assert written["outputs"] == {"made": digest(made)}
+    assert written["outputs"] == {"made": digest(output)}
     assert written["params"] == {"epochs": 2}
     assert written["history"] == [{"step": 1, "forget_loss": 0.5}]
     assert written["summary"] == {"steps": 1}

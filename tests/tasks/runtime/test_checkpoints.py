@@ -15,8 +15,8 @@ def table(tmp_path):
 
 
 def call(tmp_path, table, **changes):
-    given = {"settings": {"steps": 3}, "seed": 0, "inputs": {"prepared": table}, "name": "npo"} | changes
-    return checkpoints_for("unlearn", root=tmp_path, **given)
+    arguments = {"settings": {"steps": 3}, "seed": 0, "inputs": {"prepared": table}, "name": "npo"} | changes
+    return checkpoints_for("unlearn", root=tmp_path, **arguments)
 
 
 def test_the_same_run_finds_its_checkpoint_again(tmp_path, table, capsys):

@@ -103,39 +103,39 @@ def run(project: Path, processes: int, *arguments: str) -> subprocess.CompletedP
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_make_what_one_makes(tmp_path, model, processor):  # noqa: F811
-    made = {count: make_project(tmp_path / str(count), model, processor) / "data" for count in (1, 2)}
-    shared_stages.run(made[1])
+    roots = {count: make_project(tmp_path / str(count), model, processor) / "data" for count in (1, 2)}
+    shared_stages.run(roots[1])
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*together, "-m", "tests.tasks.runtime.shared_stages", str(made[2])],
+    completed = subprocess.run(
+        [*together, "-m", "tests.tasks.runtime.shared_stages", str(roots[2])],
         cwd=PROJECT,
         env=environment(1),
         capture_output=True,
         text=True,
         timeout=500,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     for stage in ("importance", "saliency", "control", "unlearn"):
-        assert done.stdout.count(f"{stage}: ") == 1  # one of them speaks
-    runs = [sorted(path.name for path in (root / "runs").iterdir()) for root in made.values()]
+        assert completed.stdout.count(f"{stage}: ") == 1  # one of them speaks
+    runs = [sorted(path.name for path in (root / "runs").iterdir()) for root in roots.values()]
     assert runs[0] == runs[1] and len(runs[0]) == 4
-    tables = [load_file(root / "masks" / "importance.safetensors") for root in made.values()]
+    tables = [load_file(root / "masks" / "importance.safetensors") for root in roots.values()]
     for name, table in tables[0].items():
         assert (table - tables[1][name]).abs().max() <= 1e-6 * max(1.0, table.abs().max()), name
     for mask in ("saliency", "magnitude"):
-        one, two = (load_mask(root / "masks" / f"{mask}.safetensors")[0] for root in made.values())
+        one, two = (load_mask(root / "masks" / f"{mask}.safetensors")[0] for root in roots.values())
         differing = sum(int((one[name] != two[name]).sum()) for name in one)
         assert differing <= 1e-4 * sum(entry.numel() for entry in one.values())  # ties within rounding
     weights = [
         load_file(root / "models" / "unlearned" / "mmunlearner" / "model.safetensors")
-        for root in made.values()
+        for root in roots.values()
     ]
     for name, weight in weights[0].items():
         if "k_proj" not in name:  # whose gradient is nothing but rounding, which AdamW makes large
             assert torch.allclose(weight, weights[1][name], atol=2e-5), name
     histories = [
         json.loads((root / "runs" / "unlearn@mmunlearner.json").read_text())["history"]
-        for root in made.values()
+        for root in roots.values()
     ]
     for one, two in zip(*histories, strict=True):
         assert one == pytest.approx(two, rel=1e-4)
@@ -158,7 +158,7 @@ def test_dvc_runs_a_stage_as_two_and_calls_it_current_afterwards(tmp_path, model
     (project / "dvc.yaml").write_text(DVC, encoding="utf-8")
 
     def dvc(processes: int, *arguments: str) -> str:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "dvc", *arguments],
             cwd=project,
             env=environment(processes),
@@ -166,8 +166,8 @@ def test_dvc_runs_a_stage_as_two_and_calls_it_current_afterwards(tmp_path, model
             text=True,
             timeout=240,
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        return done.stdout
+        assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-2000:]
+        return completed.stdout
 
     dvc(1, "init", "--no-scm", "--quiet")
     assert "vanilla: data/models/vanilla trained" in dvc(2, "repro")
@@ -180,12 +180,12 @@ def test_dvc_runs_a_stage_as_two_and_calls_it_current_afterwards(tmp_path, model
 @pytest.mark.timeout(300)
 def test_a_mistake_is_told_once_and_a_killed_launcher_leaves_nothing(tmp_path, model, processor):  # noqa: F811
     project = make_project(tmp_path / "project", model, processor)
-    done = run(project, 2, "unlearn", "no_such_method")
-    assert done.returncode == 1 and done.stderr.count("error: ") == 1
+    completed = run(project, 2, "unlearn", "no_such_method")
+    assert completed.returncode == 1 and completed.stderr.count("error: ") == 1
     (project / "data/prepared/samples.parquet").unlink()
-    done = run(project, 2, "saliency")
-    assert done.returncode == 1 and done.stderr.count("does not exist") == 1
-    assert "Traceback" not in done.stderr
+    completed = run(project, 2, "saliency")
+    assert completed.returncode == 1 and completed.stderr.count("does not exist") == 1
+    assert "Traceback" not in completed.stderr
     launcher = make_project(tmp_path / "other", model, processor)
     running = subprocess.Popen(
         [sys.executable, "-m", "tasks", "vanilla"],
@@ -202,14 +202,14 @@ def test_a_mistake_is_told_once_and_a_killed_launcher_leaves_nothing(tmp_path, m
 
 def marked(mark: Path) -> list[str]:
     """Processes with the mark in their environment."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if f"EFFACE_TEST_MARK={mark}".encode() in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
+                pids.append(path.parent.name)
         except OSError:  # gone meanwhile
             continue
-    return found
+    return pids
 
 
 def wait_for(condition) -> None:
