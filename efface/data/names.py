@@ -52,13 +52,16 @@ def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tupl
     return sorted(group for group in groups if len(group) > 1)
 
 
-def resolve_people(typed: Iterable[str], people: Iterable[str], names: Mapping[str, str]) -> list[str]:
+def resolve_people(
+    typed: Iterable[str], people: Iterable[str], names: Mapping[str, str], *, key: str = "forget_people"
+) -> list[str]:
     """Entity ids of people named by id, with or without its namespace, or by name.
 
     Args:
         typed: ids or names, in any Unicode form, case and spacing.
         people: entity ids to choose from.
         names: entity id to name.
+        key: what the people are named in, for errors.
 
     Raises:
         DataError: if one of them matches no person, or several.
@@ -74,8 +77,7 @@ def resolve_people(typed: Iterable[str], people: Iterable[str], names: Mapping[s
         if len(matches) != 1:
             which = f"several people: {', '.join(sorted(matches))}" if matches else "no person"
             raise DataError(
-                f"{name!r} matches {which}; people: {', '.join(people[:10])}, ...; give the id of one, as in "
-                "the table, in forget_people or forgotten_people"
+                f"{key}: {name!r} matches {which}; expected the id of one of {', '.join(people[:10])}, ..."
             )
         entities += matches
     return entities

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from efface.errors import EffaceError
+from efface.data.names import name_key, resolve_people
+from efface.errors import DataError, EffaceError
 from tasks.runtime.results import read_splits
 
 FOLDER = Path("requests")
@@ -97,22 +98,22 @@ class People:
     def subjects_of(self, request: ForgetRequest) -> list[str]:
         """Entity ids of the people that a request is about, sorted.
 
+        Ids and names match in any Unicode form, case and spacing.
+
         Raises:
             RequestError: if it names an unknown person, or its selector matches none.
         """
         if request.subjects is not None:
-            if unknown := sorted(set(request.subjects) - self.ids):
-                raise RequestError(
-                    f"request {request.id}: subjects holds {', '.join(unknown)}, expected entity ids of "
-                    f"data/prepared/splits.json such as {', '.join(sorted(self.ids)[:3])}; correct the file"
-                )
-            return sorted(request.subjects)
+            try:
+                return sorted(set(resolve_people(request.subjects, self.ids, self.names, key="subjects")))
+            except DataError as error:
+                raise RequestError(f"request {request.id}: {error}; correct the file") from None
         patterns = request.selector or Selector(id="")
         matches = [
             person
             for person in sorted(self.ids)
             if all(
-                pattern is None or fnmatch.fnmatchcase(text, pattern)
+                pattern is None or fnmatch.fnmatchcase(name_key(text), name_key(pattern))
                 for pattern, text in ((patterns.id, person), (patterns.name, self.names.get(person, "")))
             )
         ]

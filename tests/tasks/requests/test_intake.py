@@ -131,6 +131,13 @@ def test_a_selector_matches_those_whom_all_its_patterns_match():
     assert subjects_of(subjects=None, selector={"name": "A*", "id": "fictitious/*"}) == ["fictitious/001"]
 
 
+@pytest.mark.parametrize("typed", ["person/Ann", "ANN BERG", "Ann\u00a0Berg", "\uff21nn  Berg", "ann"])
+def test_subjects_match_however_they_are_typed(typed):
+    assert subjects_of(subjects=[typed]) == ["person/ann"]
+    assert subjects_of(subjects=["person/ann", typed]) == ["person/ann"]
+    assert subjects_of(subjects=None, selector={"name": "ann\u2003B*"}) == ["person/ann"]
+
+
 def test_unknown_subjects_and_a_selector_without_matches_are_refused():
     with pytest.raises(RequestError) as error:
         subjects_of(subjects=["fictitious/001", "real/1"])
