@@ -8,6 +8,8 @@ python -m scripts.models types        builds a tiny model of every type that tra
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,18 +70,21 @@ def families() -> None:
 
 @app.command()
 def types(
-    only: Annotated[
-        list[str] | None, typer.Option(help="Types to try instead of all; writes nothing.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Types to try, instead of all.")] = None,
+    minutes: Annotated[float, typer.Option(help="Types that it does not come to are left out.")] = 60,
 ) -> None:
     """Try every type, and write the counts and what stopped each type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     signal.signal(signal.SIGALRM, _stop)
     rows: dict[str, list[str]] = {}
+    started = time.monotonic()
     for kind in only or sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        if time.monotonic() - started > 60 * minutes:
+            break
         rows[kind] = _try(kind)
         typer.echo(f"{kind}: {'; '.join(rows[kind])}")
+        sys.stdout.flush()
     counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
     lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
     lines += ["", "| type | passes | stops at |", "|---|---|---|"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from efface.errors import ModelError
-from efface.models.anatomy import GROUPS, anatomy
+from efface.models.anatomy import GROUPS, anatomy, decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WRAPPER = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"\.lora_[A-Za-z_]+\.[^.]+(\.weight|\.bias)?$")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,30 @@ def weight_of(name: str) -> str:
 def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
     """Names of the layers that get factors: the linear ones of some groups, without the output head.
 
+    Routers of a mixture of experts, which return more than a product, get none, nor do experts whose weights
+    are stacked in one parameter; a line in the log says so. In a model whose parts are unknown, the decoder's
+    layers get them.
+
     Raises:
         ModelError: if there is none.
     """
-    parts = anatomy(model)
-    inside = {name for group in components for name in parts.groups[group]}
-    names = [name.removesuffix(".weight") for name in parts.maskable if name in inside]
-    layers = [name for name in names if isinstance(_module(model, name), nn.Linear)]
+    modules = dict(model.named_modules())
+    try:
+        parts = anatomy(model)
+        inside = {name for group in components for name in parts.groups[group]}
+        names = [name.removesuffix(".weight") for name in parts.maskable if name in inside]
+    except ModelError:
+        decoder = decoder_of(model)
+        if decoder is None or list(components) != ["language"]:
+            raise
+        root = next(name for name, module in modules.items() if module is decoder)
+        names = [name for name in modules if name.startswith(f"{root}.")]
+    layers = [name for name in names if _takes_factors(modules.get(name))]
+    stacked = [name for name in names if name.endswith(".down_proj") and name not in modules]
+    if stacked:
+        _log.warning(
+            "the stacked experts of %d layers get no LoRA factors: they stay as they are", len(stacked)
+        )
     if not layers:
         raise ModelError(
             f"components is {list(components)}: expected groups with a linear layer for LoRA to act on"
@@ -120,5 +140,6 @@ def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
     return layers
 
 
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(name)
+def _takes_factors(module: nn.Module | None) -> bool:
+    """Whether a module is a linear layer, plain or quantised, and not one that a family made its own of."""
+    return isinstance(module, nn.Linear) and not type(module).__module__.startswith("transformers.models.")

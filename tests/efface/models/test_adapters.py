@@ -178,3 +178,33 @@ def test_adapter_to_base_to_vanilla_to_unlearned(adapter, processor, pictured, t
     settings = METHODS["npo"].settings(learning_rate=1e-3, steps=1)
     unlearn(vanilla.model, vanilla.processor, method="npo", settings=settings, **sets)
     assert weights_digest(vanilla.model) != start
+
+
+def test_routers_and_stacked_experts_get_no_factors(caplog):
+    from efface.models.lora import Lora, add_lora, linear_layers
+    from tests.models import build_tiny
+    from tests.models.generic import tiny_config, tiny_model
+
+    llama4 = tiny_model(tiny_config("llama4"))
+    names = linear_layers(llama4, ["language"])
+    assert names and not any("router" in name or "experts" in name for name in names)
+    assert "stacked experts" in caplog.text
+    add_lora(llama4, Lora(rank=2, alpha=4), seed=0)
+    caplog.clear()
+    model, _ = build_tiny("llava")
+    assert linear_layers(model, ["language"]) and not caplog.text
+
+
+def test_factors_need_no_vision_tower():
+    """A model without a tower of its own: the layers of the decoder."""
+    from efface.models.lora import Lora, add_lora
+    from tests.models.generic import tiny_config, tiny_model
+
+    model = tiny_model(tiny_config("fuyu"))
+    with pytest.raises(ModelError):
+        anatomy(model)
+    add_lora(model, Lora(rank=2, alpha=4), seed=0)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name and "language_model" in name for name in names)
+    with pytest.raises(ModelError):
+        add_lora(model, Lora(rank=2, alpha=4, components=("vision",)), seed=0)
