@@ -3,9 +3,12 @@
 import ast
 from pathlib import Path
 
+import networkx
 import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
+
+from tasks.config import STAGES as TABLE
 
 PROJECT = Path(__file__).resolve().parents[3]
 STAGES = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -54,3 +57,19 @@ def test_dvc_resolves_every_stage_and_finds_its_code_and_parameters():
                 assert dep.read_params().keys() >= set(dep.params), stage.name
             elif not dep.def_path.startswith("data/"):
                 assert dep.exists, f"{stage.name}: {dep.def_path}"
+
+
+def test_dvc_and_the_table_of_stages_hold_the_same_stages():
+    assert {name for stage in TABLE.values() for name in stage.dvc} == STAGES.keys()
+    for stage in TABLE.values():
+        assert {commands(name)[0][3] for name in stage.dvc} == {stage.name}
+        assert {BODIES[name].get("meta", {}).get("gpu", False) for name in stage.dvc} == {stage.gpu}
+        assert (PROJECT / "tasks" / f"{stage.module}.py").is_file()
+
+
+def test_every_stage_waits_until_the_names_are_checked():
+    with Repo(str(PROJECT)) as repo:
+        graph = repo.index.graph
+    for stage in graph:
+        upstream = {other.name for other in networkx.descendants(graph, stage)}
+        assert stage.name == "params" or "params" in upstream, stage.name
