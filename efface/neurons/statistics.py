@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.encoding.batches import Inputs, one_picture_each, split, to_device
+from efface.encoding.forward import supports_batches
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
 from efface.models.mlps import watch_neurons
@@ -114,11 +115,13 @@ def activation_statistics(
     z = sums[:0]
 
     def record(mlp: MLP, values: Tensor) -> None:
+        if not len(z):  # batches are being compared with their samples
+            return
         means = _sample_means(mlp, values.detach(), tokens, skip)
         if len(means) != len(z):
             raise ModelError(
                 f"{mlp.name} sees {len(means)} rows for {len(z)} samples, so its activations cannot be "
-                "assigned to samples; use batches of one sample"
+                "assigned to samples; measure a model whose MLPs read one sequence per sample"
             )
         z[:, columns[mlp.name]] = means
         reached[mlp.name] += len(z)
@@ -126,11 +129,20 @@ def activation_statistics(
     with measuring_mode(model) as handles:
         handles += [watch_neurons(model, mlp, functools.partial(record, mlp)) for mlp in mlps]
         for batch in batches:
-            for part in _separable(to_device(batch, device), model):
+            z = sums[:0]
+            parts = _separable(to_device(batch, device), model)
+            while parts:
+                part = parts.pop(0)
                 # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
                 z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
                 tokens = _Tokens(part["attention_mask"])
-                model(**{key: value for key, value in part.items() if key != "labels"})
+                try:
+                    model(**{key: value for key, value in part.items() if key != "labels"})
+                except ModelError:
+                    if len(z) == 1:
+                        raise
+                    parts = split(part, image_token_id(model)) + parts
+                    continue
                 samples += len(z)
                 _add_samples(sums, z.double(), active_above)
     samples = add_over_processes(samples, reached, [sums])
@@ -178,8 +190,8 @@ def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
 
 def _separable(batch: Inputs, model: nn.Module) -> list[Inputs]:
     """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
-    come in tiles or as one long row of patches."""
-    if "pixel_values" not in batch or one_picture_each(batch):
+    come in tiles or as one long row of patches, or where batches differ from their samples."""
+    if ("pixel_values" not in batch or one_picture_each(batch)) and supports_batches(model, batch):
         return [batch]
     return split(batch, image_token_id(model))
 

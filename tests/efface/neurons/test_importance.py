@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efface.encoding import Encoder, encode
+from efface.encoding.forward import supports_batches
 from efface.errors import ArtifactError, ModelError
 from efface.models import anatomy
 from efface.neurons import activation_statistics, neuron_importance
@@ -199,6 +200,7 @@ def test_no_batch_waits_for_the_device(model, processor, written, variant):
     """As many waits as the model's own passes have, however many batches and layers there are."""
     batches = list(Encoder(processor, written).batches(2))
     parts = anatomy(model)
+    supports_batches(model, batches[0])  # compared once for each model
     with torch.no_grad(), Waits() as plain:
         for batch in batches:
             model(**{key: value for key, value in batch.items() if key != "labels"})
@@ -211,3 +213,32 @@ def test_no_batch_waits_for_the_device(model, processor, written, variant):
     # official_code looks the padding up in main memory, once per batch.
     allowed = len(batches) if variant == "official_code" else 0
     assert measured.count <= plain.count + allowed
+
+
+@pytest.mark.parametrize("fault", ["neighbour", "one row"])
+def test_statistics_do_not_depend_on_what_a_family_makes_of_a_batch(
+    model, processor, pictured, monkeypatch, fault
+):
+    """A model that reads the neighbour's picture, and one whose tower sees the patches of a batch as a row."""
+    mlps, encoder = anatomy(model).mlps, Encoder(processor, pictured)
+    expected = activation_statistics(model, encoder.batches(1), mlps=mlps, active_above=0.01)
+    features = model.model.get_image_features
+    encoder_forward = model.model.vision_tower.encoder.forward
+
+    def neighbour(pixel_values, **options):
+        return features(pixel_values.roll(1, dims=0), **options)
+
+    def one_row(inputs_embeds, **options):
+        output = encoder_forward(inputs_embeds.flatten(0, 1)[None], **options)
+        output.last_hidden_state = output.last_hidden_state.view_as(inputs_embeds)
+        return output
+
+    if fault == "neighbour":
+        monkeypatch.setattr(model.model, "get_image_features", neighbour)
+    else:
+        monkeypatch.setattr(model.model.vision_tower.encoder, "forward", one_row)
+        monkeypatch.setattr("efface.neurons.statistics.supports_batches", lambda model, batch: True)
+    statistics = activation_statistics(model, encoder.batches(4), mlps=mlps, active_above=0.01)
+    for name, value in expected.items():
+        assert torch.allclose(statistics[name].sum_abs, value.sum_abs, rtol=1e-4), name
+        assert statistics[name].count == value.count == 8
