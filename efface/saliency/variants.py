@@ -9,7 +9,9 @@
 | candidates in the groups | linear and convolutional layers | names with proj, fc, linear, mlp, qkv |
 | all other weights | no forget gradient | the whole forget gradient |
 
-The released code asks the evaluation's questions and computes in half precision; neither is reproduced.
+Layers that no answer depends on are in neither. With LoRA a row of A has the saliency of the column of B that
+it meets while B is zero, as at the start: without that, ``paper`` would never select A, which has no gradient
+then. The released code asks the evaluation's questions and computes in half precision; neither is reproduced.
 
 Reference:
     Huo et al., "MMUnlearner", arXiv:2502.11051.
@@ -103,7 +105,8 @@ def recipe(
     Raises:
         ModelError: if no parameter that trains is a candidate.
     """
-    names = list(trained)
+    unused = tuple(f"{layer}." for layer in anatomy.unused)
+    names = [name for name in trained if not weight_of(name).startswith(unused)]
     group_of = {name: group for group in groups for name in anatomy.groups[group]}
     inside = {name: group_of[weight_of(name)] for name in names if weight_of(name) in group_of}
     if variant == "paper":
@@ -199,6 +202,9 @@ def measure_mask(
                     for name, value in diagonal.items():
                         value.mul_(factor if weight_of(name) in pictured else 1)
         whole, *parts = zip(*diagonals, strict=False)
+        if variant == "paper":
+            followers = set.union(*map(_let_lora_a_follow_b, whole))
+            parts = [tuple(_without(half, followers) for half in pair) for pair in parts]
         if density is not None:
             threshold = ratio_threshold(*whole, density=density, smooth_numerator=smooth)
         thresholds.append(threshold)
@@ -244,6 +250,26 @@ def _fishers(
     first = {name: value / counts[0] for name, value in sums[0].items()}
     second = {name: (value - sums[0][name]) / (counts[1] - counts[0]) for name, value in sums[1].items()}
     return [whole, first, second]
+
+
+def _let_lora_a_follow_b(fisher: dict[str, Tensor]) -> set[str]:
+    """Give each row of a LoRA factor A, in place, the mean of B's column that it meets, while B is zero.
+
+    The factors start with B = 0, so A has no gradient on any sample and would never be selected. A's row and
+    B's column together are one rank of the update. Returns the names of these A.
+    """
+    followers = set()
+    for name, value in fisher.items():
+        columns = fisher.get(name.replace(".lora_A.", ".lora_B."))
+        if ".lora_A." in name and columns is not None and not value.any():
+            ranks = columns.transpose(0, 1).flatten(1).mean(dim=1)
+            value.copy_(ranks.view(-1, *[1] * (value.dim() - 1)).expand_as(value))
+            followers.add(name)
+    return followers
+
+
+def _without(fisher: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in fisher.items() if name not in names}
 
 
 def _every_other(half: int, batches: list[list[int]]) -> list[list[int]]:

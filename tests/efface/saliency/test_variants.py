@@ -288,3 +288,36 @@ def test_a_threshold_that_selects_nothing_is_an_error(model, processor, facts):
     with pytest.raises(ModelError) as error:
         measured(model, processor, facts, threshold=1e30)
     assert "threshold" in str(error.value) and "1e+30" in str(error.value)
+
+
+def test_rows_of_a_follow_the_columns_of_b_while_b_is_zero(model, processor, facts):
+    from efface.models.lora import Lora, add_lora
+
+    parts = anatomy(model)
+    add_lora(model, Lora(rank=4, alpha=8.0), seed=0)
+    masks, metadata = measure_mask(model, processor, facts, parts, groups=["language"])
+    fishers = [
+        fisher_diagonal(model, Encoder(processor, [s for s in facts if is_forget(s) is inside]).batches(4))
+        for inside in (True, False)
+    ]
+    selected = 0
+    for name, mask in masks.items():
+        if ".lora_A." in name:
+            twin = name.replace("lora_A", "lora_B")
+            assert not fishers[0][name].any() and not fishers[1][name].any()
+            forget, preserve = (fisher[twin].mean(dim=0) for fisher in fishers)
+            expected = forget / (preserve + 1e-15) >= 1
+            assert torch.equal(mask, expected[:, None].expand_as(mask)), name
+            selected += int(mask.sum())
+    assert selected and metadata["stability"] is not None
+
+
+def test_layers_that_no_answer_depends_on_are_in_no_mask(model):
+    from dataclasses import replace
+
+    layer = "model.language_model.layers.1"
+    parts = replace(anatomy(model), unused=(layer,))
+    plan = recipe("official_code", dict(model.named_parameters()), parts, groups=GROUPS)
+    names = [name for m in plan.measurements for name in m.parameters] + plan.unmasked
+    assert any(name.startswith("model.language_model.layers.0.") for name in names)
+    assert not any(name.startswith(f"{layer}.") for name in names)
