@@ -93,6 +93,7 @@ def read_parquet(
     options = ParquetFragmentScanOptions(
         use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
     )
+    batch_size = 512 if share_pictures else 8
     pictures: dict[bytes, bytes] = {}
     with tempfile.TemporaryDirectory() as cache:  # lock files, which `datasets` writes for streams too
         try:
@@ -104,13 +105,14 @@ def read_parquet(
                 cache_dir=cache,
                 columns=None if columns is None else list(dict.fromkeys([*columns, *(where or ())])),
                 filters=[(name, "in", list(values)) for name, values in (where or {}).items()] or None,
-                batch_size=512 if share_pictures else 8,
+                batch_size=batch_size,
                 fragment_scan_options=options,
             )
-            for row in rows.decode(False):
-                for picture in _pictures(row) if share_pictures else ():
-                    picture["bytes"] = pictures.setdefault(picture["bytes"], picture["bytes"])
-                yield row if columns is None else {name: row[name] for name in columns}
+            for table in rows.with_format("arrow").iter(batch_size):
+                for row in table.to_pylist():
+                    for picture in _pictures(row) if share_pictures else ():
+                        picture["bytes"] = pictures.setdefault(picture["bytes"], picture["bytes"])
+                    yield row if columns is None else {name: row[name] for name in columns}
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
 
