@@ -186,15 +186,12 @@ def _texts(sample: Sample) -> list[str]:
 
 def _strangers(folder: Path, processor: ProcessorMixin) -> tuple[Tensor, dict[str, list[str]]]:
     """Pixels (P, 3, H, W) and labels by attribute of the pictures for vision pre-training."""
-    import io
-
     import pyarrow.parquet as pq
-    from PIL import Image
+
+    from efface.data.pictures import decode_picture
 
     table = pq.read_table(folder)
-    pictures = [
-        Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in table.column("image").to_pylist()
-    ]
+    pictures = [decode_picture(row["bytes"]) for row in table.column("image").to_pylist()]
     names = [name for name in table.column_names if name not in ("image", "ID")]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return pixels, {name: [str(value) for value in table.column(name).to_pylist()] for name in names}
