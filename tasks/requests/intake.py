@@ -54,7 +54,7 @@ class ForgetRequest(_Section):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """The file's name without .yaml."""
     subjects: Annotated[list[Text], Field(min_length=1)] | None = None
-    """Entity ids, as in data/prepared/splits.json: fictitious/042."""
+    """People by entity id, as in data/prepared/splits.json (fictitious/042), or by name."""
     selector: Selector | None = None
     """In place of `subjects`."""
     reason: Text
