@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efface.errors import ArtifactError
-from tasks.config import Params
+from tasks.config import STAGES, Params
 from tasks.runtime.artifacts import read_json, write_json, writing
 from tasks.runtime.model_cards import write_scored_cards
 from tasks.runtime.results import (
@@ -39,7 +39,6 @@ PACKAGES = ("efface", "torch", "transformers", "datasets", "dvc", "mlflow", "pre
 CURVE = ("step", "forget_known", "retain_known", "on_front")
 TRAINED = ("unlearn", "vanilla", "retrained", "base")
 MASKING = ("saliency", "control", "importance")
-ORDER = ("base", "vanilla", "retrained", "saliency", "importance", "unlearn", "prune", "evaluate", "attack")
 HASHED = ("data/prepared", "data/models", "data/masks", "data/benchmarks")
 
 
@@ -231,8 +230,8 @@ def _costs(records: Iterable[Record], root: Path) -> list[Any]:
     from efface.report.report_page import Cost
 
     keys = ("seconds", "peak_memory_mib", "device", "threads")
-    costs = []
-    for record in sorted(records, key=lambda r: ORDER.index(r.stage) if r.stage in ORDER else -1):
+    costs, order = [], list(STAGES)
+    for record in sorted(records, key=lambda record: order.index(record.stage)):
         mask = root / "masks" / f"{record.name or record.stage}.safetensors"
         size = mask.stat().st_size if record.stage in MASKING and mask.is_file() else None
         values = {key: record.content.get(key) for key in keys}

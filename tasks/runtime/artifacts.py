@@ -202,12 +202,16 @@ def recording(
         seed: the seed the stage drew from.
         inputs: files and folders read; their digests are taken at the start.
         outputs: files and folders made; their digests are taken at the end.
+
+    Raises:
+        ArtifactError: if an input is missing, or is not what the stage that wrote it recorded.
     """
     if not is_first():  # of the processes that share a stage one writes
         yield RunRecord()
         return
     started, clock = time.time(), time.perf_counter()
     digests = {key: digest(path) for key, path in (inputs or {}).items()}
+    _check_recorded(Path(root), inputs or {}, digests)
     record = RunRecord(inputs=digests)
     yield record
     record.outputs.update({key: digest(path) for key, path in (outputs or {}).items()})
@@ -221,6 +225,7 @@ def recording(
             "seed": seed,
             "inputs": record.inputs,
             "outputs": record.outputs,
+            "paths": {key: os.path.relpath(path, root) for key, path in (outputs or {}).items()},
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.perf_counter() - clock, 3),
             **_circumstances(),
@@ -228,6 +233,25 @@ def recording(
             "summary": record.summary,
         },
     )
+
+
+def _check_recorded(root: Path, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> None:
+    """Compare inputs with what the records of the stages that wrote them say.
+
+    Raises:
+        ArtifactError: if one differs, as a file does that was damaged in a cache or on the way.
+    """
+    read = {os.path.relpath(path, root): digests[key] for key, path in inputs.items()}
+    for file in sorted((root / "runs").glob("*.json")):
+        content = read_json(file)
+        for key, path in content.get("paths", {}).items():
+            recorded = content["outputs"].get(key)
+            if recorded is not None and read.get(path, recorded) != recorded:
+                raise ArtifactError(
+                    f"{root / path} has sha256 {read[path][:12]}, but {file} recorded {recorded[:12]}: it is "
+                    "damaged or from another run; restore both with: dvc checkout --force, or make it again "
+                    f"with: dvc repro --force {file.stem}"
+                )
 
 
 def _circumstances() -> dict[str, Any]:

@@ -238,3 +238,18 @@ def test_a_failed_stage_leaves_no_record(tmp_path):
     with pytest.raises(RuntimeError), recording("vanilla", {}, root=tmp_path):
         raise RuntimeError("died")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_input_that_is_not_what_its_stage_recorded_is_refused(tmp_path):
+    model = tmp_path / "models" / "vanilla"
+    with recording("vanilla", {}, root=tmp_path, outputs={"vanilla": model}):
+        model.mkdir(parents=True)
+        (model / "weights").write_bytes(b"abc")
+    with recording("importance", {}, root=tmp_path, inputs={"vanilla": model}):
+        pass
+    (model / "weights").write_bytes(b"abd")  # a flipped bit
+    with pytest.raises(ArtifactError) as error, recording("saliency", {}, root=tmp_path, inputs={"m": model}):
+        pass
+    assert str(model) in str(error.value) and "runs/vanilla.json" in str(error.value)
+    assert "dvc checkout --force" in str(error.value)
+    assert not (tmp_path / "runs" / "saliency.json").exists()
