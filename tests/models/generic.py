@@ -10,6 +10,8 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from tests.models.tokens import build_tokenizer
 
 if TYPE_CHECKING:
@@ -228,13 +230,24 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
     if "num_additional_image_tokens" in parameters:
         options |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
     processor: ProcessorMixin = kind(**options)
-    token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", "<image>")
+    picture = Image.new("RGB", (64, 64))
+    names = ("image_token", "boi_token", "fake_image_token")
+    tokens = [token for name in names if isinstance(token := getattr(processor, name, None), str)]
+    for token in [*tokens, "<image>"]:
+        try:
+            processor(text=[f"{token} Which"], images=[[picture]], return_tensors="pt")
+        except Exception:  # noqa: BLE001  # each family refuses its own way
+            continue
+        break
     processor.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
-        "{% if p['type'] == 'image' %}" + str(token) + "{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+        "{% if p['type'] == 'image' %}" + token + "{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
         "</s>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    number = tokenizer.convert_tokens_to_ids(str(getattr(processor, "image_token", token)))
+    patch_token = getattr(processor, "img_patch_token", None)
+    number = getattr(processor, "image_token_id", None) or tokenizer.convert_tokens_to_ids(token)
+    if isinstance(patch_token, str):
+        number = tokenizer.convert_tokens_to_ids(patch_token)
     for name in ("image_token_id", "image_token_index"):
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, number)

@@ -219,7 +219,7 @@ def test_no_batch_waits_for_the_device(model, processor, written, variant):
 def test_statistics_do_not_depend_on_what_a_family_makes_of_a_batch(
     model, processor, pictured, monkeypatch, fault
 ):
-    """A model that reads the neighbour's picture, and one whose tower sees the patches of a batch as a row."""
+    """A model that reads the neighbour's picture, and one whose tower sees a batch as one row."""
     mlps, encoder = anatomy(model).mlps, Encoder(processor, pictured)
     expected = activation_statistics(model, encoder.batches(1), mlps=mlps, active_above=0.01)
     features = model.model.get_image_features
