@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +36,7 @@ from tasks.runtime.sharing import process_count
 from tasks.studies import comparison
 
 FOLDER = Path(".study")
+_UNFINISHED = ("failed", "not run")
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
@@ -68,9 +69,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the experiment in DVC: letters, digits, dots, dashes and underscores."""
-        return re.sub(r"[^\w.-]+", "-", f"seed-{self.seed}-forget-{self.fraction:g}-{self.variant}").strip(
-            "-."
-        )
+        return re.sub(r"[^\w.-]+", "-", self.title).strip("-.")
 
     @property
     def folder(self) -> Path:
@@ -82,15 +81,10 @@ class Cell:
         """The models whose attacks are compared."""
         return (self.method,) if self.method else ("vanilla", "retrained")
 
-    def described(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The cell as the comparison reads it."""
-        return {
-            "seed": self.seed,
-            "fraction": self.fraction,
-            "method": self.method,
-            "variant": self.variant,
-            "folder": self.folder.as_posix(),
-        }
+        cell: dict[str, Any] = {"seed": self.seed, "fraction": self.fraction, "method": self.method}
+        return cell | {"variant": self.variant, "folder": self.folder.as_posix()}
 
 
 def cells_of(params: Params) -> list[Cell]:
@@ -107,11 +101,10 @@ def cells_of(params: Params) -> list[Cell]:
     ]
 
 
-def first_round(cells: Sequence[Cell], params: Params) -> list[Cell]:
-    """The cells to run before settings are selected: all but the grids of seeds that are not for tuning."""
-    tuning = params.study.seeds[: params.study.tuning_seeds]
-    variants = Counter((cell.seed, cell.fraction, cell.method) for cell in cells)
-    return [c for c in cells if c.seed in tuning or variants[c.seed, c.fraction, c.method] == 1]
+def is_tuned(cell: Cell, params: Params) -> bool:
+    """Whether the cell's settings are one of several combinations to select from."""
+    grid = params.study.grid.get(cell.method or "", {})
+    return math.prod(map(len, grid.values())) > 1
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -139,16 +132,18 @@ def overrides(cell: Cell, params: Params) -> list[str]:
     return removed + [f"++{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def targets(cell: Cell, params: Params) -> list[str]:
+def targets(cell: Cell, params: Params, attacks: bool) -> list[str]:
     """Stages that the cell brings up to date; what several methods read is made with the reference models."""
-    if cell.method in params.study.methods:
-        return [f"evaluate_unlearned@{cell.method}"]
     if cell.method is not None:
-        return [params.evaluation_of(cell.method)]
-    masks = {method.mask for method in (params.unlearn.methods | params.study.methods).values()} - {"none"}
-    stages = [f"evaluate@{name}" for name in REFERENCE_MODELS]
-    stages += [mask if mask == "saliency" else f"control@{mask}" for mask in sorted(masks)]
-    return stages + (["importance"] if params.prune.methods else [])
+        extra = cell.method in params.study.methods
+        stages = [f"evaluate_unlearned@{cell.method}" if extra else params.evaluation_of(cell.method)]
+    else:
+        methods = params.unlearn.methods | params.study.methods
+        masks = sorted({method.mask for method in methods.values()} - {"none"})
+        stages = [f"evaluate@{name}" for name in REFERENCE_MODELS]
+        stages += [mask if mask == "saliency" else f"control@{mask}" for mask in masks]
+        stages += ["importance"] if params.prune.methods else []
+    return stages + ([f"attack@{name}" for name in cell.models] if attacks else [])
 
 
 def results_of(cell: Cell, stages: Sequence[str]) -> list[str]:
@@ -169,40 +164,31 @@ def results_of(cell: Cell, stages: Sequence[str]) -> list[str]:
     ]
 
 
-@task(task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
-def run_cell(
-    title: str, cell: Cell, stages: list[str], changes: list[str], slots: Slots, reference: Any
-) -> State[Row]:
-    """Run a cell's experiment and fetch its tables; `reference` is the row of its reference models."""
+@task(task_run_name="{cell.title}", cache_policy=NO_CACHE, persist_result=False)
+def run_cell(cell: Cell, stages: list[str], changes: list[str], runs: Runs, reference: Any) -> State[Row]:
+    """Run a cell's experiment and fetch its results; `reference` is the row of its reference models."""
     log, started = get_run_logger(), time.monotonic()
     settings = [word for change in changes for word in ("--set-param", change)]
     try:
-        with slots.free, device(processes=process_count(), workers=slots.workers) as environment:
+        with runs.slots, device(processes=process_count(), workers=runs.workers) as environment:
             with contextlib.suppress(CommandFailed):  # there may be no earlier one of that name
                 query("--wait-for-lock", "exp", "remove", cell.name)
             lines = dvc(
-                "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name, *settings, *stages,
-                log=log.info, environment=environment,
-            )  # fmt: skip
+                *("--wait-for-lock", "exp", "run", "--temp", "--name", cell.name, *settings, *stages),
+                log=log.info,
+                environment=environment,
+            )
             for path in results_of(cell, stages):
                 copy = cell.folder / path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 query("get", "--force", "--rev", cell.name, "--out", str(copy), ".", path)
-    except (CommandFailed, EffaceError) as error:
+    except EffaceError as error:
         return Failed(message=str(error))
     outcome = outcome_of(lines)
     return Completed(
         name="Completed" if outcome == "ran" else outcome.capitalize(),
-        data=Row(title, outcome, time.monotonic() - started),
+        data=Row(cell.title, outcome, time.monotonic() - started),
     )
-
-
-class Slots:
-    """How many cells run at once."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self.free = threading.Semaphore(workers)
 
 
 @flow(name="study", task_runner=_RUNNER)
@@ -213,54 +199,49 @@ def study(workers: int | None = None) -> State[list[str]]:
         workers: cells side by side; None: one per GPU and one more, or two on a processor.
     """
     with ending_with_flow():
-        params, slots = load_params(), Slots(workers or default_workers())
-        cells = cells_of(params)
-        first = first_round(cells, params)
-        run = _Runs(params, slots)
-        run.start(first, lambda cell: targets(cell, params))
-        choices = comparison.choices(params, run.finished())
-        second = [
-            c for c in cells if c not in first and choices.get((c.fraction, c.method or "")) == c.variant
-        ]
-        run.start(second, lambda cell: targets(cell, params))
-        if params.study.attacks:
-            finished = run.finished()
-            run.start(
-                [
-                    cell
-                    for cell in first + second
-                    if cell.title in finished
-                    and choices.get((cell.fraction, cell.method or ""), cell.variant) == cell.variant
-                ],
-                lambda cell: [*targets(cell, params), *(f"attack@{name}" for name in cell.models)],
-                suffix=", attacks",
-            )
-        finished, unfinished = run.finished(), run.unfinished()
+        params = load_params()
+        runs, cells, attacks = Runs(params, workers), cells_of(params), params.study.attacks
+        tuned = [cell for cell in cells if is_tuned(cell, params)]
+        tuning = params.study.seeds[: params.study.tuning_seeds]
+        runs.start([cell for cell in cells if cell not in tuned], attacks)
+        runs.start([cell for cell in tuned if cell.seed in tuning], attacks=False)
+        choices = comparison.choices(params, runs.finished())
+        selected = [cell for cell in tuned if choices.get((cell.fraction, str(cell.method))) == cell.variant]
+        runs.start([cell for cell in selected if attacks or cell.seed not in tuning], attacks)
+        finished, unfinished = runs.finished(), runs.unfinished()
         if finished:
             comparison.run(params, finished, unfinished)
             comparison.track(params, finished)
-        publish(list(run.rows().values()), title="study", page=comparison.PAGE)
+        rows = list(runs.rows().values())
+        publish(rows, title="study", page=comparison.PAGE)
         if unfinished:
-            return Failed(message="\n".join(f"{name}: {reason}" for name, reason in unfinished.items()))
-        return Completed(data=[f"{name}: {row.outcome}" for name, row in run.rows().items()])
+            return Failed(message="\n".join(f"{title}: {reason}" for title, reason in unfinished.items()))
+        return Completed(data=[f"{row.name}: {row.outcome}" for row in rows])
 
 
-class _Runs:
-    """The tasks of the cells that were started, by title."""
+class Runs:
+    """The tasks of the cells, by title.
 
-    def __init__(self, params: Params, slots: Slots) -> None:
-        self._params, self._slots = params, slots
-        self._futures: dict[str, PrefectFuture[Any]] = {}
+    Args:
+        params: the whole file.
+        workers: how many run at once; None: as many as the devices allow.
+    """
+
+    def __init__(self, params: Params, workers: int | None) -> None:
+        self.workers = workers or default_workers()
+        self.slots = threading.Semaphore(self.workers)
+        self._params = params
         self._cells: dict[str, Cell] = {}
+        self._futures: dict[str, PrefectFuture[Any]] = {}
 
-    def start(self, cells: Sequence[Cell], stages: Callable[[Cell], list[str]], suffix: str = "") -> None:
+    def start(self, cells: Sequence[Cell], attacks: bool) -> None:
         """Submit the cells, each after the reference models of its seed and fraction."""
         for cell in cells:
             reference = None if cell.method is None else self._futures[Cell(cell.seed, cell.fraction).title]
-            title = cell.title + suffix
-            self._cells[title] = cell
-            self._futures[title] = run_cell.with_options(name=cell.variant + suffix).submit(
-                title, cell, stages(cell), overrides(cell, self._params), self._slots, reference
+            stages, changes = targets(cell, self._params, attacks), overrides(cell, self._params)
+            self._cells[cell.title] = cell
+            self._futures[cell.title] = run_cell.with_options(name=cell.variant).submit(
+                cell, stages, changes, self, reference
             )
 
     def rows(self) -> dict[str, Row]:
@@ -275,12 +256,9 @@ class _Runs:
         return rows
 
     def finished(self) -> dict[str, Mapping[str, Any]]:
-        """The cells whose scores there are, for the comparison."""
-        return {
-            title: self._cells[title].described()
-            for title, row in self.rows().items()
-            if row.outcome not in ("failed", "not run") and title == self._cells[title].title
-        }
+        """The cells with results, for the comparison."""
+        rows = self.rows()
+        return {t: cell.summary() for t, cell in self._cells.items() if rows[t].outcome not in _UNFINISHED}
 
     def unfinished(self) -> dict[str, str]:
         """Title to why the cell has no result."""
@@ -289,7 +267,7 @@ class _Runs:
             if row.outcome == "failed"
             else "its reference models failed"
             for title, row in self.rows().items()
-            if row.outcome in ("failed", "not run")
+            if row.outcome in _UNFINISHED
         }
 
 
