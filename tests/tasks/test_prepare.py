@@ -147,6 +147,16 @@ def test_naming_those_the_share_stands_for_changes_nothing(root):
     assert digest(root / "prepared") == before
 
 
+def test_people_of_any_benchmark_can_be_named_by_their_names(root):
+    prepare.run(parameters(), root)
+    person = split_of(root)["retain"][0]
+    name = json.loads((root / "prepared" / "splits.json").read_text())["names"][person]
+    prepare.run(parameters(forget=[person]), root)
+    by_id = digest(root / "prepared")
+    prepare.run(parameters(forget=[name.upper().replace(" ", "\u00a0")]), root)
+    assert digest(root / "prepared") == by_id
+
+
 def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys):
     prepare.run(parameters(validation=0.0), root)
     now, before, *_ = split_of(root)["retain"]

@@ -53,7 +53,7 @@ def files_to_import(role: str, root: Path) -> list[Path]:
     base = root if root.is_dir() else root.parent
     rows = (row for file in files for row in _rows(file) if not isinstance(row, str))
     paths = {_path(base, row["image"]) for row in rows if isinstance(row.get("image"), str)}
-    return [*files, *sorted(path for path in paths if path is not None and path.is_file())]
+    return [*files, *sorted(path for path in paths if path is not None and os.path.isfile(path))]
 
 
 def tables(root: Path) -> list[Path]:
@@ -139,22 +139,25 @@ class _TableReader:
         """The people and names of the rows that can be used."""
         people: set[str] = set()
         for file, number, row in self._rows():
-            reason = row if isinstance(row, str) else self._fault(row)
-            if reason or isinstance(row, str):
-                self._bad_rows.report(file, f"row {number}", str(reason), "correct the row")
+            if not self._accepts(row, file, number) or isinstance(row, str):
                 self._excluded.add((file, number))
                 continue
             person = _text(row["person"])
-            if row.get("image") is not None:
-                place = f"row {number}, person {person}"
-                if not self._bad_rows.accepts_picture(self._encoded(row), file, place):
-                    self._excluded.add((file, number))
-                    continue
             people.add(person)
             # A person given by name needs no column for it; a number is no name.
             if name := _text(row.get("name")) or (person if any(map(str.isalpha, person)) else ""):
                 self._names.setdefault(person, name)
         return people
+
+    def _accepts(self, row: Row | str, file: Path, number: int) -> bool:
+        reason = row if isinstance(row, str) else self._fault(row)
+        if reason:
+            self._bad_rows.report(file, f"row {number}", reason, "correct the row")
+            return False
+        if isinstance(row, str) or row.get("image") is None:
+            return True
+        place = f"row {number}, person {_text(row['person'])}"
+        return self._bad_rows.accepts_picture(self._encoded(row), file, place)
 
     def _fault(self, row: Row) -> str | None:
         for column in _TEXTS:
@@ -187,7 +190,7 @@ class _TableReader:
             path = _path(self._base, image)
             if path is None:
                 return f"the picture {image} lies outside the folder of the table; expected a path in it"
-            if not path.is_file():
+            if not os.path.isfile(path):  # false too for what is no path at all, such as an encoded picture
                 return f"the picture {image} does not exist in the folder of the table"
         if image is None and _PLACEHOLDER.search(_text(row["question"])):
             return "the question has the placeholder <image>, and the row has no picture"
@@ -323,11 +326,18 @@ def _csv_rows(file: Path) -> Iterator[Row | str]:
         raise DataError(f"{file}: line {reader.line_num} is not csv ({error}); correct the line") from error
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
+    return row
+
+
 def _json_rows(file: Path) -> Iterator[Row | str]:
     for line in filter(str.strip, _lines(file)):
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = json.loads(line, object_pairs_hook=_unique_keys)
+        except (ValueError, RecursionError) as error:
             yield f"not JSON ({error}); expected one object per line"
             continue
         yield row if isinstance(row, dict) else f"{row!r} is no JSON object; expected one object per line"

@@ -140,6 +140,8 @@ BAD = [
     ({"image": "pictures/../../secret.png"}, ["pictures/../../secret.png", "outside"]),
     ({"image": "/etc/hostname"}, ["/etc/hostname", "outside"]),
     ({"image": "pictures/9.png"}, ["pictures/9.png", "exist"]),
+    ({"image": "iVBORw0KGgo" * 100}, ["iVBORw0KGgo", "exist"]),
+    ({"image": "a\x00.png"}, ["exist"]),
     ({"image": "broken.png"}, ["person Ben Field", "decoded"]),
     ({"options": ["cat", "dog"]}, ["options", "cat"]),
     ({"options": "5"}, ["options", "list"]),
@@ -222,7 +224,15 @@ def test_a_table_that_cannot_be_read_names_file_and_line(root, case):
         table_importer.files_to_import("data", root / "data")
 
 
-@pytest.mark.parametrize(("line", "values"), [("{", ["JSON"]), ("[1]", ["[1]", "object"]), ("7", ["object"])])
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("{", ["JSON"]),
+        ("[1]", ["[1]", "object"]),
+        ("7", ["object"]),
+        ('{"person": "Ada Stone", "person": "Bo Dahl"}', ["person", "twice"]),
+    ],
+)
 def test_a_line_that_is_no_json_object_stops_or_is_left_out(root, line, values):
     file = write(root, facts(), "jsonl")
     whole = read(root)[1]
