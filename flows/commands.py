@@ -31,6 +31,8 @@ class CommandFailed(EffaceError):
     """A command ended with an error; the message holds its last lines."""
 
     def __init__(self, command: str, code: int, lines: list[str]) -> None:
+        if any("is not a git repository" in line for line in lines):
+            lines = [*lines, "for a copy without .git: dvc config --local core.no_scm true, or git init"]
         self.last_line = lines[-1] if lines else f"exit code {code}"
         super().__init__(
             f"{command} failed (exit code {code}). The last lines:\n" + "\n".join(lines[-LAST_LINES:])

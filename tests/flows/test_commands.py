@@ -67,3 +67,8 @@ def test_nothing_starts_while_the_flow_ends(project, monkeypatch):
     with pytest.raises(CommandFailed):
         reproduce("second", log=lambda line: None)
     commands._ending.clear()
+
+
+def test_a_copy_without_git_gets_the_remedy():
+    error = CommandFailed("dvc status", 255, ["ERROR: /srv/copy is not a git repository"])
+    assert "dvc config --local core.no_scm true" in str(error)

@@ -60,12 +60,14 @@ def test_what_cannot_be_worked_with_is_refused_before_anything_is_written(saved,
     from transformers import LlamaConfig
 
     LlamaConfig(vocab_size=10).save_pretrained(tmp_path / "text")
-    with pytest.raises(ModelError, match="is a 'llama' model, which does not answer questions"):
+    with pytest.raises(ModelError) as error:
         base.run(with_source(tmp_path / "text"), root=tmp_path)
+    assert str(tmp_path / "text") in str(error.value) and "'llama'" in str(error.value)
     bare = shutil.copytree(saved[0], tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    with pytest.raises(DataError, match=r"no chat template.*`base.chat_template`"):
+    with pytest.raises(DataError) as error:
         base.run(with_source(bare), root=tmp_path)
+    assert "chat_template" in str(error.value)
     assert not (tmp_path / "models").exists()
 
 
