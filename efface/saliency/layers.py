@@ -135,9 +135,9 @@ def _add_in_tiles(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float)
     buffer = torch.empty(rows * columns)
     for top in range(0, total.shape[0], rows):
         outer = gradient[:, :, top : top + rows].transpose(1, 2)
-        for left in range(0, total.shape[1], columns):
-            tile = total[top : top + rows, left : left + columns]
+        for first in range(0, total.shape[1], columns):
+            tile = total[top : top + rows, first : first + columns]
             product = buffer[: tile.numel()].view(tile.shape)
-            for a, b in zip(outer, inputs[:, :, left : left + columns], strict=True):
+            for a, b in zip(outer, inputs[:, :, first : first + columns], strict=True):
                 torch.mm(a, b, out=product)
                 tile.addcmul_(product, product, value=scale)

@@ -37,8 +37,8 @@ def test_equal_counts_per_tensor(mask):
 
 
 def test_random_depends_on_the_seed_and_not_on_the_mask(mask):
-    a, b, other = (random_mask(mask, seed=seed)["some"] for seed in (0, 0, 1))
-    assert torch.equal(a, b) and not torch.equal(a, other)
+    a, b, c = (random_mask(mask, seed=seed)["some"] for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
     chance = float(mask["some"].float().mean())
     assert float((a & mask["some"]).sum() / mask["some"].sum()) == pytest.approx(chance, abs=0.08)
 
