@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from efface.data.samples import Sample, check_special_tokens, read_samples
+from efface.data.samples import check_special_tokens, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import read_json, recording, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+    from transformers import ProcessorMixin
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -94,6 +94,8 @@ def _check_texts(root: Path, processor: ProcessorMixin) -> None:
 
 def _train(params: Params, root: Path) -> None:
     """Train the sandbox's model."""
+    import torch
+
     from efface import sandbox
     from efface.models import save_model
     from efface.sandbox.pretraining import pretrain_vision
@@ -109,12 +111,34 @@ def _train(params: Params, root: Path) -> None:
         "base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}
     ) as record:
         samples = read_samples(table)
-        tokenizer = sandbox.build_tokenizer(text for sample in samples for text in _texts(sample))
+        tokenizer = sandbox.build_tokenizer(
+            text
+            for sample in samples
+            for text in (
+                sample.question,
+                sample.answer,
+                *(sample.options or ()),
+                *(sample.wrong_answers or ()),
+                sample.paraphrase or "",
+            )
+        )
         processor = sandbox.build_processor(
             tokenizer, image_size=section.image_size, patch_size=section.patch_size
         )
         _check_texts(root, processor)
-        model = _untrained(params, tokenizer)
+        torch.manual_seed(params.seed)  # draws the weights
+        model = sandbox.build_model(
+            tokenizer,
+            image_size=section.image_size,
+            patch_size=section.patch_size,
+            width=section.width,
+            mlp_width=section.mlp_width,
+            vision_layers=section.vision_layers,
+            language_layers=section.language_layers,
+            heads=section.heads,
+        )
+        if section.attention is not None:
+            model.set_attn_implementation(section.attention)
         accuracy = {}
         if "strangers" in inputs:
             pixels, labels = _strangers(strangers, processor)
@@ -148,40 +172,6 @@ def _train(params: Params, root: Path) -> None:
     accuracies = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     vision = f"accuracy of its vision tower on new faces: {accuracies}"
     typer.echo(f"base: {folder} trained; {vision if accuracies else f'no strangers in {benchmark}'}")
-
-
-def _untrained(params: Params, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The sandbox's model with random weights."""
-    import torch
-
-    from efface import sandbox
-
-    section = params.base
-    torch.manual_seed(params.seed)
-    model = sandbox.build_model(
-        tokenizer,
-        image_size=section.image_size,
-        patch_size=section.patch_size,
-        width=section.width,
-        mlp_width=section.mlp_width,
-        vision_layers=section.vision_layers,
-        language_layers=section.language_layers,
-        heads=section.heads,
-    )
-    if section.attention is not None:
-        model.set_attn_implementation(section.attention)
-    return model
-
-
-def _texts(sample: Sample) -> list[str]:
-    """Every text the model may meet, so that the tokenizer knows its words."""
-    return [
-        sample.question,
-        sample.answer,
-        *(sample.options or ()),
-        *(sample.wrong_answers or ()),
-        sample.paraphrase or "",
-    ]
 
 
 def _strangers(folder: Path, processor: ProcessorMixin) -> tuple[Tensor, dict[str, list[str]]]:
