@@ -1,4 +1,4 @@
-"""Stages' outputs on shared storage, as Prefect tasks: a DVC remote, where the project has one."""
+"""Fetching and sharing the outputs of stages through a DVC remote, as Prefect tasks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def has_remote(folder: str = ".") -> bool:
         return False
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="fetch", cache_policy=NO_CACHE, persist_result=False)
 def fetch() -> bool:
-    """Fetch what other machines made, with DVC's record of what it was made of; False without a remote.
+    """Fetch what other machines made, with DVC's run cache; whether that worked.
 
     A remote that does not answer fails nothing: the stages run here instead.
     """
-    return has_remote() and _transfer("fetch", ".")
+    return _transfer("fetch", ".")
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(folder: str = ".") -> bool:
-    """Send what was made here; whether that worked. A failure loses nothing: the next run sends it."""
-    return has_remote(folder) and _transfer("push", folder)
+    """Send what was made here; whether that worked. After a failure the next run sends it."""
+    return _transfer("push", folder)
 
 
 def _transfer(command: str, folder: str) -> bool:

@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed
 
 from flows.commands import CommandFailed, query, reproduce, stale_stages
 from flows.devices import default_workers, device
-from flows.sharing import fetch, share
+from flows.sharing import fetch, has_remote, share
 from flows.summary import Row, publish
 from tasks.config import STAGES
 from tasks.runtime.sharing import processes_of
@@ -62,7 +62,8 @@ class Stages:
     def __init__(self, workers: int | None, target: str | None) -> None:
         self.workers = workers or default_workers()
         self.slots = threading.Semaphore(self.workers)
-        self.options = ("--pull",) if fetch() else ()
+        self._remote = has_remote()
+        self.options = ("--pull",) if self._remote and fetch() else ()
         self._stale = stale_stages()
         # `dvc dag TARGET` draws the target and everything it needs.
         self._target = set(re.findall(r'"([^"]+)"', query("dag", "--dot", target))) if target else None
@@ -93,7 +94,7 @@ class Stages:
             else:
                 rows.append(Row(stage, "failed"))
                 failures.append(str(future.state.message))
-        if self.options:
+        if self._remote:
             share()
         publish(rows)
         if failures:

@@ -17,7 +17,7 @@ from efface.errors import EffaceError
 from flows.commands import ending_with_flow, reproduce
 from flows.devices import device
 from flows.requests.project import make_project
-from flows.sharing import share
+from flows.sharing import has_remote, share
 from tasks.config import Params, load_params
 from tasks.requests import finish
 from tasks.requests.intake import read_requests
@@ -107,7 +107,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
         with ending_with_flow():
             with production_lock(Path(), "a run of requests"):
                 lines, success, folder = _carry_out(only or [])
-            if folder is not None:  # the production model is free for others meanwhile
+            if folder is not None and has_remote(folder):  # the production model is free meanwhile
                 share(folder)
     except EffaceError as error:
         return Failed(message=str(error))

@@ -39,7 +39,7 @@ def test_the_quick_profile_runs_on_the_published_layout(tmp_path):
         assert all(0 <= cell["value"] <= 1 and cell["n"] for cell in published["metrics"].values())
         assert set(published["mmunlearner"]) == {"vqa", "vgen", "qa"}
     tables = [pd.read_parquet(root / "scores" / f"{name}.parquet") for name in ("vanilla", "retrained")]
-    found = forget_quality(*(table[table["part"] == "test"] for table in tables))
-    assert 0 <= found["ks_p"] <= 1 and found["n"] >= 2
+    quality = forget_quality(*(table[table["part"] == "test"] for table in tables))
+    assert 0 <= quality["ks_p"] <= 1 and quality["n"] >= 2
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
     assert "Published numbers" in page and "forget quality · js_quality" in page

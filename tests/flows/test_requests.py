@@ -49,7 +49,7 @@ def shared_files(project: Project, run: str, storage: Path) -> dict[str, bool]:
 
 def test_requests_go_from_intake_to_certificate_and_back(project):
     vanilla = project.hashes()["data/models/vanilla"]
-    first, second, *others = splits(project, "data")["entities"]["retain"]
+    first, second, *rest = splits(project, "data")["entities"]["retain"]
     output = project.run("flows.requests", "add", "--id", "A", "--subject", first, *REASON)
     assert "data/requests/A.yaml written" in output
     storage = project.folder.parent / "storage"
@@ -70,7 +70,7 @@ def test_requests_go_from_intake_to_certificate_and_back(project):
     assert f"- `{certificate['request']['subjects'][0]}`" in card, "the same hash as in the certificate"
     run_splits = splits(project, f"{certificate['run']}/data")
     assert run_splits["entities"]["forget"] == [first]
-    assert {second, *others} <= set(run_splits["entities"]["retain"])
+    assert {second, *rest} <= set(run_splits["entities"]["retain"])
     assert project.hashes()["data/models/vanilla"] == vanilla
 
     # The second starts from the first's model, asks about its person again, and fails a gate.

@@ -77,15 +77,15 @@ def test_a_failing_stage_fails_the_flow_with_its_last_lines(project):
     assert "error: broken" in output.split("error: stage prepare")[1]
     assert re.search(r"│ prepare +│ failed", output)
     code.write_text(text)
-    assert project.flow("prepare") == CURRENT | {"prepare": "cached"}
+    assert project.flow("prepare") == CURRENT | {"prepare": "restored"}
 
 
 def test_what_one_machine_shared_another_fetches(project, tmp_path):
-    other = make_project(tmp_path / "other")
-    for each in (project, other):
-        each.run("dvc", "remote", "add", "--local", "--default", "office", str(tmp_path / "storage"))
+    second = make_project(tmp_path / "second")
+    for machine in (project, second):
+        machine.run("dvc", "remote", "add", "--local", "--default", "office", str(tmp_path / "storage"))
     assert project.flow("prepare") == CURRENT
-    assert other.flow("prepare") == dict.fromkeys(CURRENT, "restored")
+    assert second.flow("prepare") == dict.fromkeys(CURRENT, "restored")
     (tmp_path / "storage").rename(tmp_path / "elsewhere")
     (tmp_path / "storage").write_text("a file where the storage was")
     output = project.run("flows.pipeline", "--target", "prepare")
