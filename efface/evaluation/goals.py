@@ -26,7 +26,14 @@ import numpy as np
 from efface.errors import EvaluationError
 from efface.evaluation import LEARNT
 from efface.evaluation.metrics import chance, fact_rows, with_metrics
-from efface.evaluation.statistics import Cell, Estimate, Replicates, cell_replicates, jackknife
+from efface.evaluation.statistics import (
+    Cell,
+    Estimate,
+    Replicates,
+    cell_replicates,
+    jackknife,
+    share_interval,
+)
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:
@@ -104,13 +111,15 @@ def unlearning_score(
     parts, groups, unmeasured = _parts(table, base, vanilla, retrained, goal, measure, part, PARTS)
     replicates = _combined(parts)
     estimate = jackknife(replicates, groups)
-    low, high = estimate.interval() if estimate is not None else (None, None)
+    interval = None
+    if estimate is not None:
+        interval = share_interval(estimate.value / 100, estimate.error / 100, estimate.freedom + 1)
     return Score(
         goal=goal,
         measure=measure,
         value=float(replicates[0]),
-        low=None if low is None else max(low, 0.0),
-        high=None if high is None else min(high, 100.0),
+        low=None if interval is None else 100 * interval[0],
+        high=None if interval is None else 100 * interval[1],
         unmeasured=unmeasured,
         **{name: float(values[0]) for name, values in parts.items()},
     )

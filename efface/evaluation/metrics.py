@@ -92,13 +92,16 @@ def fact_rows(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def chance(scores: pd.DataFrame) -> pd.Series[float]:
-    """What guessing earns on each row, in [0, 1]: one over the number of options, 0 for open questions."""
+    """What guessing earns on each row, in [0, 1]: 1 / options for multiple choice, 0 for the rest."""
     import pandas as pd
 
     if "options" not in scores.columns:
         return pd.Series(0.0, index=scores.index)
-    sizes = [0 if options is None else len(options) for options in scores["options"]]
-    return pd.Series([1 / size if size else 0.0 for size in sizes], index=scores.index)
+    levels = [
+        1 / len(options) if task == "choice" and options is not None else 0.0
+        for task, options in zip(scores["task"], scores["options"], strict=True)
+    ]
+    return pd.Series(levels, index=scores.index)
 
 
 def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:

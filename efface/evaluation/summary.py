@@ -13,7 +13,7 @@ from efface.evaluation import privacy
 from efface.evaluation.comparisons import ForgetQuality, RelativeDistance, forget_quality, relative_distance
 from efface.evaluation.likelihood import truth_ratio
 from efface.evaluation.metrics import cell_value, fact_rows, records, with_metrics
-from efface.evaluation.statistics import jackknife
+from efface.evaluation.statistics import jackknife, share_interval
 from efface.evaluation.tables import check_same_samples
 
 Row = Mapping[str, Any]
@@ -138,10 +138,12 @@ def membership(
                 replicates.append(np.nan if alone else privacy.auc(*remaining.values()))
                 groups.append(name)
         estimate = jackknife(np.array(replicates), np.array(groups))
-        interval = None if estimate is None else estimate.interval()
+        value = replicates[0]
         result[attack] = Membership(
-            auc=replicates[0],
-            interval=None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0)),
+            auc=value,
+            interval=None
+            if estimate is None
+            else share_interval(value, estimate.error, estimate.freedom + 1),
             tpr=privacy.true_positive_rate(signals["forget"], signals["holdout"]),
         )
     return result

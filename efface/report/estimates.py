@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from efface.evaluation.metrics import METRICS, fact_rows, with_metrics
-from efface.evaluation.statistics import cell_replicates, jackknife, pareto_front
+from efface.evaluation.statistics import cell_replicates, jackknife, pareto_front, share_interval
 
 SET_ORDER = ("forget", "unseen", "retain", "real", "utility", "holdout")
 MODALITY_ORDER = ("multimodal", "text")
@@ -56,15 +56,17 @@ def estimate(table: pd.DataFrame, *, part: str = "test") -> Estimates:
         of_measure = of_measure.assign(value=of_measure[measure].astype("float64")).dropna(subset=["value"])
         replicates = cell_replicates(of_measure[["set", "modality", "entity_id", "value"]], cells)
         for (name, modality), means in replicates.means.items():
+            rows_of_cell = of_measure[(of_measure["set"] == name) & (of_measure["modality"] == modality)]
+            people = rows_of_cell["entity_id"].nunique()
             uncertain = jackknife(means, replicates.groups)
-            low, high = uncertain.interval() if uncertain is not None else (None, None)
-            people = of_measure[(of_measure["set"] == name) & (of_measure["modality"] == modality)]
+            error = uncertain.error if uncertain is not None else 0.0
+            interval = share_interval(float(means[0]), error, people)
             result.setdefault(name, {}).setdefault(modality, {})[measure] = Cell(
                 value=float(means[0]),
-                low=None if low is None else max(low, 0.0),
-                high=None if high is None else min(high, 1.0),
-                n=len(people),
-                people=people["entity_id"].nunique(),
+                low=None if interval is None else interval[0],
+                high=None if interval is None else interval[1],
+                n=len(rows_of_cell),
+                people=people,
             )
     return result
 

@@ -26,7 +26,6 @@ def table(
     part: str = "test",
     noise: float = 0.0,
     seed: int = 0,
-    options: int = 0,
 ) -> pd.DataFrame:
     """Score table with this knowledge (and exact match) of each set; ``text`` replaces it by name."""
     rng = np.random.default_rng(seed)
@@ -51,7 +50,6 @@ def table(
                             # A sentence is likely whatever the model knows: its frame.
                             "token_logprobs": [math.log(0.8 if task == "generation" else level)] * 2 + [0.0],
                             "exact_match": None if task == "generation" else level,
-                            "options": ["x"] + ["y"] * (options - 1) if options else None,
                         }
                     )
     return pd.DataFrame(rows)
@@ -119,25 +117,28 @@ def test_without_a_retrained_model_the_floor_is_base():
     assert result.forget == pytest.approx(1 - (0.3 - 0.02) / (0.9 - 0.02))
 
 
+def as_choice(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same with every fact asked as a choice of four."""
+    return rows[rows["task"] != "generation"].assign(
+        task="choice", options=[["x", "a", "b", "c"]] * (len(rows) * 2 // 3)
+    )
+
+
 def test_utility_starts_at_chance():
-    """Four options: a model that guesses has nothing left to keep."""
-    references = {
-        name: rows.assign(options=[["x", "a", "b", "c"]] * len(rows)) for name, rows in REFERENCES.items()
-    }
+    """A model that guesses among four options keeps nothing."""
+    references = {name: as_choice(rows) for name, rows in REFERENCES.items()}
     guessing = references["vanilla"].copy()
     guessing.loc[guessing["set"] == "utility", "exact_match"] = 0.25
-    result = unlearning_score(guessing, goal="full", measure="exact_match", **references)
-    assert result.utility == 0
+    assert unlearning_score(guessing, goal="full", measure="exact_match", **references).utility == 0
+    half = guessing.assign(exact_match=guessing["exact_match"].replace(0.25, 0.575))
+    result = unlearning_score(half, goal="full", measure="exact_match", **references)
+    assert result.utility == pytest.approx((0.575 - 0.25) / (0.9 - 0.25))
 
 
 def test_skills_vanilla_lacks_are_left_out_and_named():
-    references = {
-        name: rows.assign(
-            exact_match=rows["exact_match"].where(rows["set"] != "utility", 0.27),
-            options=[["x", "a", "b", "c"]] * len(rows),
-        )
-        for name, rows in REFERENCES.items()
-    }
+    references = {name: as_choice(rows) for name, rows in REFERENCES.items()}
+    for rows in references.values():
+        rows.loc[rows["set"] == "utility", "exact_match"] = 0.27
     result = unlearning_score(references["retrained"], goal="full", measure="exact_match", **references)
     assert result.unmeasured == ("utility/multimodal", "utility/text")
     assert result.utility == 1

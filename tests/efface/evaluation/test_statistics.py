@@ -20,6 +20,7 @@ from efface.evaluation.statistics import (
     mean_interval,
     paired_difference,
     pareto_front,
+    share_interval,
 )
 
 CELL = ("forget", "multimodal")
@@ -75,6 +76,29 @@ def test_no_interval_without_spread_or_with_one_person():
     assert jackknife(np.array([0.5, 0.5, 0.5]), np.array(["a", "a"])) is None
     one = cell_replicates(values_table([3]), [CELL])
     assert jackknife(one.means[CELL], one.groups) is None
+
+
+def test_the_interval_of_a_share_is_students_on_the_logit_scale():
+    low, high = share_interval(0.5, 0.1, 11)
+    # Half a logit's slope at .5 is 1/4; t(0.975, 10) = 2.228139; the hundredth added adds 4.5e-5.
+    half = 2.228139 * math.sqrt(0.1**2 + 0.01 * 0.5 / 110) / 0.25
+    assert (low, high) == pytest.approx((1 / (1 + math.exp(half)), 1 / (1 + math.exp(-half))))
+    # Who all agree: the exact binomial bound, 1 - .025 ** (1 / 5).
+    assert share_interval(0.0, 0.0, 5) == pytest.approx((0, 0.521824), abs=1e-3)
+    assert share_interval(1.0, 0.0, 5) == pytest.approx((1 - 0.521824, 1), abs=1e-3)
+    assert share_interval(0.5, 0.1, 1) is None
+
+
+@pytest.mark.parametrize("people", [10, 40])
+def test_the_interval_of_a_share_covers_as_it_says(people):
+    """Skewed people near 0, where a plain t interval covers a tenth too seldom."""
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(600):
+        values = rng.beta(0.5, 5, people)
+        interval = share_interval(values.mean(), stats.sem(values), people)
+        hits.append(interval[0] <= 0.5 / 5.5 <= interval[1])
+    assert 0.92 <= np.mean(hits) <= 0.99
 
 
 def test_interval_over_seeds_golden():

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from efface.errors import ArtifactError
+from efface.evaluation.statistics import share_interval
 from efface.evaluation.tables import check_same_samples
 from efface.report.checks import check_reference_models, check_summary, check_table
 from efface.report.estimates import curve_rows, estimate, long_table, plain_values
@@ -57,16 +58,18 @@ def test_estimates_use_the_test_part_and_the_tasks_of_each_measure():
     assert len(long_table({"m": estimate(table)})) == 4
 
 
-def test_intervals_are_students_over_people_within_the_range():
+def test_intervals_are_over_people_and_within_the_range():
     right = [0.5, 0.5, 0.6, 0.6, 0.5, 0.5]
     table = rows(exact_match=right, entity_id=["a", "a", "b", "b", "c", "c"])
     cell = estimate(table)["forget"]["multimodal"]["exact_match"]
     people = [0.5, 0.6, 0.5]
-    expected = stats.t.interval(0.95, 2, loc=1.6 / 3, scale=stats.sem(people))
+    expected = share_interval(1.6 / 3, stats.sem(people), 3)
     assert (cell.low, cell.high, cell.people) == (*map(pytest.approx, expected), 3)
-    wide = rows(exact_match=[0.0, 1.0, 1.0], entity_id=["a", "b", "c"])
-    cell = estimate(wide)["forget"]["multimodal"]["exact_match"]
-    assert (cell.low, cell.high) == (0.0, 1.0)  # clipped to the range
+    agreed = rows(exact_match=[1.0, 1.0, 1.0], entity_id=["a", "b", "c"])
+    cell = estimate(agreed)["forget"]["multimodal"]["exact_match"]
+    assert cell.low == pytest.approx(0.025 ** (1 / 3)) and cell.high == pytest.approx(
+        1, abs=1e-3
+    )  # three people who agree prove little
 
 
 def test_curves_share_one_front():
