@@ -234,8 +234,8 @@ def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.
     if source.quantization is not None:
         options |= _quantized(source, device)
     reports = logging.getLogger("transformers.modeling_utils")
-    level = reports.level
-    reports.setLevel(logging.ERROR)  # a page about weights that do not fit, before the error that names them
+    disabled = reports.disabled
+    reports.disabled = True  # a page about weights that do not fit, before the error that names them
     try:
         model, keys = auto_class(source, config).from_pretrained(
             source.id, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -243,7 +243,7 @@ def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
         raise loading_error(source, error) from error
     finally:
-        reports.setLevel(level)
+        reports.disabled = disabled
     mismatched = [f"{key} {tuple(saved)} for {tuple(shape)}" for key, saved, shape in keys["mismatched_keys"]]
     _refuse(
         f"{source.id} does not fit a {type(model).__name__}",
