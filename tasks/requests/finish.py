@@ -205,7 +205,7 @@ def _register(plan: Plan, verdict: Verdict, params: Params, root: Path, registry
         payload,
         name=plan.run,
         role="request",
-        digest=weights,
+        digest=f"{plan.run}/{weights}",
         metrics={**payload.metrics, **gates},
         tags=payload.tags | {RUN: plan.run},
         texts={name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()},

@@ -120,12 +120,13 @@ def promote(root: Path, registry: Registry) -> tuple[int, list[str]]:
     resume(root)
     aliases, versions = registry.aliases(), registry.versions()
     candidate, production = aliases.get(CANDIDATE), aliases.get(PRODUCTION)
-    if candidate is None:
+    if candidate is None or candidate not in versions:
         if result := _repeated(root, registry, "promote", production):
             return result["version"], result["requests"]
         raise RequestError("there is no candidate; make one with: python -m flows.requests run")
     start = versions[candidate].parent
-    if production is None or start is None or versions[start].digest != versions[production].digest:
+    weights = [versions[number].digest for number in (start, production) if number in versions]
+    if len(weights) < 2 or weights[0] != weights[1]:
         raise RequestError(
             f"candidate {candidate} was made from version {start}, but version {production} is in "
             "production, whose requests the candidate may not carry out; make a new one with: "
