@@ -117,6 +117,27 @@ def read_parquet(
             raise _damaged(path, error) from error
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """Every parquet file of a folder in order: a set may come in several.
+
+    Raises:
+        DataError: if there is none.
+    """
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder} holds no parquet file; download it, or correct the root that holds it")
+    return files
+
+
+def read_folder(
+    folder: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[Path, int, Row]]:
+    """File, row number in it and row of every row of a folder; arguments and errors as of `read_parquet`."""
+    for file in parquet_files(folder):
+        for number, row in enumerate(read_parquet(file, columns, optional=optional)):
+            yield file, number, row
+
+
 def column_names(path: Path) -> list[str]:
     """Names of the columns of a parquet file, in order.
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
-from efface.data.parquet import column_names, read_parquet
+from efface.data.parquet import column_names, parquet_files, read_folder
 from efface.data.samples import Sample
 from efface.errors import DataError
 
@@ -120,23 +120,9 @@ def files_to_import(role: str, root: Path) -> list[Path]:
     for name, columns in sorted(
         {key: value for share in (*shares, _SHARED) for key, value in share.items()}.items()
     ):
-        for file in parquet_files(root, name):
+        for file in parquet_files(root / name):
             _check_columns(file, columns)
             files.append(file)
-    return files
-
-
-def parquet_files(root: Path, name: str) -> list[Path]:
-    """The parquet files of a configuration, in order.
-
-    Raises:
-        DataError: if there is none.
-    """
-    files = sorted((root / name).glob("*.parquet"))
-    if not files:
-        raise DataError(
-            f"{root / name} holds no parquet file: expected a configuration of CLEAR; {_DOWNLOAD}"
-        )
     return files
 
 
@@ -162,7 +148,7 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
             "forget_fraction to 0.01, 0.05 or 0.1"
         )
     for configuration in {**_of_share(forget.percent), **_SHARED}:
-        parquet_files(root / "data", configuration)
+        parquet_files(root / "data" / configuration)
     return _ClearReader(root / "data", name, forget.percent, bad_rows).read()
 
 
@@ -224,11 +210,9 @@ class _ClearReader:
         return BenchmarkData(entities, names, self._samples())
 
     def _rows(self, configuration: str, columns: Sequence[str]) -> Iterator[tuple[_Place, Row]]:
-        index = 0
-        for file in parquet_files(self._folder, configuration):
-            for number, row in enumerate(read_parquet(file, columns)):
-                yield _Place(file, number, index), row
-                index += 1
+        rows = read_folder(self._folder / configuration, columns)
+        for index, (file, number, row) in enumerate(rows):
+            yield _Place(file, number, index), row
 
     def _survey_people(self, split: str, configuration: str) -> list[str]:
         people: dict[str, None] = {}

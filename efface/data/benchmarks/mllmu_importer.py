@@ -23,7 +23,7 @@ from typing import Any
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
 from efface.data.benchmarks.mllmu_schema import IMAGE_QUESTIONS, IMAGE_TYPE, TEXT_QUESTIONS, TEXT_TYPE
 from efface.data.names import asks_for_name, named, resolve_people, text_rendering
-from efface.data.parquet import column_names, read_parquet
+from efface.data.parquet import column_names, parquet_files, read_folder
 from efface.data.samples import SPLITS, Sample
 from efface.errors import DataError
 
@@ -70,21 +70,6 @@ def files_to_import(role: str, root: Path) -> list[Path]:
         if name not in _OTHER_SCHEMA:
             picture_column(root / name, role)
     return [file for name in names for file in parquet_files(root / name)]
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """Every parquet file of a folder in order: a set may come in several.
-
-    Raises:
-        DataError: if there is none.
-    """
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise DataError(
-            f"{folder} holds no parquet file: expected a folder of MLLMU-Bench; download it, or correct the "
-            "root"
-        )
-    return files
 
 
 def picture_column(folder: Path, role: str) -> str:
@@ -161,7 +146,7 @@ class _MllmuReader:
         for root in (self._train, self._eval):
             self._check_share(root, percent)
         for path, group in ((self._eval / "Full_Set", "fictitious"), (self._eval / "Retain_Set", "real")):
-            for file, number, row in _rows(path, ("ID", "biography")):
+            for file, number, row in read_folder(path, ("ID", "biography")):
                 self._learn_name(row, group, file, number)
         training = [
             _Folder(self._train / forget, "fictitious", "forget", None),
@@ -258,7 +243,7 @@ class _MllmuReader:
         """The people of a training folder."""
         picture_column(folder.path, "train")
         pictures: dict[str, set[bytes]] = {}
-        for file, number, row in _rows(folder.path, ("image", "ID", "metadata")):
+        for file, number, row in read_folder(folder.path, ("image", "ID", "metadata")):
             entity = self._entity(row, folder.group, file, number)
             if entity is None:
                 continue
@@ -281,7 +266,7 @@ class _MllmuReader:
         """The people of an evaluation folder."""
         column = picture_column(folder.path, "eval")
         people: set[str] = set()
-        for file, number, row in _rows(folder.path, (column, "ID", "biography")):
+        for file, number, row in read_folder(folder.path, (column, "ID", "biography")):
             if folder.people is not None and f"{folder.group}/{row['ID']}" not in folder.people:
                 continue
             entity, place = self._learn_name(row, folder.group, file, number), f"ID {row['ID']}"
@@ -308,7 +293,7 @@ class _MllmuReader:
         return people
 
     def _survey_skills(self, path: Path) -> None:
-        for file, number, row in _rows(path, ("image", "ID")):
+        for file, number, row in read_folder(path, ("image", "ID")):
             entity = self._entity(row, "stranger", file, number)
             if entity is not None and self._accepts_picture(row["image"], file, f"ID {row['ID']}"):
                 self._people["utility"].add(entity)
@@ -349,7 +334,7 @@ class _MllmuReader:
     def _usable(
         self, folder: _Folder, columns: tuple[str, ...], optional: tuple[str, ...] = ()
     ) -> Iterator[tuple[Path, int, Row, str]]:
-        for file, number, row in _rows(folder.path, columns, optional):
+        for file, number, row in read_folder(folder.path, columns, optional):
             entity = f"{folder.group}/{row['ID']}"
             if folder.people is not None and entity not in folder.people:
                 continue
@@ -480,15 +465,6 @@ class _MllmuReader:
         sample = Sample.from_row(row)
         if self._bad_rows.accepts(sample, file, place):
             yield sample
-
-
-def _rows(
-    folder: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Iterator[tuple[Path, int, Row]]:
-    """File, row number in it and row of every row of a folder."""
-    for file in parquet_files(folder):
-        for number, row in enumerate(read_parquet(file, columns, optional=optional)):
-            yield file, number, row
 
 
 def _pairs(metadata: str | None) -> tuple[list[tuple[str, str]], str | None]:

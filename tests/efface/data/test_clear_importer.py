@@ -199,7 +199,7 @@ def test_a_missing_configuration_is_named(root):
     shutil.rmtree(root / "retain_perturbed")
     with refusal(root, "retain_perturbed"):
         clear_importer.files_to_import("data", root)
-    with refusal("retain_perturbed", "parquet", "hf download therem/CLEAR"):
+    with refusal("retain_perturbed", "parquet"):
         read(root)
 
 
