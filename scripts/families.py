@@ -59,7 +59,7 @@ def main(
         f"{preset}: {count / 1e9:.2f} billion weights, {model.dtype}, {device}, {samples} samples of each set"
     )
     if model.dtype == torch.float32:  # as the stages train
-        say_estimate(model, parts)
+        print_estimate(model, parts)
     sets = {
         "forget": make_samples(samples, pictured=True),
         "retain": make_samples(samples, pictured=False),
@@ -71,7 +71,7 @@ def main(
     del mask
     timed(f"{steps} unlearning steps", lambda: unlearn(model, processor, **options, **sets))  # noqa: F821
     del options
-    selection = timed("MANU", lambda: least_wanted(model, processor, parts, **sets))
+    selection = timed("MANU", lambda: select_for_pruning(model, processor, parts, **sets))
     summary = timed("pruning", lambda: zero_neurons(model, selection))
     typer.echo(f"pruned {summary.total} of {sum(mlp.width for mlp in parts.mlps)} neurons")
 
@@ -95,7 +95,7 @@ def built(preset: str, device: str) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def say_estimate(model: Any, parts: Anatomy) -> None:
+def print_estimate(model: Any, parts: Anatomy) -> None:
     """Print the memory that `python -m tasks inspect` would foretell."""
     from efface.models.memory import estimate_memory
 
@@ -113,13 +113,13 @@ def saliency(model: Any, processor: Any, parts: Anatomy, sets: Iterable[list[Sam
 
     return saliency_mask(
         *(
-            fisher_diagonal(model, Encoder(processor, chosen).batches(1), parameters=parts.maskable)
-            for chosen in sets
+            fisher_diagonal(model, Encoder(processor, samples).batches(1), parameters=parts.maskable)
+            for samples in sets
         )
     )
 
 
-def least_wanted(
+def select_for_pruning(
     model: Any, processor: Any, parts: Anatomy, forget: list[Sample], retain: list[Sample]
 ) -> Any:
     """MANU's choice of neurons to switch off."""
@@ -128,8 +128,8 @@ def least_wanted(
 
     vision = [mlp for mlp in parts.mlps if mlp.tower == "vision"]
 
-    def statistics(chosen: list[Sample], mlps: Any) -> Any:
-        batches = Encoder(processor, chosen).batches(1)
+    def statistics(samples: list[Sample], mlps: Any) -> Any:
+        batches = Encoder(processor, samples).batches(1)
         return activation_statistics(model, batches, mlps=mlps, active_above=0.1)
 
     text = statistics(retain, parts.mlps) | statistics(forget[::-1], vision)

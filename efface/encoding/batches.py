@@ -152,7 +152,7 @@ def _pictures(key: str, row: Inputs, rows: Sequence[Inputs]) -> Tensor:
     """A row's pictures; where it has none, a blank one in families with one row per text, else no row."""
     if key in row:
         return row[key]
-    like = next(other for other in rows if key in other)
+    like = next(row for row in rows if key in row)
     return torch.zeros_like(like[key]) if "pixel_attention_mask" in like else like[key][:0]
 
 
@@ -172,7 +172,7 @@ def _sample(batch: Collated, index: int) -> Inputs:
     sample: Inputs = {}
     for key, value in batch.items():
         shares = batch.shares[key]
-        share, start = shares[index], sum(other.rows for other in shares[:index])
+        share, start = shares[index], sum(before.rows for before in shares[:index])
         if share.rows and share.shape is not None:
             own = tuple(slice(size) for size in share.shape)
             sample[key] = value[(slice(start, start + share.rows), *own)]

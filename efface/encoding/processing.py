@@ -93,8 +93,8 @@ def _token_ids(encoded: Any) -> list[list[int]]:
 def _has_a_row_per_text(batch: Inputs, count: int) -> bool:
     """Tensors along the tokens, and at most plain pixels, one picture per text."""
     shape = batch["input_ids"].shape
-    others = {key: value for key, value in batch.items() if value.shape != shape}
-    return all(key == "pixel_values" and v.dim() == 4 and len(v) == count for key, v in others.items())
+    pictures = {key: value for key, value in batch.items() if value.shape != shape}
+    return all(key == "pixel_values" and v.dim() == 4 and len(v) == count for key, v in pictures.items())
 
 
 def _unpadded(batch: Inputs) -> list[Inputs]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.models import google, idefics, llava, others, qwen
+from tests.models import google, idefics, internvl_mllama, llava, qwen
 from tests.models.family import Family
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ FAMILIES: dict[str, Family] = {
         Family("idefics2", "Idefics2", idefics.idefics2),
         Family("idefics3", "Idefics3", idefics.idefics3),
         Family("smolvlm", "SmolVLM", idefics.smolvlm, (*_VIDEO, "num2words")),
-        Family("internvl", "InternVL", others.internvl, _VIDEO),
+        Family("internvl", "InternVL", internvl_mllama.internvl, _VIDEO),
         Family("gemma3", "Gemma 3", google.gemma3),
         Family("paligemma", "PaliGemma", google.paligemma),
-        Family("mllama", "Mllama (Llama 3.2 Vision)", others.mllama),
+        Family("mllama", "Mllama (Llama 3.2 Vision)", internvl_mllama.mllama),
     )
 }
 """transformers' model type -> family."""

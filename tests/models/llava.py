@@ -68,21 +68,21 @@ def llava(
     )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    seen = CLIPVisionConfig(**(vision or SMALL_VISION))
+    tower = CLIPVisionConfig(**(vision or SMALL_VISION))
     tokenizer = build_tokenizer(["<image>"], size=vocabulary)
-    side = seen.image_size
+    side = tower.image_size
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         ),
         tokenizer=tokenizer,
-        patch_size=seen.patch_size,
+        patch_size=tower.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=DIALOGUE,
     )
     config = LlavaConfig(
-        vision_config=seen,
+        vision_config=tower,
         text_config=LlamaConfig(vocab_size=len(tokenizer), **(text or SMALL_TEXT)),
         image_token_index=processor.image_token_id,
         tie_word_embeddings=False,

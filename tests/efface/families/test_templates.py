@@ -12,7 +12,7 @@ from efface.errors import DataError, ModelError
 from efface.models import chat_template
 from efface.models.chat_template import freeze_date, set_arguments
 from tests.efface.conftest import SHAPE, sample
-from tests.models import google, idefics, llava, others, qwen
+from tests.models import google, idefics, internvl_mllama, llava, qwen
 
 _PART = "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}"
 _PARTS = "{% for p in m['content'] %}" + _PART + "{% endfor %}"
@@ -25,8 +25,8 @@ TEMPLATES = {
     "qwen2_vl": qwen.TEMPLATE,
     "idefics2": idefics.TEMPLATE,
     "gemma3": google.GEMMA3_TEMPLATE,
-    "internvl": others.INTERNVL_TEMPLATE,
-    "mllama": others.MLLAMA_TEMPLATE,
+    "internvl": internvl_mllama.INTERNVL_TEMPLATE,
+    "mllama": internvl_mllama.MLLAMA_TEMPLATE,
     "mistral3": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST]"
     + _PARTS
     + "[/INST]{% else %}"

@@ -257,8 +257,8 @@ def test_types_of_another_auto_class_are_accepted():
 
     from efface.models.loading import auto_class
 
-    found = auto_class(Source("x"), Phi4MultimodalConfig())
-    assert found.__name__ in ("AutoModelForMultimodalLM", "AutoModelForCausalLM")
+    name = auto_class(Source("x"), Phi4MultimodalConfig()).__name__
+    assert name in ("AutoModelForMultimodalLM", "AutoModelForCausalLM")
     with pytest.raises(ModelError) as error:
         auto_class(Source("x"), Qwen2AudioConfig())
     assert "'qwen2_audio'" in str(error.value)
@@ -298,8 +298,8 @@ def test_a_processor_of_another_model_is_refused(model, processor, tmp_path):
         ({"patch_size": 4}, "4 pixels"),
     ):
         tokenizer = change.get("tokenizer", processor.tokenizer)
-        other = sandbox.build_processor(tokenizer, **(SHAPE | {"patch_size": change.get("patch_size", 8)}))
-        other.save_pretrained(tmp_path / "m")
+        stranger = sandbox.build_processor(tokenizer, **(SHAPE | {"patch_size": change.get("patch_size", 8)}))
+        stranger.save_pretrained(tmp_path / "m")
         with pytest.raises(ModelError) as error:
             load_model(tmp_path / "m")
         assert "LlavaProcessor" in str(error.value) and value in str(error.value)

@@ -48,10 +48,10 @@ class Experts(nn.Module):
         return out
 
     def one(self, x, expert):
-        made = self.gate_up_proj[expert].T @ x if self.is_transposed else self.gate_up_proj[expert] @ x
+        fused = self.gate_up_proj[expert].T @ x if self.is_transposed else self.gate_up_proj[expert] @ x
         if hasattr(self, "gate_up_proj_bias"):
-            made = made + self.gate_up_proj_bias[expert]
-        gate, up = (made[:N], made[N:]) if self.is_concatenated else (made[::2], made[1::2])
+            fused = fused + self.gate_up_proj_bias[expert]
+        gate, up = (fused[:N], fused[N:]) if self.is_concatenated else (fused[::2], fused[1::2])
         values = self.act_fn(gate) * up
         if expert == self.silenced:
             values = values.index_fill(0, UNITS, 0)
@@ -81,14 +81,14 @@ def test_gate_and_up_in_one_map():
     assert mlp_shape(model.block) == MLPShape(("gate_up_proj",), "down_proj", N)
     mlp = MLP("block", "language", 0, N, "block.down_proj", ("block.gate_up_proj",))
     x = torch.randn(4, H)
-    seen = []
-    handle = watch_neurons(model, mlp, seen.append)
+    neurons = []
+    handle = watch_neurons(model, mlp, neurons.append)
     model.block(x)
-    expected = model.block.down_proj(seen[0].index_fill(-1, UNITS, 0))
+    expected = model.block.down_proj(neurons[0].index_fill(-1, UNITS, 0))
     silence(model, mlp)
     assert torch.allclose(model.block(x), expected, atol=1e-6)
     handle.remove()
-    assert not seen[1][:, UNITS].any() and (seen[0][:, UNITS] != 0).all()
+    assert not neurons[1][:, UNITS].any() and (neurons[0][:, UNITS] != 0).all()
     assert int((model.block.gate_up_proj.weight == 0).all(dim=1).sum()) == 2 * len(UNITS)
 
 
@@ -103,19 +103,19 @@ def test_stacked_experts(transposed, concatenated, bias):
     hidden, weights = torch.randn(4, H), torch.rand(4, 2)
     routed = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
     before = {name: p.detach().clone() for name, p in model.block.named_parameters()}
-    seen = []
-    handle = watch_neurons(model, mlp, seen.append)
+    neurons = []
+    handle = watch_neurons(model, mlp, neurons.append)
     with torch.no_grad():
         model.block.silenced = 1
         expected = model.block(hidden, routed, weights)
         model.block.silenced = None
         silence(model, mlp)
-        found = model.block(hidden, routed, weights)
+        output = model.block(hidden, routed, weights)
     handle.remove()
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert seen[0].shape == (4, N)
-    assert (seen[0].any(dim=1) == torch.tensor([True, False, True, False])).all()
-    assert not seen[1][:, UNITS].any()
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert neurons[0].shape == (4, N)
+    assert (neurons[0].any(dim=1) == torch.tensor([True, False, True, False])).all()
+    assert not neurons[1][:, UNITS].any()
     for name, parameter in model.block.named_parameters():
         assert torch.equal(parameter[[0, 2]], before[name][[0, 2]]), "other experts stay as they were"
 

@@ -130,16 +130,16 @@ inputs = processor(text=prompt, images=Image.new("RGB", (40, 40)), return_tensor
 new = model.generate(**inputs, max_new_tokens=3)[0, inputs["input_ids"].shape[1]:]
 print("new tokens:", len(new), "efface" in sys.modules)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "m")],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    count, ours = done.stdout.split()[-2:]
-    assert 1 <= int(count) <= 3 and ours == "False"
+    assert process.returncode == 0, process.stderr
+    count, imported = process.stdout.split()[-2:]
+    assert 1 <= int(count) <= 3 and imported == "False"
 
 
 def test_a_digest_sees_every_weight(model):
