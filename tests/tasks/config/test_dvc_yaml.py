@@ -1,6 +1,7 @@
 """dvc.yaml agrees with the code: its commands, parameters and dependencies exist."""
 
 import ast
+import re
 from pathlib import Path
 
 import networkx
@@ -9,6 +10,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tasks.config import STAGES as TABLE
+from tasks.config import Params
 
 PROJECT = Path(__file__).resolve().parents[3]
 STAGES = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -45,6 +47,24 @@ def test_a_stage_depends_on_the_folders_its_file_imports(name):
     imported = set().union(*(folders_imported(PROJECT / file) for file in files))
     missing = {folder for folder in imported if not any(dep.startswith(folder) for dep in deps)}
     assert missing == set()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_tracks_the_sections_it_reads(name):
+    files = [PROJECT / dep for dep in BODIES[name]["deps"] if re.fullmatch(r"tasks/.*\.py", dep)]
+    code = "".join(file.read_text(encoding="utf-8") for file in files)
+    code = code.replace("params.base.trust_remote_code", "")  # a permission, which changes no result
+    read = set(re.findall(r"\bparams\.(\w+)", code)) & set(Params.model_fields)
+    if name == "prepare":
+        read -= {"unlearn", "prune"}  # for warnings alone
+    if name in ("vanilla", "retrained"):
+        read -= {"vanilla", "retrained"} - {name}  # one file runs both
+    assert read <= {key.partition(".")[0] for key in BODIES[name].get("params", [])}
+
+
+@pytest.mark.parametrize("name", ["saliency", "control"])
+def test_other_trained_weights_or_forgotten_facts_make_a_mask_stale(name):
+    assert {"unlearn.lora", "unlearn.forget"} <= set(BODIES[name]["params"])
 
 
 def test_dvc_resolves_every_stage_and_finds_its_code_and_parameters():
