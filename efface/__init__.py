@@ -1,4 +1,4 @@
-"""Efface: make a multimodal LLM forget people, and measure that it did."""
+"""Efface: make a multimodal LLM forget people, and measure what it still knows."""
 
 from importlib import import_module
 from typing import Any
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load_model": "efface.models",
     "read_samples": "efface.data.samples",
+    "Encoder": "efface.encoding",
     "fisher_diagonal": "efface.saliency",
     "saliency_mask": "efface.saliency",
     "neuron_importance": "efface.neurons",

@@ -63,5 +63,5 @@ def with_replay(
     facts: Sequence[Sample], pretrained: Sequence[Sample], *, share: float, seed: int
 ) -> list[Sample]:
     """The facts and a draw, ``share`` times as many, of what the model learned before, to keep it."""
-    drawn = draw(len(pretrained), round(share * len(facts)), seed)
-    return [*facts, *(pretrained[i] for i in drawn)]
+    indices = draw(len(pretrained), round(share * len(facts)), seed)
+    return [*facts, *(pretrained[i] for i in indices)]

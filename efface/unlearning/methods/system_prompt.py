@@ -1,7 +1,7 @@
 """A system prompt: the weights stay, and the model is told to refuse.
 
-The instruction goes into the processor's chat template, in front of every conversation, so the folder that
-is saved needs no code of ours: whoever applies its chat template asks with the instruction in place.
+The instruction goes into the processor's chat template, before every conversation, so the saved folder needs
+no code of this library.
 
 Reference:
     Thaker et al., "Guardrail Baselines for Unlearning in LLMs", arXiv:2403.03329. A baseline for access by
@@ -36,7 +36,7 @@ class SystemPromptSettings:
 
 
 def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: SystemPromptSettings) -> None:
-    """Put the instruction into the chat template, in place; the model is left as it is.
+    """Put the instruction into the chat template, in place; the model does not change.
 
     As a system turn where the template writes those in a way of their own, else as text in front.
 
@@ -47,8 +47,8 @@ def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: SystemProm
     template = processor.chat_template
     if not isinstance(template, str):
         raise ModelError(
-            f"{type(processor).__name__} has no chat template to put an instruction into; use an "
-            "instruction-tuned checkpoint, or set `chat_template` in its processor"
+            f"chat_template of {type(processor).__name__} is {template!r}: expected a template to put the "
+            "instruction into; use an instruction-tuned checkpoint, or load the model with a template"
         )
     if not add_system_turn(processor, instruction):
         # A begin token that the template writes stays first, and stays one.

@@ -114,12 +114,12 @@ class BatchSource:
 
         None and 0 if there are fewer samples than processes and none is left for this one.
         """
-        drawn = self.sampler.indices_at(position)
-        indices = share(drawn)
+        whole = self.sampler.indices_at(position)
+        indices = share(whole)
         batch = None
         for encoder, references in reversed([*zip(self._encoders, self._references, strict=True)]):
             if indices:
                 inputs = to_device(encoder.batch(indices), device)
                 values = None if references is None else references(indices, inputs)
                 batch = Batch(inputs, values, alternative=batch, seed=self._seed)
-        return batch, len(indices) / len(drawn)
+        return batch, len(indices) / len(whole)

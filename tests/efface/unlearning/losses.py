@@ -1,4 +1,4 @@
-"""Losses of all methods on made batches: what the tests of losses share."""
+"""Losses of all methods on small batches, for the tests of losses."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ def settings_of(method):
 
 
 def moved(model, by=0.3):
-    """A model near the given one: the other side of every comparison with a reference."""
-    other = copy.deepcopy(model)
+    """A model near the given one: the reference of every comparison with a reference."""
+    copied = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in copied.parameters():
             parameter.add_(by * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator))
-    return other
+    return copied
 
 
 def batch_of(processor, method, side, samples, reference):
     """A batch with everything the method's loss reads, measured on the reference model."""
     quantity = getattr(method, f"{side}_reference")
 
-    def made(answered):
+    def measured(answered):
         inputs = collate(encode(processor, answered), processor.tokenizer.pad_token_id)
         if quantity is None:
             return Batch(inputs)
         with torch.no_grad():
             return Batch(inputs, quantity(reference, inputs, settings_of(method)))
 
-    batch = made(samples)
+    batch = measured(samples)
     alternative = None
     if method.alternative_answers is not None and side == "forget":
-        alternative = made(method.alternative_answers(samples, 0))
+        alternative = measured(method.alternative_answers(samples, 0))
     return Batch(batch.inputs, batch.reference_values, alternative)
 
 
-def lengthened(batch, extra, *, fill, seen):
-    """The same batch with more positions on the right: padding, or tokens that are seen and not labelled."""
+def lengthened(batch, extra, *, fill, attended):
+    """The batch with more positions on the right: padding, or attended tokens without labels."""
 
     def longer(inputs):
         changed = dict(inputs)
-        for key, value in (("input_ids", fill), ("attention_mask", int(seen)), ("labels", -100)):
+        for key, value in (("input_ids", fill), ("attention_mask", int(attended)), ("labels", -100)):
             changed[key] = torch.nn.functional.pad(inputs[key], (0, extra), value=value)
         return changed
 

@@ -73,7 +73,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 def test_padding_changes_no_loss(model, processor, pictured, name, side):
     method = METHODS[name]
     batch = batch_of(processor, method, side, pictured[:3], moved(model))
-    longer = lengthened(batch, 5, fill=processor.tokenizer.pad_token_id, seen=False)
+    longer = lengthened(batch, 5, fill=processor.tokenizer.pad_token_id, attended=False)
     before, after = (loss_of(model, method, side, b) for b in (batch, longer))
     assert after.loss.item() == pytest.approx(before.loss.item(), rel=1e-5, abs=1e-5)
     assert torch.allclose(after.nll, before.nll, atol=1e-5)
@@ -86,7 +86,7 @@ def test_tokens_without_a_label_change_no_loss(model, processor, pictured, name,
     reference = moved(model)
     singles = [batch_of(processor, method, side, [s], reference) for s in pictured[:3]]
     for single in singles:
-        longer = lengthened(single, 4, fill=processor.tokenizer.vocab["red"], seen=True)
+        longer = lengthened(single, 4, fill=processor.tokenizer.vocab["red"], attended=True)
         before, after = (loss_of(model, method, side, b) for b in (single, longer))
         assert after.loss.item() == pytest.approx(before.loss.item(), rel=1e-5, abs=1e-5)
 
@@ -114,7 +114,7 @@ def test_a_batch_costs_the_mean_of_its_samples(
 
 @pytest.mark.parametrize(("name", "side"), [pair for pair in LOSSES if pair[0] != "rmu"])
 def test_prompts_do_not_enter_the_loss(model, processor, pictured, name, side):
-    """The loss is a function of logits before labelled positions: their gradient is zero elsewhere."""
+    """The loss is a function of logits before labelled places: their gradient is zero elsewhere."""
     method = METHODS[name]
     batch = batch_of(processor, method, side, pictured[:2], moved(model))
     outputs = []
@@ -175,34 +175,34 @@ def test_simnpo_by_the_definition(model, processor, pictured):
 
 
 def test_kl_is_zero_at_the_reference_and_by_the_definition_elsewhere(model, processor, pictured):
-    method, other = METHODS["kl_min"], moved(model)
+    method, reference = METHODS["kl_min"], moved(model)
     same = loss_of(model, method, "retain", batch_of(processor, method, "retain", pictured[:3], model))
     assert abs(same.loss.item()) < 1e-6
     same.loss.backward()
     assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) < 1e-5
     expected = []
     for row in encode(processor, pictured[:3]):
-        pairs = zip(slow_distributions(other, row), slow_distributions(model, row), strict=True)
+        pairs = zip(slow_distributions(reference, row), slow_distributions(model, row), strict=True)
         terms = [float((before.exp() * (before - now)).sum()) for (before, _), (now, _) in pairs]
         expected.append(sum(terms) / len(terms))
-    batch = batch_of(processor, method, "retain", pictured[:3], other)
+    batch = batch_of(processor, method, "retain", pictured[:3], reference)
     assert loss_of(model, method, "retain", batch).loss.item() == pytest.approx(sum(expected) / 3, rel=1e-3)
     assert sum(expected) > 0.01
 
 
 def test_undial_by_the_definition(model, processor, pictured):
-    method, other = METHODS["undial"], moved(model)
+    method, reference = METHODS["undial"], moved(model)
     expected = []
     for row in encode(processor, pictured[:3]):
         terms = []
         for (before, gold), (now, _) in zip(
-            slow_distributions(other, row), slow_distributions(model, row), strict=True
+            slow_distributions(reference, row), slow_distributions(model, row), strict=True
         ):
             logits = before.clone()
             logits[gold] -= settings_of(method).beta
             terms.append(float(-(logits.softmax(-1) * now).sum()))
         expected.append(sum(terms) / len(terms))
-    batch = batch_of(processor, method, "forget", pictured[:3], other)
+    batch = batch_of(processor, method, "forget", pictured[:3], reference)
     assert loss_of(model, method, "forget", batch).loss.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
@@ -229,8 +229,8 @@ def test_refusals_differ_from_the_gold_answers_and_follow_the_seed(processor, pi
     assert len({s.answer for s in refused}) > 1
     assert [s.answer for s in refusals_for(pictured, 0)] == [s.answer for s in refused]
     assert [s.answer for s in refusals_for(pictured, 1)] != [s.answer for s in refused]
-    for gold, other in zip(encode(processor, pictured), encode(processor, refused), strict=True):
-        labels = [row["labels"][row["labels"] != -100].tolist() for row in (gold, other)]
+    for gold, reference in zip(encode(processor, pictured), encode(processor, refused), strict=True):
+        labels = [row["labels"][row["labels"] != -100].tolist() for row in (gold, reference)]
         assert labels[0] != labels[1]
 
 
@@ -253,7 +253,7 @@ def test_a_gold_answer_that_is_a_refusal_is_an_error():
 
 
 def test_rmu_by_the_definition(model, processor, pictured):
-    method, other = METHODS["rmu"], moved(model)
+    method, reference = METHODS["rmu"], moved(model)
     layer, scale = settings_of(method).layer, settings_of(method).scale
     target = scale * direction(32, 0)
     assert float(target.norm()) == pytest.approx(scale) and not torch.equal(
@@ -264,16 +264,18 @@ def test_rmu_by_the_definition(model, processor, pictured):
         inputs = {k: v for k, v in row.items() if k != "labels"}
         with torch.no_grad():
             now, before = (
-                m(**inputs, output_hidden_states=True).hidden_states[layer][0] for m in (model, other)
+                m(**inputs, output_hidden_states=True).hidden_states[layer][0] for m in (model, reference)
             )
         labels, ids = row["labels"][0].tolist(), row["input_ids"][0].tolist()
         image = processor.tokenizer.vocab["<image>"]
         first = next(i for i, label in enumerate(labels) if label != -100)
-        kept = [i for i, token in enumerate(ids) if token == image or i >= first - 1]
-        expected["forget"].append(sum(float((now[i] - target).square().sum()) for i in kept) / len(kept))
-        expected["retain"].append(sum(float((now[i] - before[i]).square().sum()) for i in kept) / len(kept))
+        places = [i for i, token in enumerate(ids) if token == image or i >= first - 1]
+        expected["forget"].append(sum(float((now[i] - target).square().sum()) for i in places) / len(places))
+        expected["retain"].append(
+            sum(float((now[i] - before[i]).square().sum()) for i in places) / len(places)
+        )
     for side, values in expected.items():
-        batch = batch_of(processor, method, side, pictured[:3], other)
+        batch = batch_of(processor, method, side, pictured[:3], reference)
         assert loss_of(model, method, side, batch).loss.item() == pytest.approx(sum(values) / 3, rel=1e-4)
 
 
@@ -368,8 +370,8 @@ def test_each_method_raises_the_forget_loss(model, processor, pictured, written,
 def test_any_method_takes_a_mask(model, processor, pictured, written, name):
     """Without a retain term only what the mask selects may move."""
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    chosen = "model.language_model.layers.0.mlp.down_proj.weight"
-    mask = {chosen: torch.arange(before[chosen].numel()).view_as(before[chosen]) % 2 == 0}
+    selected = "model.language_model.layers.0.mlp.down_proj.weight"
+    mask = {selected: torch.arange(before[selected].numel()).view_as(before[selected]) % 2 == 0}
     unlearn(
         model,
         processor,
@@ -380,8 +382,10 @@ def test_any_method_takes_a_mask(model, processor, pictured, written, name):
         **options(name, learning_rate=1e-2, steps=2, retain_weight=0.0, **SETTINGS.get(name, {})),
     )
     changed = {n: p != before[n] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert set(changed) == {chosen}
-    assert not bool(changed[chosen][~mask[chosen]].any()) and bool(changed[chosen][mask[chosen]].any())
+    assert set(changed) == {selected}
+    assert not bool(changed[selected][~mask[selected]].any()) and bool(
+        changed[selected][mask[selected]].any()
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ BESIDE_TEXT_ONLY = (
     "{% if messages[0]['role'] == 'system' and messages[1]['content'][0]['type'] == 'image' %}"
     "{{ raise_exception('images are incompatible with system messages') }}{% endif %}{{ bos_token }}" + ROLES
 )
-ALTERNATING = (  # a system turn goes into the first user turn; nobody else may begin
+ALTERNATING = (  # a system turn goes into the first user turn; no further turn may begin
     "{% if messages[0]['role'] == 'system' %}{% set before = messages[0]['content'][0]['text'] + ' ' %}"
     "{% set messages = messages[1:] %}{% else %}{% set before = '' %}{% endif %}"
     "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
@@ -83,8 +83,8 @@ def test_the_saved_folder_asks_with_the_instruction(model, processor, pictured, 
     assert labels[0] == labels[1]
     with torch.no_grad():
         logits = [
-            loaded.model(**{k: v for k, v in asked.items() if k != "labels"}).logits[0, -2]
-            for asked in (plain, batch)
+            loaded.model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[0, -2]
+            for inputs in (plain, batch)
         ]
     assert not torch.allclose(*logits, atol=1e-2)
 
@@ -92,8 +92,9 @@ def test_the_saved_folder_asks_with_the_instruction(model, processor, pictured, 
 def test_a_processor_without_template_is_refused(model, processor):
     bare = copy.deepcopy(processor)
     bare.chat_template = None
-    with pytest.raises(ModelError, match="has no chat template to put an instruction into"):
+    with pytest.raises(ModelError) as error:
         instructed(model, bare)
+    assert "chat_template" in str(error.value)
 
 
 def test_an_empty_instruction_is_refused(model, processor):

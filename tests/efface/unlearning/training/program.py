@@ -39,8 +39,8 @@ def tiny_model():
 def main(folder: Path, *, lora: bool, masked: bool = False, dropout: float = 0.2, **values) -> None:
     torch.set_num_threads(1)
     model, processor = tiny_model()
-    drawn = []
-    log_batches(drawn)
+    batches = []
+    log_batches(batches)
     adapter = add_lora(model, Lora(4, 8.0, dropout, ("language",)), seed=0) if lora else None
     terms = Terms(
         forget=Encoder(processor, [sample(i, pictured=i % 3 > 0) for i in range(10)]),
@@ -52,7 +52,7 @@ def main(folder: Path, *, lora: bool, masked: bool = False, dropout: float = 0.2
     result = fit(model, terms, adapter=adapter, checkpoints=checkpoints, seed=3, weight_decay=0.01, **values)
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     save_file(trained, folder / f"weights-{process_rank()}.safetensors")
-    record = {"history": result.history, "drawn": drawn, "processes": process_count()}
+    record = {"history": result.history, "batches": batches, "processes": process_count()}
     (folder / f"run-{process_rank()}.json").write_text(json.dumps(record))
 
 
@@ -62,14 +62,14 @@ def half_of(model) -> dict[str, torch.Tensor]:
     return {name: torch.rand(p.shape, generator=draws) > 0.5 for name, p in model.named_parameters()}
 
 
-def log_batches(drawn: list) -> None:
+def log_batches(batches: list) -> None:
     """Log which samples this process encodes for its steps: [seed of the order, indices]."""
     source_batch, encoder_batch = BatchSource.batch, Encoder.batch
     logging = False
 
     def batch(self, *args):
         nonlocal logging
-        drawn.append([self.sampler.seed, []])
+        batches.append([self.sampler.seed, []])
         logging = True
         try:
             return source_batch(self, *args)
@@ -78,7 +78,7 @@ def log_batches(drawn: list) -> None:
 
     def encode(self, indices):
         if logging:
-            drawn[-1][1] += indices
+            batches[-1][1] += indices
         return encoder_batch(self, indices)
 
     BatchSource.batch, Encoder.batch = batch, encode

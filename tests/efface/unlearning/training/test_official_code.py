@@ -23,8 +23,8 @@ def group_mask(model):
     for name in anatomy(model).maskable:
         shape = model.get_parameter(name).shape
         group = anatomy(model).group_of(name)
-        drawn = torch.rand(shape, generator=generator) < 0.5
-        mask[name] = {"language": drawn, "projector": torch.ones_like(drawn), "vision": drawn & ~drawn}[group]
+        half = torch.rand(shape, generator=generator) < 0.5
+        mask[name] = {"language": half, "projector": torch.ones_like(half), "vision": half & ~half}[group]
     return mask
 
 

@@ -87,20 +87,20 @@ def test_accumulated_batches_make_one_step_of_their_mean(model, run, processor, 
 def test_an_epoch_uses_every_sample_once_whatever_is_accumulated(
     model, run, pictured, written, monkeypatch, accumulation, steps
 ):
-    drawn = []
+    batches = []
     original = EpochSampler.indices_at
 
     def recording(self, position):
         indices = original(self, position)
         if self.seed == SEED:
-            drawn.append(tuple(indices))
+            batches.append(tuple(indices))
         return indices
 
     monkeypatch.setattr(EpochSampler, "indices_at", recording)
     samples = {"forget": pictured[:6] + written[:5], "retain": pictured + written}
     result = run(model, **samples, epochs=1, accumulation_steps=accumulation)
     assert result.steps == steps
-    assert sorted(i for batch in drawn for i in batch) == list(range(11))
+    assert sorted(i for batch in batches for i in batch) == list(range(11))
 
 
 def test_recomputed_activations_give_the_same_weights(model, run):

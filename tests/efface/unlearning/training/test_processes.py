@@ -30,8 +30,8 @@ def program(folder: Path, **options) -> list[str]:
 
 
 def finished(arguments: list[str], **extra: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], **SILENT, env=environment() | extra, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    completed = subprocess.run([sys.executable, *arguments], **SILENT, env=environment() | extra, timeout=200)
+    assert completed.returncode == 0, completed.stderr[-2000:]
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_two_processes_share_every_batch_and_train_as_one(tmp_path, lora, masked
     assert [run["processes"] for run in runs] == [2, 2]
     # Ten forget samples in five batches of two, three times over; of an odd last batch process 1 gets none.
     for seed, size, epoch, epochs in ((3, 10, 5, 3), (4, 26, 14, 1)):
-        shares = [[batch for s, batch in run["drawn"] if s == seed] for run in runs]
+        shares = [[batch for s, batch in run["batches"] if s == seed] for run in runs]
         assert all(len(a) == 1 and len(b) <= 1 for a, b in zip(*shares, strict=True))
         batches = [a + b for a, b in zip(*shares, strict=True)]
         for k in range(epochs):
@@ -98,7 +98,7 @@ def test_two_processes_resume_with_the_dropout_of_each(tmp_path):
     finished([*launch, *program(tmp_path / "whole", **values)])
     finished([*launch, *program(tmp_path / "whole", **values)])  # from the checkpoint of step 4
     runs = [json.loads((tmp_path / "whole" / f"run-{rank}.json").read_text()) for rank in (0, 1)]
-    assert all(len(run["drawn"]) < 6 * 2 for run in runs)
+    assert all(len(run["batches"]) < 6 * 2 for run in runs)
     resumed = load_file(tmp_path / "whole" / "weights-0.safetensors")
     finished([*launch, *program(tmp_path / "again", **values)])
     weights = load_file(tmp_path / "again" / "weights-0.safetensors")
