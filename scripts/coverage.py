@@ -10,7 +10,7 @@ it stand a plain Student's t interval (none where all people agree) and a percen
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
@@ -47,6 +47,9 @@ def main(scores: Path = Path("data/scores"), draws: int = 1000, seed: int = 0) -
         ]
         if results:
             typer.echo(f"| AUC of mia_zlib | {size} | {len(results)} | {np.mean(results):.3f} | | |")
+    rng = np.random.default_rng(seed)
+    for goal, people, results in score_coverage(tables, max(draws // 20, 1), rng):
+        typer.echo(f"| score, goal {goal} | {people} | {len(results)} | {np.mean(results):.3f} | | |")
 
 
 def people_means(table: pd.DataFrame, measure: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -123,6 +126,65 @@ def auc_coverage(table: pd.DataFrame, size: int, draws: int, rng: np.random.Gene
             printed += 1
             hits += interval[0] <= truth <= interval[1]
     return [hits / printed] if printed else []
+
+
+def score_coverage(
+    tables: dict[str, pd.DataFrame], draws: int, rng: np.random.Generator
+) -> list[tuple[str, int, list[float]]]:
+    """Goal, people to forget, and of each unlearned model the share of draws whose interval holds its score.
+
+    Every set is drawn at its own size, the people to forget with both their sets at once.
+    """
+    import pandas as pd
+
+    from efface.errors import EvaluationError
+    from efface.evaluation import REFERENCE_MODELS
+    from efface.evaluation.goals import GOALS, unlearning_score
+    from efface.evaluation.metrics import with_metrics
+
+    if not set(REFERENCE_MODELS) <= tables.keys():
+        return []
+    sets = ["forget", "unseen", "retain", "real", "utility"]
+    rows = {
+        name: with_metrics(table[(table["part"] == "test") & table["set"].isin(sets)], ["knowledge"])
+        for name, table in tables.items()
+    }
+    group = rows["vanilla"]["set"].replace({"unseen": "forget"})
+    people = {name: sorted(set(rows["vanilla"].loc[group == name, "entity_id"])) for name in group.unique()}
+    by_person = {name: dict(list(table.groupby("entity_id"))) for name, table in rows.items()}
+
+    def score_of(name: str, goal: str, sample: dict[str, pd.DataFrame]) -> Any:
+        references = {reference: sample[reference] for reference in REFERENCE_MODELS}
+        return unlearning_score(sample[name], goal=goal, **references)  # type: ignore[arg-type]
+
+    methods = [name for name in tables if name not in REFERENCE_MODELS]
+    truth = {(goal, name): score_of(name, goal, rows).value for goal in GOALS for name in methods}
+    hits: dict[tuple[str, str], list[bool]] = {key: [] for key in truth}
+    for _ in range(draws):
+        choice = [
+            (p, i) for members in people.values() for i, p in enumerate(rng.choice(members, len(members)))
+        ]
+        sample = {
+            name: pd.concat(
+                [
+                    persons[p].assign(entity_id=f"{p}/{i}", sample_id=persons[p]["sample_id"] + f"/{i}")
+                    for p, i in choice
+                ],
+                ignore_index=True,
+            )
+            for name, persons in by_person.items()
+        }
+        for goal, name in truth:
+            try:
+                score = score_of(name, goal, sample)
+            except EvaluationError:
+                continue
+            if score.low is not None:
+                hits[goal, name].append(score.low <= truth[goal, name] <= score.high)
+    return [
+        (goal, len(people["forget"]), [float(np.mean(hits[goal, n])) for n in methods if hits[goal, n]])
+        for goal in GOALS
+    ]
 
 
 if __name__ == "__main__":
