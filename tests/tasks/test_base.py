@@ -44,6 +44,30 @@ def test_a_model_that_exists_is_pointed_to_with_its_settings(saved, tmp_path):
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("files", ["adapter alone", "tokenizer with new tokens"])
+def test_an_adapter_is_pointed_to_and_loads_with_weights_that_train(saved, tmp_path, files):
+    from peft import LoraConfig, get_peft_model
+
+    folder, _ = saved
+    loaded = load_model(folder)
+    tokenizer, adapter = loaded.processor.tokenizer, tmp_path / "adapter"
+    if files != "adapter alone":
+        tokenizer.add_tokens(["<new>"])
+        loaded.model.resize_token_embeddings(len(tokenizer))
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(loaded.model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = str(folder)
+    wrapped.save_pretrained(adapter, save_embedding_layers=files != "adapter alone")
+    if files != "adapter alone":
+        tokenizer.save_pretrained(adapter)
+    base.run(with_source(adapter), root=tmp_path)
+    again = load_model(tmp_path / "models" / "base")
+    assert all(parameter.requires_grad for parameter in again.model.parameters())
+    assert len(again.processor.tokenizer) == len(tokenizer)
+    merged = weights_digest(wrapped.merge_and_unload())
+    assert weights_digest(again.model) == merged != weights_digest(load_model(folder).model)
+
+
 def test_samples_with_a_special_token_of_the_model_are_refused(saved, tmp_path):
     rows = [sample(0), sample(1, question="What is </s> this?"), sample(2)]
     write_samples(rows, tmp_path / "prepared" / "samples.parquet")
