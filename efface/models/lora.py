@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from efface.errors import ModelError
-from efface.masks import Masks
 from efface.models.anatomy import GROUPS, anatomy, decoder_of
 
 if TYPE_CHECKING:
@@ -105,23 +104,6 @@ def weight_of(name: str) -> str:
     """
     plain = _WRAPPER.sub("", name)
     return _FACTOR.sub(".weight", plain).replace(".base_layer.", ".")
-
-
-def mask_lora_a(masks: Masks) -> Masks:
-    """The masks with those of ``lora_A`` derived from those of ``lora_B``.
-
-    At the start of training ``lora_B`` is zero, so ``lora_A`` has no gradient and no saliency of its own. A
-    row of ``lora_A`` and the column of ``lora_B`` that multiplies it are one direction of the update: the row
-    may change if at least the layer's mean share of the column may.
-    """
-    derived = {}
-    for name in masks:
-        column_of = name.replace(".lora_A.", ".lora_B.")
-        if column_of != name and column_of in masks:
-            shares = masks[column_of].float().mean(dim=0)
-            rows = (shares >= shares.mean()) & (shares > 0)
-            derived[name] = rows[:, None].expand(masks.shapes[name])
-    return masks | Masks(derived)
 
 
 def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from efface.encoding.answers import answer_log_probs
 from efface.encoding.batches import Inputs
+from efface.encoding.forward import supports_batches
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -48,10 +49,12 @@ def add_squares(
 ) -> bool:
     """Add ``scale`` times the squared per-sample gradients of a whole batch, from one backward pass.
 
-    Returns False, having added nothing, if a layer does not see the batch one row per sample, or sees it more
-    than once.
+    Returns False, having added nothing, if the model's batches are not those of its samples, or a layer does
+    not see the batch one row per sample, or sees it more than once.
     """
     size = len(batch["input_ids"])
+    if not supports_batches(model, batch):
+        return False
     inputs: dict[str, Tensor] = {}
     fits = True
 

@@ -8,11 +8,10 @@
 | no gradient in either set | not salient | salient |
 | candidates in the groups | linear and convolutional layers | names with proj, fc, linear, mlp, qkv |
 | all other weights | no forget gradient | the whole forget gradient |
-| LoRA factor A, whose gradient is 0 while B is | as its columns of B (``mask_lora_a``) | salient |
+| LoRA's A while B is zero, so without a gradient | a row as the column of B it meets | salient |
 
-Layers that no answer depends on are in neither. With LoRA a row of A has the saliency of the column of B that
-it meets while B is zero, as at the start: without that, ``paper`` would never select A, which has no gradient
-then. The released code asks the evaluation's questions and computes in half precision; neither is reproduced.
+Layers that no answer depends on are in neither. The released code asks the evaluation's questions and
+computes in half precision; neither is reproduced.
 
 Reference:
     Huo et al., "MMUnlearner", arXiv:2502.11051.
@@ -33,7 +32,7 @@ from efface.encoding import Encoder, draw
 from efface.errors import DataError, ModelError
 from efface.masks import Masks
 from efface.models.anatomy import GROUPS
-from efface.models.lora import mask_lora_a, weight_of
+from efface.models.lora import weight_of
 from efface.processes import share
 from efface.saliency.fisher import SquaredGradients, Storage
 from efface.saliency.mask import kappa, ratio_threshold, saliency_mask
@@ -214,8 +213,6 @@ def measure_mask(
             half | saliency_mask(*pair, threshold=threshold, density=density, smooth_numerator=smooth)
             for half, pair in zip(halves, parts, strict=False)
         ]
-    if variant == "paper":
-        masks = mask_lora_a(masks)
     if not masks.any():
         raise ModelError(
             f"no weight is {threshold} times as salient for the forget set as for the rest, so the mask "
