@@ -155,7 +155,7 @@ level = st.floats(0.02, 0.9)
 @settings(max_examples=15, deadline=None)
 @given(st.tuples(level, level, level, level), st.integers(0, 3), st.floats(0.02, 0.5))
 def test_the_score_rises_with_every_part(values, which, step):
-    forget, text, retain, utility = values
+    forget, _text, _retain, _utility = values
 
     def of(f, t, r, u):
         f = max(f, 0.1)  # on this side of retrained

@@ -1,5 +1,6 @@
 """Figures: the same bytes each time, their numbers in words, labels apart."""
 
+import itertools
 import re
 
 from efface.report.estimates import Cell
@@ -113,6 +114,6 @@ def test_labels_of_models_at_one_point_do_not_cover_each_other():
         block = content[content.index(f"<!-- {name} -->") :]
         places[name] = tuple(map(float, re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", block).groups()))
     heights = sorted(places.values(), key=lambda place: place[1])
-    for first, second in zip(heights, heights[1:], strict=False):
+    for first, second in itertools.pairwise(heights):
         apart = abs(first[1] - second[1]) >= 8 or abs(first[0] - second[0]) >= 20
         assert apart, places
