@@ -119,11 +119,11 @@ def overrides(cell: Cell, params: Params) -> list[str]:
         "avatars.seed": cell.seed,
         "prepare.forget_fraction": cell.fraction,
     }
-    removed = []
+    removed: list[str] = []
     if cell.method is not None:
         kind = "prune" if cell.method in params.prune.methods else "unlearn"
         if entry := params.study.methods.get(cell.method):
-            removed.append(f"~study.methods.{cell.method}")
+            removed = ["~study"]  # a method is named once; DVC writes broken YAML for an emptied mapping
             for key, value in entry.model_dump(mode="json", exclude_unset=True).items():
                 values[f"unlearn.methods.{cell.method}.{key}"] = value
         values |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
