@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,6 @@ class _Folder:
     split: str
     set: str | None
     """None for training rows."""
-    people: frozenset[str] | None = None
-    """The people to ask about; None: all of the folder."""
 
 
 class _MllmuReader:
@@ -135,6 +133,8 @@ class _MllmuReader:
         self._forget, self._bad_rows = forget, bad_rows
         self._names: dict[str, str] = {}
         self._people: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._unseen_people: frozenset[str] = frozenset()
+        """The people of the unseen set."""
         self._excluded_people: set[str] = set()
         self._excluded_rows: set[tuple[Path, int]] = set()
         self._excluded_pictures: set[tuple[Path, int, int]] = set()
@@ -148,58 +148,42 @@ class _MllmuReader:
         for path, group in ((self._eval / "Full_Set", "fictitious"), (self._eval / "Retain_Set", "real")):
             for file, number, row in read_folder(path, ("ID", "biography")):
                 self._learn_name(row, group, file, number)
-        training = [
+        folders = [
             _Folder(self._train / forget, "fictitious", "forget", None),
             _Folder(self._train / retain, "fictitious", "retain", None),
             _Folder(self._train / "Base_Data", "real", "real", None),
-        ]
-        training = [folder for folder in training if folder.path.is_dir() or folder.group == "fictitious"]
-        taught = {folder.split: self._survey_training(folder) for folder in training}
-        evaluation = [
+            _Folder(self._train / "Skills_Train", "stranger", "utility", None),
             _Folder(self._eval / forget, "fictitious", "forget", "forget"),
             _Folder(self._eval / "Test_Set", "fictitious", "forget", "unseen"),
             _Folder(self._eval / retain, "fictitious", "retain", "retain"),
             _Folder(self._eval / "Retain_Set", "real", "real", "real"),
             _Folder(self._eval / "Holdout_Set", "holdout", "holdout", "holdout"),
-        ]
-        sets: dict[str | None, set[str]] = {}
-        for i, folder in enumerate(evaluation):
-            if folder.set == "unseen":
-                folder = evaluation[i] = replace(folder, people=self._unseen_people())
-            if folder.set != "holdout" or folder.path.is_dir():
-                sets[folder.set] = self._survey_evaluation(folder)
-        evaluation = [folder for folder in evaluation if folder.set in sets]
-        skills = [
-            _Folder(self._train / "Skills_Train", "stranger", "utility", None),
             _Folder(self._eval / "Skills_Test", "stranger", "utility", "utility"),
         ]
-        skills = [folder for folder in skills if folder.path.is_dir()]
-        for folder in skills:
-            self._survey_skills(folder.path)
-        self._cross_check(taught, sets, (forget, retain))
+        optional = {*_OPTIONAL["eval"], *_OPTIONAL["train"]}
+        folders = [f for f in folders if f.path.is_dir() or f.path.name not in optional]
+        taught: dict[str, set[str]] = {}
+        evaluated: dict[str, set[str]] = {}
+        for folder in folders:
+            if folder.group == "stranger":
+                self._survey_skills(folder.path)
+            elif folder.set is None:
+                taught[folder.split] = self._survey_training(folder)
+            else:
+                evaluated[folder.set] = self._survey_evaluation(folder)
+        self._cross_check(taught, evaluated, (forget, retain))
         entities = {split: sorted(people - self._excluded_people) for split, people in self._people.items()}
         names = {e: name for e, name in sorted(self._names.items()) if e not in self._excluded_people}
-        return BenchmarkData(entities, names, self._samples(training, evaluation, skills))
+        return BenchmarkData(entities, names, self._samples(folders))
 
-    def _unseen_people(self) -> frozenset[str]:
-        if self._forget.people is None:
-            return frozenset(self._people["forget"])
-        people = {entity for entity in self._names if entity.startswith("fictitious/")}
-        return frozenset(resolve_people(self._forget.people, people, self._names))
-
-    def _samples(
-        self, training: list[_Folder], evaluation: list[_Folder], skills: list[_Folder]
-    ) -> Iterator[Sample]:
-        for folder in training:
-            yield from self._training_samples(folder)
-        for folder in skills:
-            if folder.set is None:
+    def _samples(self, folders: list[_Folder]) -> Iterator[Sample]:
+        for folder in folders:
+            if folder.group == "stranger":
                 yield from self._skill_samples(folder)
-        for folder in evaluation:
-            yield from self._evaluation_samples(folder)
-        for folder in skills:
-            if folder.set is not None:
-                yield from self._skill_samples(folder)
+            elif folder.set is None:
+                yield from self._training_samples(folder)
+            else:
+                yield from self._evaluation_samples(folder)
 
     # The first reading: people, names, and rows that cannot be used.
 
@@ -265,9 +249,14 @@ class _MllmuReader:
     def _survey_evaluation(self, folder: _Folder) -> set[str]:
         """The people of an evaluation folder."""
         column = picture_column(folder.path, "eval")
+        if folder.set == "unseen" and self._forget.people is None:
+            self._unseen_people = frozenset(self._people["forget"])
+        elif folder.set == "unseen":
+            names = {entity: name for entity, name in self._names.items() if entity.startswith("fictitious/")}
+            self._unseen_people = frozenset(resolve_people(self._forget.people or (), names, names))
         people: set[str] = set()
         for file, number, row in read_folder(folder.path, (column, "ID", "biography")):
-            if folder.people is not None and f"{folder.group}/{row['ID']}" not in folder.people:
+            if folder.set == "unseen" and f"{folder.group}/{row['ID']}" not in self._unseen_people:
                 continue
             entity, place = self._learn_name(row, folder.group, file, number), f"ID {row['ID']}"
             if entity is None:
@@ -288,7 +277,7 @@ class _MllmuReader:
                         self._excluded_people.add(entity)
             if all((file, number, i) in self._excluded_pictures for i in range(len(pictures))):
                 self._excluded_rows.add((file, number))
-        if folder.people is None:  # the unseen set repeats people of the forget folder
+        if folder.set != "unseen":  # it repeats people of the forget folder
             self._people[folder.split] |= people
         return people
 
@@ -301,14 +290,14 @@ class _MllmuReader:
                 self._excluded_rows.add((file, number))
 
     def _cross_check(
-        self, taught: dict[str, set[str]], sets: dict[str | None, set[str]], folders: tuple[str, str]
+        self, taught: dict[str, set[str]], evaluated: dict[str, set[str]], folders: tuple[str, str]
     ) -> None:
         """Forget and retain people are disjoint, both roots agree on them, and all have names."""
         for entity in sorted(self._people["forget"] & self._people["retain"]):
             reason = f"{entity} is in both {' and '.join(folders)}; every person belongs to one of them"
             self._exclude(entity, self._train, entity, reason, "take it out of one of them")
         for split in ("forget", "retain"):
-            for entity in sorted((taught[split] ^ sets[split]) - self._excluded_people):
+            for entity in sorted((taught[split] ^ evaluated[split]) - self._excluded_people):
                 root = self._train if entity in taught[split] else self._eval
                 reason = f"one of the {split} people in {root} only; the two roots disagree"
                 self._exclude(entity, self._train, entity, reason, "use files of one release")
@@ -336,7 +325,7 @@ class _MllmuReader:
     ) -> Iterator[tuple[Path, int, Row, str]]:
         for file, number, row in read_folder(folder.path, columns, optional):
             entity = f"{folder.group}/{row['ID']}"
-            if folder.people is not None and entity not in folder.people:
+            if folder.set == "unseen" and entity not in self._unseen_people:
                 continue
             if entity not in self._excluded_people and (file, number) not in self._excluded_rows:
                 yield file, number, row, entity
