@@ -285,8 +285,8 @@ def _common(
 
 
 def uncommitted_files(project: Path) -> list[str] | None:
-    """Files of the project that differ from the commit, requests left out; None without git."""
-    command = ["git", "status", "--porcelain", "--", ".", ":!data"]
+    """Code and parameters that differ from the commit; None without git. Outputs do not count."""
+    command = ["git", "status", "--porcelain", "--", ".", ":!data", ":!dvc.lock"]
     try:
         status = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

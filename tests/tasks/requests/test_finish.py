@@ -125,10 +125,11 @@ def test_without_mlflow_at_the_end_nothing_is_registered_and_the_next_run_resume
     assert project.accept(run, verdict) == 2
 
 
-def test_uncommitted_files_are_recorded_without_those_of_requests(project):
+def test_uncommitted_files_are_those_that_make_a_model(project):
     folder = project.root.parent
     assert finish.uncommitted_files(folder) is None
     (folder / "params.yaml").write_text("seed: 0\n")
+    (folder / "dvc.lock").write_text("stages: {}\n")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     (folder / ".gitignore").write_text("mlflow.db\n")
     assert finish.uncommitted_files(folder) == [".gitignore", "params.yaml"]
