@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Clip = Literal["sum", "apart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,9 @@ class TrainingSettings:
     """Factor of the retain term, at least 0; at 0 the retain set is not used."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this norm, above 0; None: never."""
+    clip: Clip = "apart"
+    """What is scaled down: the ``sum`` of the forget and the retain gradient, as in the published codes, or
+    each ``apart``. Under a mask, and where steps take turns, each is scaled down apart in any case."""
     warmup_fraction: float = 0.0
     """Share of the steps with a linear rise of the learning rate, in [0, 1); a cosine to zero follows."""
     weight_decay: float = 0.0
@@ -48,6 +54,7 @@ class TrainingSettings:
             self.max_grad_norm,
             "a number above 0, or None",
         )
+        require(self.clip in get_args(Clip), "clip", self.clip, f"one of: {', '.join(get_args(Clip))}")
         require(0 <= self.warmup_fraction < 1, "warmup_fraction", self.warmup_fraction, "a number in [0, 1)")
         require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "a number in [0, 1)")
         require(

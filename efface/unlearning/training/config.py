@@ -60,9 +60,9 @@ class TrainingResult:
     Attributes:
         steps: steps done.
         history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
-            (NLL in nats per token) and ``forget_grad_norm, retain_grad_norm`` (before clipping). A step that
-            float16 overflow left out has ``skipped`` instead of the norms. A step that was evaluated has the
-            evaluation's values.
+            (NLL in nats per token) and ``forget_grad_norm, retain_grad_norm``; where the sum of the gradients
+            is clipped, ``total_grad_norm``. Norms are those before clipping. A step that float16 overflow
+            left out has ``skipped`` instead. A step that was evaluated has the evaluation's values.
         stopped_by: the stop rule that ended the run, with its step; None if the run had its full length.
     """
 

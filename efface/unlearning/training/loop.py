@@ -151,6 +151,10 @@ class _Run:
         self.alternating = self.settings.alternating and self.forget is not None and self.retain is not None
         self.steps = self._plan()
         self.mask = None if terms.mask is None else mask_for(self.trained, terms.mask, self.device)
+        one_term = self.forget is None or self.retain is None
+        self.clips_apart = (
+            self.settings.clip == "apart" or one_term or self.alternating or self.mask is not None
+        )
         # Where nothing but the masked term trains, weight decay must not move what is outside the mask.
         fixed = self.mask is not None and self.retain is None and self.settings.weight_decay > 0
         self.start = {n: p.detach().clone() for n, p in self.trained.items()} if fixed else {}
@@ -192,6 +196,8 @@ class _Run:
                 else:
                     gradient = self._gradient(self.forget, step, record)
                     add_gradient(gradient, self._gradient(self.retain, step, record))
+                    if not self.clips_apart:
+                        record["total_grad_norm"] = clip_gradient(gradient, self.settings.max_grad_norm)
                     self._update(gradient, record)
                 self.state.step += 1
                 self.state.history.append(record)
@@ -236,7 +242,8 @@ class _Run:
         mask = self.mask if term is self.forget else None
         if mask is not None and not self.alternating:
             gradient = mask_gradient(gradient, mask)
-        record[f"{term.name}_grad_norm"] = clip_gradient(gradient, self.settings.max_grad_norm)
+        max_norm = self.settings.max_grad_norm if self.clips_apart else None
+        record[f"{term.name}_grad_norm"] = clip_gradient(gradient, max_norm)
         if mask is not None and self.alternating:  # the released code clips first
             gradient = mask_gradient(gradient, mask)
         return gradient

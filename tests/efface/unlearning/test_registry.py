@@ -38,6 +38,7 @@ def test_every_setting_has_a_default_and_methods_that_train_share_theirs():
         ("grad_diff", "forget_weight", -1.0),
         ("grad_diff", "retain_weight", math.inf),
         ("grad_diff", "max_grad_norm", 0.0),
+        ("grad_diff", "clip", "total"),
         ("grad_diff", "warmup_fraction", 1.0),
         ("grad_diff", "weight_decay", 1.0),
         ("grad_diff", "retain_batches_per_forget_batch", -1),

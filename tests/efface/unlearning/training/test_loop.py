@@ -60,9 +60,11 @@ def test_outside_the_mask_nothing_moves_without_a_retain_term(model, terms, deca
     assert sum(moved) > len(moved) // 2
 
 
-def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(model, terms):
+@pytest.mark.parametrize("clip", ["apart", "sum"])
+def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(model, terms, clip):
+    """Under a mask the terms are clipped apart in any case: the forget gradient must not scale the other."""
     mask, retain_only = random_mask(model), copy.deepcopy(model)
-    fit(model, terms(mask=mask), steps=1, batch_size=4)
+    fit(model, terms(mask=mask), steps=1, batch_size=4, clip=clip)
     fit(retain_only, terms(forget=None), steps=1, batch_size=4)
     different = 0
     for (name, a), (_, b) in zip(model.named_parameters(), retain_only.named_parameters(), strict=True):
@@ -72,24 +74,28 @@ def test_outside_the_mask_weights_move_as_the_retain_term_alone_moves_them(model
     assert different > 0
 
 
-def test_equals_a_plain_loop_written_out(model, terms):
-    """Gradient of the retain loss minus gradient of the forget loss, each clipped, into one AdamW step."""
+@pytest.mark.parametrize("clip", ["apart", "sum"])
+def test_equals_a_plain_loop_written_out(model, terms, clip):
+    """Gradients of the retain loss and of minus the forget loss, clipped each or their sum, into AdamW."""
     plain, grad_diff = copy.deepcopy(model), terms()
-    fit(model, grad_diff, learning_rate=2e-3, steps=5, seed=3)
+    fit(model, grad_diff, learning_rate=2e-3, steps=5, seed=3, clip=clip)
+
+    def clipped(gradients):
+        scale = min(1.0, 1.0 / math.sqrt(sum(float(g.square().sum()) for g in gradients)))
+        return [g * scale for g in gradients]
 
     forget = EpochSampler(grad_diff.forget.samples, batch_size=2, seed=3)
     retain = EpochSampler(grad_diff.retain.samples, batch_size=2, seed=4)
     parameters = list(plain.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1, weight_decay=0)
     for step in range(5):
-        total = [torch.zeros_like(p) for p in parameters]
+        terms_of_step = []
         for sign, encoder, sampler in ((-1, grad_diff.forget, forget), (1, grad_diff.retain, retain)):
             loss = sign * nll(plain, encoder.batch(sampler.indices_at(step)))
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-            for sum_, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    sum_ += gradient * min(1.0, 1.0 / norm)
+            values = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            terms_of_step.append(clipped(values) if clip == "apart" else values)
+        total = [a + b for a, b in zip(*terms_of_step, strict=True)]
+        total = total if clip == "apart" else clipped(total)
         for parameter, gradient in zip(parameters, total, strict=True):
             parameter.grad = gradient if gradient.any() else None
         optimizer.param_groups[0]["lr"] = 2e-3 * 0.5 * (1 + math.cos(math.pi * step / 5))
