@@ -78,7 +78,7 @@ class Line:
     Attributes:
         fraction, model: what was run.
         variant: the settings that were reported.
-        tried: how many variants were compared.
+        variants: how many variants were compared.
         seeds: seeds whose run finished, for this variant.
         numbers: column (of ``COLUMNS``, ``SCORES`` or ``COSTS``) to its mean; a refused score is missing.
         gaps: attack to the mean of its gap, over the seeds in which the model was attacked so.
@@ -88,7 +88,7 @@ class Line:
     fraction: float
     model: str
     variant: str
-    tried: int
+    variants: int
     seeds: tuple[int, ...]
     numbers: Mapping[str, Mean]
     refused: str | None
@@ -106,8 +106,8 @@ def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
     lines = []
     for (fraction, model), choice in choose(runs, goal=goal).items():
         own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
-        tried = len({run.variant for run in own})
-        line = _line(fraction, model, [run for run in own if run.variant == choice.variant], tried, goal)
+        variants = len({run.variant for run in own})
+        line = _line(fraction, model, [run for run in own if run.variant == choice.variant], variants, goal)
         lines.append(replace(line, refused=choice.refused or line.refused))
     return lines
 
@@ -155,7 +155,7 @@ def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
     return max(means, key=lambda variant: means[variant])
 
 
-def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Goal) -> Line:
+def _line(fraction: float, model: str, runs: Sequence[Run], variants: int, goal: Goal) -> Line:
     numbers: dict[str, Mean] = {}
     for column, (kind, modality) in COLUMNS.items():
         values = [value for run in runs if (value := _exact_match(run.table, kind, modality)) is not None]
@@ -182,7 +182,7 @@ def _line(fraction: float, model: str, runs: Sequence[Run], tried: int, goal: Go
         numbers["score"] = _mean([score.value for score in scores])
         numbers |= {part: _mean([getattr(score, part) for score in scores]) for part in PARTS}
     seeds = tuple(sorted(run.seed for run in runs))
-    return Line(fraction, model, runs[0].variant, tried, seeds, numbers, refused, gaps)
+    return Line(fraction, model, runs[0].variant, variants, seeds, numbers, refused, gaps)
 
 
 def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:

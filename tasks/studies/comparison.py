@@ -140,7 +140,7 @@ def _plain(line: Line) -> dict[str, Any]:
         "fraction": line.fraction,
         "model": line.model,
         "variant": line.variant,
-        "tried": line.tried,
+        "variants": line.variants,
         "seeds": list(line.seeds),
         "refused": line.refused,
         "numbers": {

@@ -89,7 +89,7 @@ def test_a_study_selects_settings_and_restores_what_is_finished(tmp_path):
     assert set(outcomes.values()) == {"ran"}
     results = json.loads(project.read("data/study/results.json"))
     line = {line["model"]: line for line in results["lines"]}["npo"]
-    assert (line["variant"], line["seeds"], line["tried"]) == (selected, [0, 1], 2)
+    assert (line["variant"], line["seeds"], line["variants"]) == (selected, [0, 1], 2)
     assert {"no attack, gap", "cross_modal, gap"} <= line["numbers"].keys()
     rows = json.loads(project.run("dvc", "exp", "show", "--json"))
     names = {experiment["name"] for row in rows for experiment in row["experiments"] or []}
