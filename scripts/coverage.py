@@ -42,14 +42,12 @@ def main(scores: Path = Path("data/scores"), draws: int = 1000, seed: int = 0) -
                 typer.echo(f"| mean of {measure} | {size} | {len(cells)} | {shares} |")
     for size in SIZES:
         rng = np.random.default_rng([seed, size])
-        results = [
-            r for table in tables.values() for r in auc_coverage(table, size, max(draws // 10, 1), rng)
-        ]
-        if results:
-            typer.echo(f"| AUC of mia_zlib | {size} | {len(results)} | {np.mean(results):.3f} | | |")
+        of_auc = [r for table in tables.values() for r in auc_coverage(table, size, max(draws // 10, 1), rng)]
+        if of_auc:
+            typer.echo(f"| AUC of mia_zlib | {size} | {len(of_auc)} | {np.mean(of_auc):.3f} | | |")
     rng = np.random.default_rng(seed)
-    for goal, people, results in score_coverage(tables, max(draws // 20, 1), rng):
-        typer.echo(f"| score, goal {goal} | {people} | {len(results)} | {np.mean(results):.3f} | | |")
+    for goal, people, of_models in score_coverage(tables, max(draws // 20, 1), rng):
+        typer.echo(f"| score, goal {goal} | {people} | {len(of_models)} | {np.mean(of_models):.3f} | | |")
 
 
 def people_means(table: pd.DataFrame, measure: str) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -43,8 +43,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.errors import DataError
     from efface.evaluation.metrics import summarise, with_metrics
     from efface.evaluation.scoring import score
-    from efface.evaluation.scoring.asking import Asking
-    from efface.evaluation.scoring.parts import Parts
+    from efface.evaluation.scoring.prompt_style import PromptStyle
+    from efface.evaluation.scoring.cache import ResultCache
     from efface.evaluation.scoring.prompts import draw_shots
 
     scoring, seed, attacks = params.evaluate, params.seed, list(params.attack.run)
@@ -67,7 +67,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 unavailable["relearn"] = str(error)
                 attacks.remove("relearn")
         shots = draw_shots(read_samples(table, set=SETS), people=scoring.shots, seed=seed)
-        asking = Asking(str(splits["benchmark"]), scoring.prompts, tuple(shots))
+        style = PromptStyle(str(splits["benchmark"]), scoring.prompts, tuple(shots))
         unfinished, key = run_folder(
             "attack", root=root, settings=settings, seed=seed, inputs=inputs, name=name
         )
@@ -80,8 +80,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 batch_size=scoring.batch_size,
                 max_new_tokens=scoring.max_new_tokens,
                 share_prefix=scoring.share_prefix,
-                asking=asking,
-                parts=Parts(unfinished, key=f"{key}/{variant.attack}-{variant.name}"),
+                style=style,
+                cache=ResultCache(unfinished, key=f"{key}/{variant.attack}-{variant.name}"),
             )
             labels = {"attack": variant.attack, "variant": variant.name, "budget": variant.budget}
             tables.append(scores.assign(model=name, benchmark=splits["benchmark"], **labels))
@@ -93,7 +93,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         summary |= {"settings": settings, "results": results, "unavailable": unavailable}
         write_json(path.with_suffix(".json"), summary)
         record.summary = {"variants": len(results), "unavailable": unavailable}
-        Parts(unfinished, key=key).remove()
+        ResultCache(unfinished, key=key).remove()
     retrained = path.with_name("retrained.parquet")  # only for these lines: no file holds the distance
     reference = pd.read_parquet(retrained) if name != "retrained" and retrained.is_file() else None
     for outcome in attack_outcomes(scored, reference, metrics=("exact_match",)):

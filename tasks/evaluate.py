@@ -20,8 +20,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
     from efface.evaluation.scoring import score
-    from efface.evaluation.scoring.asking import Asking
-    from efface.evaluation.scoring.parts import Parts
+    from efface.evaluation.scoring.prompt_style import PromptStyle
+    from efface.evaluation.scoring.cache import ResultCache
     from efface.evaluation.scoring.prompts import draw_shots
     from efface.evaluation.summary import model_metrics
     from efface.models import load_model
@@ -39,7 +39,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         unfinished, key = run_folder(
             "evaluate", root=root, settings=settings, seed=seed, inputs=inputs, name=name
         )
-        finished_batches = Parts(unfinished, key=key)
+        cache = ResultCache(unfinished, key=key)
         loaded = load_model(folder, trust_remote_code=params.base.trust_remote_code)
         started = time.perf_counter()
         scores = score(
@@ -49,8 +49,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             batch_size=section.batch_size,
             max_new_tokens=section.max_new_tokens,
             share_prefix=section.share_prefix,
-            asking=Asking(benchmark, section.prompts, tuple(shots)),
-            parts=finished_batches,
+            style=PromptStyle(benchmark, section.prompts, tuple(shots)),
+            cache=cache,
             compiled=section.compile,
         )
         record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
@@ -69,7 +69,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             scores.to_parquet(partial, index=False)
         write_json(path.with_suffix(".json"), summary)
         write_json(root / "metrics" / f"{name}.json", model_metrics(scores))
-        finished_batches.remove()
+        cache.remove()
     values = ", ".join(
         f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
         for kind in ("forget", "retain")

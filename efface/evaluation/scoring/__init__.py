@@ -1,4 +1,4 @@
-"""The step that needs the model: every evaluation sample becomes one row of a score table."""
+"""Scoring: every evaluation sample becomes one row of a score table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from efface.encoding import Inputs, collate, encode, to_device
 from efface.encoding.forward import forward, supports_batches
 from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
-from efface.evaluation.scoring.asking import Asking
-from efface.evaluation.scoring.parts import Parts
+from efface.evaluation.scoring.prompt_style import PromptStyle
+from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation.scoring.prefix import Prefix, answer_tokens, prefix_of, score_after
-from efface.evaluation.scoring.shrinking import ShrinkingBatches
+from efface.evaluation.scoring.backoff import MemoryBackoff
 from efface.evaluation.scoring.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _COARSE = 0.25
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model says to one sample: its own answer, and how likely it finds given ones."""
+    """A model's generation for one sample, and the scores of its candidate answers."""
 
     generation: str
     scores: dict[str, TokenScores]
@@ -51,8 +51,8 @@ def score(
     batch_size: int,
     max_new_tokens: int = 32,
     share_prefix: bool = True,
-    asking: Asking | None = None,
-    parts: Parts | None = None,
+    style: PromptStyle | None = None,
+    cache: ResultCache | None = None,
     compiled: bool = False,
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
@@ -68,8 +68,8 @@ def score(
         batch_size: samples, or answers to them, side by side; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
         share_prefix: read picture and question once for all answers where the family allows it; False never.
-        asking: words of the questions that the model answers freely; None asks the bare questions.
-        parts: where finished batches are kept and found again; None keeps none.
+        style: wording of the questions that the model answers freely; None: bare questions.
+        cache: of finished batches; None: no cache.
         compiled: run the model through ``torch.compile``, which takes a while to begin with and may change
             the last digits.
 
@@ -86,7 +86,7 @@ def score(
     import pandas as pd
 
     if not samples:
-        raise ValueError("no samples to score; check the evaluation sets in data/prepared/samples.parquet")
+        raise ValueError("samples is empty: expected at least one evaluation sample")
     model.eval()
     scorer = Scorer(
         model,
@@ -94,14 +94,14 @@ def score(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         share_prefix=share_prefix,
-        asking=asking,
+        style=style,
     )
     rows: list[dict[str, Any]] = [{} for _ in samples]
     batches = list(_batches(samples, batch_size))
     with _compiled(model) if compiled else nullcontext():
         for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
-            part = [samples[i] for i in indices]
-            for i, sample, answer in zip(indices, part, _answers(scorer, part, parts), strict=True):
+            batch = [samples[i] for i in indices]
+            for i, sample, answer in zip(indices, batch, _answers(scorer, batch, cache), strict=True):
                 rows[i] = _row(sample, answer)
     table = pd.DataFrame(rows)
     table["nll_paraphrase"] = table["nll_paraphrase"].astype("float64")
@@ -111,7 +111,7 @@ def score(
 
 
 class Scorer:
-    """Puts batches of samples to a model; finds out once per kind of sample whether prompts can be shared.
+    """Scores batches of samples; checks once per kind of sample whether prompts can be shared.
 
     Args:
         model: a multimodal LLM in evaluation mode.
@@ -119,7 +119,7 @@ class Scorer:
         batch_size: samples, or answers to them, side by side; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
         share_prefix: False scores every answer with its whole prompt.
-        asking: words of the questions; a prompt in other words than the bare question is not shared.
+        style: wording of the questions; only a prompt that is the bare question is shared.
     """
 
     def __init__(
@@ -130,15 +130,15 @@ class Scorer:
         batch_size: int,
         max_new_tokens: int,
         share_prefix: bool = True,
-        asking: Asking | None = None,
+        style: PromptStyle | None = None,
     ):
         self.model = model
         self.processor = processor
-        self.batches = ShrinkingBatches(batch_size)
+        self.batches = MemoryBackoff(batch_size)
         self.max_new_tokens = max_new_tokens
-        self.asking = asking or Asking()
+        self.style = style or PromptStyle()
         self.shares: dict[bool, bool] = {} if share_prefix else {True: False, False: False}
-        """Whether prompts with a picture (True) and without (False) are shared, as far as it is known."""
+        """Whether prompts with a picture (True) and without (False) are shared; missing: not checked yet."""
 
     def answers(self, samples: Sequence[Sample]) -> list[Answers]:
         """The model's answers to samples that are all multimodal or all text-only.
@@ -155,10 +155,10 @@ class Scorer:
         scores = self._shared(samples, candidates, prefix, kind) if prefix is not None else None
         if scores is None:
             scores = self._separate(samples, candidates)
-        return [Answers(text, found) for text, found in zip(generations, scores, strict=True)]
+        return [Answers(text, of_texts) for text, of_texts in zip(generations, scores, strict=True)]
 
     def _generate(self, samples: Sequence[Sample]) -> tuple[list[str], Prefix | None]:
-        prompts = self.asking.prompts(self.processor, samples)
+        prompts = self.style.prompts(self.processor, samples)
         tokenizer = self.processor.tokenizer
         batch = to_device(collate(prompts, tokenizer.pad_token_id, side="left"), self.model.device)
         if len(samples) > 1 and not supports_batches(self.model, batch):
@@ -172,7 +172,7 @@ class Scorer:
         )
         tokens = result.sequences[:, batch["input_ids"].shape[1] :]
         texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        bare = all(map(self.asking.is_bare, samples))
+        bare = all(map(self.style.is_bare, samples))
         if not bare or not self.shares.get(samples[0].image_bytes is not None, True):
             return texts, None
         return texts, prefix_of(self.model, batch, result.past_key_values, tokens.shape[1])
@@ -214,9 +214,9 @@ class Scorer:
         whole = self._separate([samples[i] for i in probed], [candidates[i][:1] for i in probed])
         tolerance = _TOLERANCE.get(self.model.dtype, _COARSE)
         return all(
-            len(here.logprobs) == len(there.logprobs)
-            and max(abs(a - b) for a, b in zip(here.logprobs, there.logprobs, strict=True)) <= tolerance
-            for here, there in zip(shared, (next(iter(found.values())) for found in whole), strict=True)
+            len(first.logprobs) == len(second.logprobs)
+            and max(abs(a - b) for a, b in zip(first.logprobs, second.logprobs, strict=True)) <= tolerance
+            for first, second in zip(shared, (next(iter(scores.values())) for scores in whole), strict=True)
         )
 
     def _separate(
@@ -239,15 +239,15 @@ class Scorer:
         return [{text: next(each) for text in texts} for texts in candidates]
 
 
-def _answers(scorer: Scorer, samples: Sequence[Sample], parts: Parts | None) -> list[Answers]:
+def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | None) -> list[Answers]:
     """The answers to one batch, from disk if they are there."""
-    stored = parts.load(samples) if parts is not None else None
+    stored = cache.load(samples) if cache is not None else None
     if stored is not None:
         return [_restored(content) for content in stored]
     answers = scorer.answers(samples)
     _check_finite(samples, answers)
-    if parts is not None:
-        parts.save(samples, [asdict(answer) for answer in answers])
+    if cache is not None:
+        cache.save(samples, [asdict(answer) for answer in answers])
     return answers
 
 
@@ -277,11 +277,11 @@ def _candidates(sample: Sample) -> list[str]:
 
 def _check_finite(samples: Sequence[Sample], answers: Sequence[Answers]) -> None:
     for sample, answer in zip(samples, answers, strict=True):
-        for text, found in answer.scores.items():
-            if not all(math.isfinite(value) for value in (*found.logprobs, *found.zscores)):
+        for text, scores in answer.scores.items():
+            if not all(math.isfinite(value) for value in (*scores.logprobs, *scores.zscores)):
                 raise ModelError(
                     f"the model gives the answer {text!r} to sample {sample.sample_id} a log-"
-                    f"probability that is not a finite number ({found.logprobs}), so it cannot be scored; "
+                    f"probability that is not a finite number ({scores.logprobs}), so it cannot be scored; "
                     "its weights are damaged or have diverged: make the model again, with a smaller "
                     "learning rate if training diverged"
                 )
@@ -290,16 +290,16 @@ def _check_finite(samples: Sequence[Sample], answers: Sequence[Answers]) -> None
 def _restored(content: dict[str, Any]) -> Answers:
     return Answers(
         generation=content["generation"],
-        scores={text: TokenScores(**found) for text, found in content["scores"].items()},
+        scores={text: TokenScores(**scores) for text, scores in content["scores"].items()},
     )
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
     """Indices in batches, multimodal and text-only apart, short questions together."""
     for multimodal in (True, False):
-        chosen = [i for i, sample in enumerate(samples) if (sample.image_bytes is not None) == multimodal]
-        chosen.sort(key=lambda i: len(samples[i].question))
-        yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
+        indices = [i for i, sample in enumerate(samples) if (sample.image_bytes is not None) == multimodal]
+        indices.sort(key=lambda i: len(samples[i].question))
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _row(sample: Sample, answers: Answers) -> dict[str, Any]:

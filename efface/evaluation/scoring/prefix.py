@@ -77,13 +77,13 @@ def answer_tokens(
     """
     tokenizer, prompt = processor.tokenizer, prompt_of(processor, question, image=image)
     start = tokenizer(prompt)["input_ids"]
-    found = []
+    tokens = []
     for answer in answers:
         whole = tokenizer(full_text(processor, question, answer, image=image))["input_ids"]
         if whole[: len(start)] != start or len(whole) == len(start):
             return None
-        found.append(whole[len(start) :])
-    return found
+        tokens.append(whole[len(start) :])
+    return tokens
 
 
 @torch.no_grad()
@@ -99,12 +99,12 @@ def score_after(
         batch_size: answers per batch; those of like length go together.
     """
     order = sorted(range(len(answers)), key=lambda i: (len(answers[i][1]), answers[i][0]))
-    found: dict[int, TokenScores] = {}
+    by_index: dict[int, TokenScores] = {}
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        scores = _score_batch(model, prefix, [answers[i] for i in chosen])
-        found.update(zip(chosen, scores, strict=True))
-    return [found[i] for i in range(len(answers))]
+        indices = order[start : start + batch_size]
+        scores = _score_batch(model, prefix, [answers[i] for i in indices])
+        by_index.update(zip(indices, scores, strict=True))
+    return [by_index[i] for i in range(len(answers))]
 
 
 def _score_batch(

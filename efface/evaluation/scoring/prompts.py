@@ -1,7 +1,7 @@
 """The words in which the benchmarks' own codes put a question to the model, byte for byte.
 
 A sample holds the bare question and the bare options, and likelihoods are measured on these. For the answer
-that a model generates, a published prompt is rendered from them at the moment of asking, so one prepared
+that a model generates, a published prompt is rendered from them during scoring, so one prepared
 table serves every wording:
 
 - ``bare``: the question as it stands. The embedded benchmark is asked so.
@@ -102,8 +102,8 @@ def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sam
             f"{people} people are to be shown in few-shot prompts and only {len(entities)} of the retain "
             "people are set aside for validation; raise prepare.validation_fraction or ask zero-shot"
         )
-    chosen = set(random.Random(f"{seed}/shots").sample(entities, people))
-    return [s for s in pool if s.entity_id in chosen]
+    people_shown = set(random.Random(f"{seed}/shots").sample(entities, people))
+    return [s for s in pool if s.entity_id in people_shown]
 
 
 def shots_for(sample: Sample, shots: Sequence[Sample]) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""What teacher forcing says about each token of an answer."""
+"""Scores of the tokens of an answer under teacher forcing."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def token_scores(logits: Tensor, targets: Tensor) -> list[TokenScores]:
     counts = scored.sum(dim=1).tolist()
     if 0 in counts:
         raise ValueError(f"row {counts.index(0)} has no answer token: every sample needs a non-empty answer")
-    flat, chosen = logits[scored], targets[scored]
+    flat, tokens = logits[scored], targets[scored]
     size = max(1, _CHUNK_ELEMENTS // flat.shape[-1])
     parts = [
-        _scores_of(flat[start : start + size], chosen[start : start + size])
-        for start in range(0, len(chosen), size)
+        _scores_of(flat[start : start + size], tokens[start : start + size])
+        for start in range(0, len(tokens), size)
     ]
     columns = [torch.cat(column).split(counts) for column in zip(*parts, strict=True)]
     return [TokenScores(*(column.tolist() for column in row)) for row in zip(*columns, strict=True)]
 
 
-def _scores_of(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, rank and standardised log-probability of ``chosen`` (N,) under ``logits`` (N, V)."""
+def _scores_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, rank and standardised log-probability of ``tokens`` (N,) under ``logits`` (N, V)."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
-    picked = logprobs.gather(-1, chosen[:, None])
+    picked = logprobs.gather(-1, tokens[:, None])
     ranks = (logprobs > picked).sum(dim=-1)
     probabilities = logprobs.exp()
     finite = logprobs.masked_fill(probabilities == 0, 0.0)

@@ -17,8 +17,8 @@ from efface.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
 from efface.evaluation.scoring import Scorer
-from efface.evaluation.scoring.asking import Asking
-from efface.evaluation.scoring.parts import Parts
+from efface.evaluation.scoring.prompt_style import PromptStyle
+from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation.scoring.tokens import token_scores
 from efface.models import load_model, save_model
 from tests.efface.conftest import COLOURS, sample
@@ -74,9 +74,10 @@ def test_prompts_are_shared_and_read_once(model, processor):
     rows = [row for row in questions() if row.image_bytes is not None]
     scorer.answers(rows)
     assert scorer.shares == {True: True}
+    checked = len(pictures)  # generation, and probes of the first batch
     scorer.answers(rows[:3])
     handle.remove()
-    assert len(pictures) == 3  # generation, the probe of whole prompts, and the second generation
+    assert len(pictures) == checked + 1  # one generation reads the pictures for all answers
 
 
 def test_a_cache_that_cannot_be_cut_is_not_used(model, processor, single):
@@ -130,15 +131,15 @@ def test_batches_are_halved_when_memory_runs_out(
     model, processor, single, small_device, tmp_path, shared, caplog
 ):
     small_device.clear()
-    parts = Parts(tmp_path / "parts", key="k")
+    cache = ResultCache(tmp_path / "parts", key="k")
     options = {"batch_size": 5, "max_new_tokens": 6, "share_prefix": shared}
-    assert_same(score(model, processor, questions(), parts=parts, **options), single)
+    assert_same(score(model, processor, questions(), cache=cache, **options), single)
     assert small_device[0] == 5 and sum(rows > MEMORY for rows in small_device) == 1
     said = [record.getMessage() for record in caplog.records if record.name.startswith("efface")]
     assert said == ["out of memory with 5 questions at a time; going on with 3"]
     # What is on disk is found again by a run that begins with the larger batches.
     small_device.clear()
-    assert_same(score(model, processor, questions(), parts=parts, **options), single)
+    assert_same(score(model, processor, questions(), cache=cache, **options), single)
     assert small_device == []
 
 
@@ -236,28 +237,28 @@ def test_a_model_that_has_diverged_is_an_error(model, processor):
         score(model, processor, questions(), batch_size=4, max_new_tokens=2)
 
 
-def test_finished_batches_are_not_scored_again(model, processor, tmp_path, monkeypatch):
+def test_cache_are_not_scored_again(model, processor, tmp_path, monkeypatch):
     rows = questions()
     whole = score(model, processor, rows, batch_size=4, max_new_tokens=6)
-    parts = Parts(tmp_path / "parts", key="this model")
-    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=parts), whole, 0)
-    files = sorted(parts.folder.iterdir())
+    cache = ResultCache(tmp_path / "parts", key="this model")
+    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=cache), whole, 0)
+    files = sorted(cache.folder.iterdir())
     assert len(files) == 4
     files[0].write_text(files[0].read_text()[:100])  # damaged: scored again
     files[1].unlink()
     asked = []
     answers = Scorer.answers
     monkeypatch.setattr(Scorer, "answers", lambda self, part: asked.append(1) or answers(self, part))
-    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=parts), whole, 0)
+    assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=cache), whole, 0)
     assert len(asked) == 2
-    other = Parts(tmp_path / "parts", key="another model")
-    score(model, processor, rows, batch_size=4, max_new_tokens=6, parts=other)
+    other = ResultCache(tmp_path / "parts", key="another model")
+    score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=other)
     assert len(asked) == 6
     changed = [sample(0, pictured=False, answer="white")]
-    score(model, processor, changed, batch_size=4, max_new_tokens=6, parts=parts)
+    score(model, processor, changed, batch_size=4, max_new_tokens=6, cache=cache)
     assert len(asked) == 7
-    parts.remove()
-    assert not parts.folder.exists()
+    cache.remove()
+    assert not cache.folder.exists()
 
 
 SLOW_SCORING = """
@@ -265,7 +266,7 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from efface.evaluation.scoring.parts import Parts
+from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation import score
 from efface.evaluation.scoring import Scorer
 from efface.models import load_model
@@ -279,7 +280,7 @@ Scorer.answers = slow
 folder = Path(sys.argv[1])
 loaded = load_model(folder / "model")
 score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6,
-      parts=Parts(folder / "parts", key="k"))
+      cache=ResultCache(folder / "parts", key="k"))
 """
 
 
@@ -310,7 +311,7 @@ def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monke
         questions(),
         batch_size=2,
         max_new_tokens=6,
-        parts=Parts(tmp_path / "parts", key="k"),
+        cache=ResultCache(tmp_path / "parts", key="k"),
     )
     assert len(asked) == 6 - kept
     assert_same(resumed, score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6))
@@ -325,10 +326,10 @@ def test_other_words_change_what_is_generated_and_no_likelihood(model, processor
         rows,
         batch_size=4,
         max_new_tokens=6,
-        asking=Asking(benchmark="mllmu", style="published"),
+        style=PromptStyle(benchmark="mllmu", style="published"),
     )
     assert asked["generation"].tolist() != bare["generation"].tolist()
     assert asked["nll_gold"].tolist() == pytest.approx(bare["nll_gold"].tolist(), abs=1e-4)
     assert asked["question"].tolist() == [row.question for row in rows]
-    plain = score(model, processor, rows, batch_size=4, max_new_tokens=6, asking=Asking("mllmu"))
+    plain = score(model, processor, rows, batch_size=4, max_new_tokens=6, style=PromptStyle("mllmu"))
     assert plain["generation"].tolist() == bare["generation"].tolist()

@@ -3,7 +3,7 @@
 import pytest
 
 from efface.errors import ModelError
-from efface.evaluation.scoring.asking import Asking
+from efface.evaluation.scoring.prompt_style import PromptStyle
 from tests.efface.conftest import COLOURS, sample
 
 
@@ -34,27 +34,27 @@ def test_bare_is_what_the_engine_always_asked(processor):
 
     rows = [asked(i) for i in range(3)]
     expected = encode_prompts(processor, [r.question for r in rows], [r.image for r in rows])
-    for ours, theirs in zip(Asking().prompts(processor, rows), expected, strict=True):
+    for ours, theirs in zip(PromptStyle().prompts(processor, rows), expected, strict=True):
         assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
         assert ours["pixel_values"].equal(theirs["pixel_values"])
-    assert all(Asking().is_bare(row) for row in rows)
+    assert all(PromptStyle().is_bare(row) for row in rows)
 
 
 def test_published_words_stand_in_the_models_own_template(speaking):
-    asking = Asking(benchmark="mllmu", style="published")
-    bare = text_of(speaking, Asking().prompts(speaking, [asked()])[0])
-    published = text_of(speaking, asking.prompts(speaking, [asked()])[0])
+    style = PromptStyle(benchmark="mllmu", style="published")
+    bare = text_of(speaking, PromptStyle().prompts(speaking, [asked()])[0])
+    published = text_of(speaking, style.prompts(speaking, [asked()])[0])
     assert "ONE letter" in published and "ONE letter" not in bare
     assert published.split("Which")[0] == bare.split("Which")[0]  # the template's beginning
-    assert not asking.is_bare(asked())
-    assert Asking(benchmark="clear", style="published").is_bare(asked(task="caption"))
+    assert not style.is_bare(asked())
+    assert PromptStyle(benchmark="clear", style="published").is_bare(asked(task="caption"))
 
 
 @pytest.mark.parametrize("pictured", [True, False])
 def test_whole_strings_carry_a_picture_for_every_shot(speaking, pictured):
     pool = tuple(asked(i, pictured=p, part="validation") for i in (2, 3) for p in (True, False))
-    asking = Asking(benchmark="mllmu", style="published_llava", shots=pool)
-    (row,) = asking.prompts(speaking, [asked(pictured=pictured)])
+    style = PromptStyle(benchmark="mllmu", style="published_llava", shots=pool)
+    (row,) = style.prompts(speaking, [asked(pictured=pictured)])
     text = text_of(speaking, row)
     assert text.count("Correct Answer") == 2 and text.count("ONE letter") == 1
     if pictured:
@@ -67,7 +67,7 @@ def test_whole_strings_carry_a_picture_for_every_shot(speaking, pictured):
 
 def test_shots_need_whole_strings():
     with pytest.raises(ValueError, match="published as whole strings only"):
-        Asking(style="published", shots=(asked(),))
+        PromptStyle(style="published", shots=(asked(),))
 
 
 def test_another_picture_token_is_refused(processor):
@@ -75,4 +75,4 @@ def test_another_picture_token_is_refused(processor):
         image_token = "<|image_pad|>"
 
     with pytest.raises(ModelError, match=r"picture token '<\|image_pad\|>'.*evaluate.prompts: published"):
-        Asking(style="published_llava").prompts(Other(), [asked()])
+        PromptStyle(style="published_llava").prompts(Other(), [asked()])

@@ -1,4 +1,4 @@
-"""How questions are put to a model: in which words, and with which solved questions before them."""
+"""Prompt style: the wording of questions that a model answers freely, and few-shot examples before them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _IMAGE = "<image>"
 
 
 @dataclass(frozen=True)
-class Asking:
-    """The words of the questions a model answers freely; likelihoods are of answers to bare questions."""
+class PromptStyle:
+    """Wording of the questions a model answers freely; likelihoods are of answers to bare questions."""
 
     benchmark: str = "avatars"
-    """Whose words ``published`` are."""
+    """Benchmark whose wording ``published`` is."""
     style: str = "bare"
     """One of `efface.evaluation.scoring.prompts.STYLES`."""
     shots: tuple[Sample, ...] = ()
-    """Solved questions to choose from, from `draw_shots`; for ``published_llava`` only."""
+    """Solved questions from `draw_shots`; for ``published_llava`` only."""
 
     def __post_init__(self) -> None:
         if self.shots and self.style != "published_llava":
@@ -36,7 +36,7 @@ class Asking:
             )
 
     def is_bare(self, sample: Sample) -> bool:
-        """Whether this sample is asked with nothing but its question."""
+        """Whether the prompt of this sample is nothing but its question."""
         if self.style == "published_llava":
             return False
         return user_turn(sample, benchmark=self.benchmark, style=self.style) == sample.question
@@ -66,6 +66,6 @@ class Asking:
                 "published_llava writes one; use evaluate.prompts: published for such samples"
             )
         shots = shots_for(sample, self.shots)
-        pictures = [shown.image for shown in (*shots, sample) if shown.image_bytes is not None]
+        pictures = [row.image for row in (*shots, sample) if row.image_bytes is not None]
         images = {"images": pictures} if pictures else {}
         return dict(processor(text=[llava_prompt(sample, shots)], return_tensors="pt", **images))

@@ -1,4 +1,4 @@
-"""Finished batches on disk, so that an interrupted scoring goes on with the next batch."""
+"""Cache of finished batches on disk, so that an interrupted scoring resumes with the next batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from efface.data.samples import Sample
 
 
-class Parts:
-    """The finished batches of one scoring, a small JSON file each, named after all that it depends on.
+class ResultCache:
+    """Finished batches of one scoring, a small JSON file each, named after a hash of all it depends on.
 
     Args:
-        folder: where they lie; made when the first batch is done.
-        key: what the numbers depend on besides the samples: model, settings.
+        folder: of the files; created with the first.
+        key: everything the numbers depend on besides the samples: model, settings.
     """
 
     def __init__(self, folder: Path, *, key: str):
@@ -26,11 +26,11 @@ class Parts:
         self.key = key
 
     def load(self, samples: Sequence[Sample]) -> list[dict[str, Any]] | None:
-        """What was stored for a batch of these samples, None if nothing whole was."""
+        """The stored results of a batch of these samples, None without a whole file."""
         try:
             content = json.loads(self._path(samples).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            return None  # a damaged part costs one batch, scored again
+            return None  # a damaged file costs one batch, scored again
         return content if isinstance(content, list) and len(content) == len(samples) else None
 
     def save(self, samples: Sequence[Sample], content: Sequence[dict[str, Any]]) -> None:
@@ -42,7 +42,7 @@ class Parts:
         os.replace(partial, path)
 
     def remove(self) -> None:
-        """Delete everything stored; the scoring is over."""
+        """Delete all files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, samples: Sequence[Sample]) -> Path:

@@ -1,0 +1,67 @@
+"""Out-of-memory backoff: batches that are halved when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from efface.errors import ModelError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class MemoryBackoff:
+    """Runs work on as many items at a time as fit into memory.
+
+    When a device is out of memory the batch is tried again in halves, and no later one is larger than the
+    half that fitted.
+
+    Args:
+        size: items per batch to begin with, at least 1.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def run(self, work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+        """The results of all items in their order.
+
+        Raises:
+            ModelError: if not even a single item fits.
+        """
+        from accelerate.utils.memory import clear_device_cache
+
+        results: list[Result] = []
+        while len(results) < len(items):
+            batch = items[len(results) : len(results) + self.size]
+            batch_results = self._attempt(work, batch)
+            if batch_results is not None:
+                results += batch_results
+                continue
+            clear_device_cache(garbage_collection=True)  # what the attempt held is free only now
+            self.size = (len(batch) + 1) // 2
+            logging.getLogger(__name__).warning(
+                "out of memory with %d questions at a time; going on with %d", len(batch), self.size
+            )
+        return results
+
+    def _attempt(
+        self, work: Callable[[Sequence[Item]], list[Result]], batch: Sequence[Item]
+    ) -> list[Result] | None:
+        """The results, or None if memory ran out."""
+        try:
+            return work(batch)
+        except RuntimeError as error:
+            from accelerate.utils.memory import should_reduce_batch_size
+
+            if not should_reduce_batch_size(error):
+                raise
+            if len(batch) == 1:
+                raise ModelError(
+                    f"not even one question at a time fits into memory ({str(error).splitlines()[0]}); "
+                    "use a device with more of it, load the model in half precision, or ask for shorter "
+                    "answers (max_new_tokens)"
+                ) from error
+        return None
