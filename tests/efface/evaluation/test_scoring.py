@@ -134,7 +134,7 @@ def test_batches_are_halved_when_memory_runs_out(
     cache = ResultCache(tmp_path / "parts", key="k")
     options = {"batch_size": 5, "max_new_tokens": 6, "share_prefix": shared}
     assert_same(score(model, processor, questions(), cache=cache, **options), single)
-    assert small_device[0] == 5 and sum(rows > MEMORY for rows in small_device) == 1
+    assert sum(rows > MEMORY for rows in small_device) == 1  # tried once, then never again
     said = [record.getMessage() for record in caplog.records if record.name.startswith("efface")]
     assert said == ["out of memory with 5 questions at a time; going on with 3"]
     # What is on disk is found again by a run that begins with the larger batches.
