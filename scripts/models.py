@@ -64,7 +64,9 @@ def families() -> None:
         cells = [", ".join(sorted(outcomes.cells.get((name, c), {"not run"}))) for c in outcomes.columns]
         star = "\\*" if family.needs else ""
         lines.append(f"| {family.title}{star} (`{name}`) | " + " | ".join(cells) + " |")
-    write("table", "\n".join(lines) + "\n\n\\* has a video processor: needs torchvision (see Packages).\n")
+    write_part(
+        "table", "\n".join(lines) + "\n\n\\* has a video processor: needs torchvision (see Packages).\n"
+    )
     raise SystemExit(int(code))
 
 
@@ -85,6 +87,11 @@ def types(
         rows[kind] = _try(kind)
         typer.echo(f"{kind}: {'; '.join(rows[kind])}")
         sys.stdout.flush()
+    write_types(rows, write=only is None)
+
+
+def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
+    """Print how many types pass each step, and write the table with a row per type."""
     counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
     lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
     lines += ["", "| type | passes | stops at |", "|---|---|---|"]
@@ -93,8 +100,8 @@ def types(
         stops = "; ".join(report for report in reports if report not in STEPS).replace("|", "\\|")
         lines.append(f"| `{kind}` | {passes} | {stops} |")
     typer.echo(lines[0])
-    if only is None:
-        write("types", "\n".join(lines) + "\n")
+    if write:
+        write_part("types", "\n".join(lines) + "\n")
 
 
 def _try(kind: str) -> list[str]:
@@ -208,7 +215,7 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield from zip(STEPS, works, strict=True)
 
 
-def write(name: str, text: str) -> None:
+def write_part(name: str, text: str) -> None:
     """Replace the generated part of that name in docs/models.md."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, rest = PAGE.read_text(encoding="utf-8").split(begin)

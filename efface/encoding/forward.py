@@ -95,5 +95,15 @@ def _agrees(model: nn.Module, inputs: Inputs) -> bool:
     return bool(difference <= tolerance * alone[tokens].abs().max())
 
 
+def model_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs without their labels, pixels in the precision of the model's weights."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in inputs.items()
+        if key != "labels"
+    }
+
+
 def _call(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    return model(**{key: value for key, value in inputs.items() if key != "labels"}, **options)
+    return model(**model_inputs(model, inputs), **options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.encoding.batches import Inputs, one_picture_each, split, to_device
-from efface.encoding.forward import supports_batches
+from efface.encoding.forward import model_inputs, supports_batches
 from efface.errors import ModelError
 from efface.models.anatomy import MLP, has_class_token, image_token_id, vision_tower
 from efface.models.mlps import watch_neurons
@@ -137,7 +137,7 @@ def activation_statistics(
                 z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
                 tokens = _Tokens(part["attention_mask"])
                 try:
-                    model(**{key: value for key, value in part.items() if key != "labels"})
+                    model(**model_inputs(model, part))
                 except ModelError:
                     if len(z) == 1:
                         raise

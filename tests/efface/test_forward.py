@@ -66,3 +66,15 @@ def test_a_model_whose_batches_are_right_keeps_them_and_its_modes(model, process
     assert len(calls) == 4
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     assert torch.equal(model(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pixels", [torch.float32, torch.bfloat16])
+def test_pixels_have_the_precision_of_the_weights(model, processor, pictured, weights, pixels):
+    tower = model.to(weights).model.vision_tower
+    dtypes = []
+    tower.register_forward_pre_hook(lambda module, args: dtypes.append(args[0].dtype))
+    batch = Encoder(processor, pictured).batch([0])
+    batch["pixel_values"] = batch["pixel_values"].to(pixels)
+    assert forward(model, batch).logits.dtype == weights
+    assert dtypes == [weights]

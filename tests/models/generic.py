@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 2, 600
+LARGEST = 150_000_000
+"""Weights of a tiny model at most."""
 _SIZES: list[tuple[int, tuple[str, ...]]] = [
     (
         WIDTH,
@@ -135,10 +137,18 @@ def tiny_config(kind: str) -> PreTrainedConfig:
 
 
 def tiny_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
-    """A tiny untrained model, in evaluation mode."""
+    """A tiny untrained model, in evaluation mode.
+
+    Raises:
+        ValueError: if the configuration has sizes that were not made small.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
+    with torch.device("meta"):
+        sizes = [p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters()]
+    if sum(sizes) > LARGEST:
+        raise ValueError(f"tiny sizes do not fit this type: {sum(sizes) // 10**6} million weights")
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     return model.eval()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from efface.data.samples import Sample
 from efface.encoding import Inputs, collate, encode, to_device
-from efface.encoding.forward import forward, supports_batches
+from efface.encoding.forward import forward, model_inputs, supports_batches
 from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
 from efface.evaluation.scoring.prompt_style import PromptStyle
@@ -164,7 +164,7 @@ class Scorer:
         if len(samples) > 1 and not supports_batches(self.model, batch):
             return [self._generate([sample])[0][0] for sample in samples], None
         result = self.model.generate(  # type: ignore[operator]  # a mixin that transformers adds to the class
-            **batch,
+            **model_inputs(self.model, batch),
             do_sample=False,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
