@@ -30,7 +30,7 @@ class TrainingSettings:
     """Factor of the retain term, at least 0; at 0 the retain set is not used."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this norm, above 0; None: never."""
-    clip: Clip = "apart"
+    clip: Clip = "sum"
     """What is scaled down: the ``sum`` of the forget and the retain gradient, as in the published codes, or
     each ``apart``. Under a mask, and where steps take turns, each is scaled down apart in any case."""
     warmup_fraction: float = 0.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from efface.unlearning.method import Method
-from efface.unlearning.settings import TrainingSettings, require
+from efface.unlearning.settings import Clip, TrainingSettings, require
 
 Variant = Literal["paper", "official_code"]
 
@@ -27,6 +27,7 @@ class MMUnlearnerSettings(TrainingSettings):
     """Settings of MMUnlearner."""
 
     learning_rate: float = 1.1e-4
+    clip: Clip = "apart"
     variant: Variant = "paper"
     """``paper``: one step on both gradients. ``official_code``: forget and retain steps take turns."""
 

@@ -27,6 +27,11 @@ def test_every_setting_has_a_default_and_methods_that_train_share_theirs():
         assert dataclasses.replace(settings) == settings
 
 
+def test_the_sum_of_gradients_is_clipped_as_published_but_for_masked_updates():
+    clips = {name: method.settings().clip for name, method in METHODS.items() if method.trains}
+    assert clips.pop("mmunlearner") == "apart" and set(clips.values()) == {"sum"}
+
+
 @pytest.mark.parametrize(
     ("method", "key", "value"),
     [

@@ -110,7 +110,7 @@ def test_recomputed_activations_give_the_same_weights(model, run):
 
     def count(*_):
         nonlocal calls
-        calls += 1
+        calls += torch.is_grad_enabled()  # without: a first batch is compared with its samples
 
     handle = checkpointed.model.language_model.layers[0].mlp.register_forward_pre_hook(count)
     run(checkpointed, gradient_checkpointing=True)
