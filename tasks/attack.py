@@ -43,8 +43,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.errors import DataError
     from efface.evaluation.metrics import summarise, with_metrics
     from efface.evaluation.scoring import score
-    from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.evaluation.scoring.cache import ResultCache
+    from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.evaluation.scoring.prompts import draw_shots
 
     scoring, seed, attacks = params.evaluate, params.seed, list(params.attack.run)

@@ -20,8 +20,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
     from efface.evaluation.scoring import score
-    from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.evaluation.scoring.cache import ResultCache
+    from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.evaluation.scoring.prompts import draw_shots
     from efface.evaluation.summary import model_metrics
     from efface.models import load_model

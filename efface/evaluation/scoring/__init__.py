@@ -17,10 +17,10 @@ from efface.encoding import Inputs, collate, encode, to_device
 from efface.encoding.forward import forward, model_inputs, supports_batches
 from efface.errors import ModelError
 from efface.evaluation.metrics import STORED, choice
-from efface.evaluation.scoring.prompt_style import PromptStyle
+from efface.evaluation.scoring.backoff import MemoryBackoff
 from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation.scoring.prefix import Prefix, answer_tokens, prefix_of, score_after
-from efface.evaluation.scoring.backoff import MemoryBackoff
+from efface.evaluation.scoring.prompt_style import PromptStyle
 from efface.evaluation.scoring.tokens import TokenScores, token_scores
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from efface.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
 from efface.evaluation.scoring import Scorer
-from efface.evaluation.scoring.prompt_style import PromptStyle
 from efface.evaluation.scoring.cache import ResultCache
+from efface.evaluation.scoring.prompt_style import PromptStyle
 from efface.evaluation.scoring.tokens import token_scores
 from efface.models import load_model, save_model
 from tests.efface.conftest import COLOURS, sample
