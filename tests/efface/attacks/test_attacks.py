@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.attacks.inputs import CROSS_MODAL, SHIFTS, cross_modal, image_shift
+from efface.attacks.inputs import SHIFTS, cross_modal, image_shift
 from efface.attacks.relearn import relearn, split_people
 from efface.attacks.weights import _rounded, quantize, reload_part
 from efface.errors import DataError, ModelError
@@ -50,8 +50,9 @@ def test_quantising_rounds_linear_layers_but_the_head_and_more_bits_change_less(
         else:
             assert torch.equal(model.state_dict()[name], old), name
     assert 0 < fine < rough / 4
-    with pytest.raises(ValueError, match="bits is 16: expected 2 to 8"):
+    with pytest.raises(ValueError) as error:
         quantize(model, bits=16)
+    assert "bits is 16" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["vision", "projector"])
@@ -69,10 +70,12 @@ def test_a_part_is_put_back_and_the_rest_stays(model, part):
 
 
 def test_parts_that_do_not_fit_are_errors(model):
-    with pytest.raises(ModelError, match="part is 'audio': expected one of vision, projector, language"):
+    with pytest.raises(ModelError) as error:
         reload_part(model, model, part="audio")
-    with pytest.raises(ModelError, match="expected the model that the unlearned one was made from"):
+    assert "'audio'" in str(error.value) and "vision, projector, language" in str(error.value)
+    with pytest.raises(ModelError) as error:
         reload_part(model, torch.nn.Linear(2, 2), part="projector")
+    assert "weight" in str(error.value)
 
 
 def test_the_name_is_given_away_beside_the_picture():
@@ -84,8 +87,9 @@ def test_the_name_is_given_away_beside_the_picture():
     before, after = (np.asarray(s.image) for s in (asked[0], shown))
     assert shown.question == asked[0].question and before.shape == after.shape
     assert np.array_equal(before[:20], after[:20]) and (after[20:] == 255).any() and (after[20:] < 100).any()
-    with pytest.raises(ValueError, match=f"expected one of {', '.join(CROSS_MODAL)}"):
+    with pytest.raises(ValueError) as error:
         cross_modal(asked, names, kind="hint")
+    assert "kind is" in str(error.value) and "name_in_question" in str(error.value)
 
 
 def test_pictures_change_and_keep_their_size_and_noise_is_seeded():
@@ -96,8 +100,9 @@ def test_pictures_change_and_keep_their_size_and_noise_is_seeded():
         assert (changed.question, changed.answer) == (asked[0].question, asked[0].answer)
         assert image_shift(asked, kind=kind, seed=1)[0].image_bytes == changed.image_bytes
     assert image_shift(asked, kind="noise", seed=2) != image_shift(asked, kind="noise", seed=1)
-    with pytest.raises(ValueError, match="expected one of crop, noise"):
+    with pytest.raises(ValueError) as error:
         image_shift(asked, kind="blur")
+    assert "kind is" in str(error.value) and "crop" in str(error.value)
 
 
 @given(st.integers(2, 30), st.floats(0.01, 0.99), st.integers(0, 3))
@@ -109,11 +114,13 @@ def test_people_are_held_out(count, share, seed):
 
 
 def test_nobody_to_hold_out_and_budgets_that_do_not_increase_are_errors(model, processor):
-    with pytest.raises(DataError, match="two or more people and a share in"):
+    with pytest.raises(DataError) as error:
         split_people(["p"], share=0.5, seed=0)
+    assert "share" in str(error.value)
     settings = {"learning_rate": 1e-3, "batch_size": 4, "seed": 0}
-    with pytest.raises(ValueError, match=r"budgets are \[5, 1\]"):
+    with pytest.raises(ValueError) as error:
         list(relearn(model, processor, [sample(0)], budgets=[5, 1], **settings))
+    assert "[5, 1]" in str(error.value)
 
 
 def test_relearning_brings_facts_back_budget_by_budget(model, processor):

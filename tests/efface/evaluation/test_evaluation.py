@@ -37,10 +37,12 @@ def test_rouge_l_golden_values():
 
 def test_choice_takes_the_likeliest_and_refuses_nan():
     assert choice([-2.0, -0.5, -0.5, -3.0]) == 1
-    with pytest.raises(ValueError, match="expected log-probabilities"):
+    with pytest.raises(ValueError) as error:
         choice([math.nan, -1.0])
-    with pytest.raises(ValueError, match="expected log-probabilities"):
+    assert "nan" in str(error.value)
+    with pytest.raises(ValueError) as error:
         choice([])
+    assert "[]" in str(error.value)
 
 
 @settings(deadline=None)  # the first example imports the ROUGE package

@@ -66,13 +66,15 @@ def test_whole_strings_carry_a_picture_for_every_shot(speaking, pictured):
 
 
 def test_shots_need_whole_strings():
-    with pytest.raises(ValueError, match="published as whole strings only"):
+    with pytest.raises(ValueError) as error:
         PromptStyle(style="published", shots=(asked(),))
+    assert "published_llava" in str(error.value)
 
 
 def test_another_picture_token_is_refused(processor):
     class Other:
         image_token = "<|image_pad|>"
 
-    with pytest.raises(ModelError, match=r"picture token '<\|image_pad\|>'.*evaluate.prompts: published"):
+    with pytest.raises(ModelError) as error:
         PromptStyle(style="published_llava").prompts(Other(), [asked()])
+    assert "image_pad" in str(error.value) and "published_llava" in str(error.value)

@@ -106,15 +106,18 @@ def test_bare_is_the_question():
 
 
 def test_a_raw_prompt_is_no_turn():
-    with pytest.raises(ValueError, match="expected bare or published"):
+    with pytest.raises(ValueError) as error:
         user_turn(asked("cloze"), benchmark="mllmu", style="published_llava")
+    assert "style is" in str(error.value)
 
 
 def test_shots_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match="shots must be of the same kind"):
+    with pytest.raises(ValueError) as error:
         llava_prompt(asked("choice"), [asked("choice", pictured=False)])
-    with pytest.raises(ValueError, match="sentences are asked without any"):
+    assert "sample" in str(error.value)
+    with pytest.raises(ValueError) as error:
         llava_prompt(asked("generation"), [asked("generation")])
+    assert "sentence" in str(error.value)
 
 
 def people(count, part="validation", **changes):
@@ -138,8 +141,9 @@ def test_shots_are_people_set_aside_and_the_same_every_time():
 
 
 def test_too_few_people_set_aside_is_an_error():
-    with pytest.raises(DataError, match=r"only 1 of the retain people.*prepare.validation_fraction"):
+    with pytest.raises(DataError) as error:
         draw_shots(people(1), people=2, seed=0)
+    assert "only 1" in str(error.value)
 
 
 def test_shots_match_the_question_and_never_show_its_person():

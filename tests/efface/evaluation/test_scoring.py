@@ -145,14 +145,16 @@ def test_batches_are_halved_when_memory_runs_out(
 
 def test_memory_for_less_than_one_question_is_an_error(model, processor, small_device, monkeypatch):
     monkeypatch.setitem(globals(), "MEMORY", 0)
-    with pytest.raises(ModelError, match=r"not even one question at a time fits .*CUDA out of memory"):
+    with pytest.raises(ModelError) as error:
         score(model, processor, questions(), batch_size=2)
+    assert "CUDA out of memory" in str(error.value) and "max_new_tokens" in str(error.value)
 
 
 def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(model, processor):
     handle = model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken cable")))
-    with pytest.raises(RuntimeError, match="broken cable"):
+    with pytest.raises(RuntimeError) as error:
         score(model, processor, questions(), batch_size=2)
+    assert "broken cable" in str(error.value)
     handle.remove()
 
 
@@ -205,8 +207,9 @@ def test_rows_follow_the_definitions(model, processor):
 
 
 def test_nothing_to_score_is_an_error(model, processor):
-    with pytest.raises(ValueError, match="no samples to score"):
+    with pytest.raises(ValueError) as error:
         score(model, processor, [], batch_size=4)
+    assert "samples" in str(error.value)
 
 
 def test_token_scores_by_the_definition():
@@ -226,15 +229,17 @@ def test_token_scores_by_the_definition():
             assert zscore == pytest.approx((logprob - mean) / variance**0.5, abs=1e-5)
     flat = token_scores(torch.zeros(1, 1, 4), torch.tensor([[2]]))[0]
     assert flat.ranks == [0] and flat.zscores == [0.0]  # nothing is likelier, nothing stands out
-    with pytest.raises(ValueError, match="row 1 has no answer token"):
+    with pytest.raises(ValueError) as error:
         token_scores(logits, torch.tensor([[1, 2, 3], [-100, -100, -100]]))
+    assert "row 1" in str(error.value)
 
 
 def test_a_model_that_has_diverged_is_an_error(model, processor):
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ModelError, match="a log-probability that is not a finite number"):
+    with pytest.raises(ModelError) as error:
         score(model, processor, questions(), batch_size=4, max_new_tokens=2)
+    assert "finite" in str(error.value)
 
 
 def test_cache_are_not_scored_again(model, processor, tmp_path, monkeypatch):
