@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,12 +20,13 @@ from efface.errors import EffaceError
 from tasks.tracking.client import redact
 
 LAST_LINES = 15
+PROGRESS_SECONDS = 10.0
 _OUTCOMES = (
     ("Running stage ", "ran"),
     ("is cached - skipping run, checking out outputs", "restored"),
     ("didn't change, skipping", "cached"),
 )
-_children: set[subprocess.Popen[str]] = set()
+_children: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
 
 
@@ -70,16 +73,20 @@ def dvc(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         start_new_session=True,
     )
     _children.add(child)
     lines: list[str] = []
+    next_redraw = 0.0
     try:
         assert child.stdout is not None
-        for line in child.stdout:
-            if text := redact(line.rstrip()):
+        for line in io.TextIOWrapper(child.stdout, encoding="utf-8", errors="replace", newline=""):
+            text = redact(line.rstrip())
+            if line.endswith("\r") and text:  # a progress bar redraws its line: one picture every ten seconds
+                if time.monotonic() < next_redraw:
+                    continue
+                next_redraw = time.monotonic() + PROGRESS_SECONDS
+            if text:
                 lines.append(text)
                 log(text)
         code = child.wait()
@@ -184,7 +191,7 @@ def _terminate_all() -> None:
         _terminate(child)
 
 
-def _terminate(child: subprocess.Popen[str]) -> None:
+def _terminate(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
 
@@ -192,4 +199,4 @@ def _terminate(child: subprocess.Popen[str]) -> None:
 def _environment() -> dict[str, str]:
     """This process's, with the interpreter's folder first on the path: dvc.yaml runs `python`."""
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10"}
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
