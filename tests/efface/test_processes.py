@@ -29,14 +29,14 @@ def measure(what, model, batches):
     if what == "gradient":
         return mean_gradient(model, batches, parameters=parts.maskable)
     if what == "activations":
-        found = activation_statistics(model, batches, mlps=parts.mlps, active_above=TAU)
+        values = activation_statistics(model, batches, mlps=parts.mlps, active_above=TAU)
         fields = ("sum_abs", "sum_square", "active", "variance")
-        counts = {f"{name}.count": torch.tensor(float(v.count)) for name, v in found.items()}
+        counts = {f"{name}.count": torch.tensor(float(v.count)) for name, v in values.items()}
     else:
-        found = output_statistics(model, batches, units=output_units(model, parts.mlps), active_above=TAU)
+        values = output_statistics(model, batches, units=output_units(model, parts.mlps), active_above=TAU)
         fields = ("sum", "sum_abs", "sum_square", "active")
-        counts = {f"{name}.count": v.count for name, v in found.items()}
-    return counts | {f"{name}.{f}": getattr(v, f) for name, v in found.items() for f in fields}
+        counts = {f"{name}.count": v.count for name, v in values.items()}
+    return counts | {f"{name}.{f}": getattr(v, f) for name, v in values.items() for f in fields}
 
 
 def work(rank, store, what, model, batches, out):
@@ -45,10 +45,10 @@ def work(rank, store, what, model, batches, out):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        mine = share(batches)
-        assert len(mine) == len(batches[rank::2])
-        found = measure(what, model, mine)
-        save_file({name: value.contiguous() for name, value in found.items()}, out / f"{rank}.safetensors")
+        own_share = share(batches)
+        assert len(own_share) == len(batches[rank::2])
+        values = measure(what, model, own_share)
+        save_file({name: value.contiguous() for name, value in values.items()}, out / f"{rank}.safetensors")
     finally:
         torch.distributed.destroy_process_group()
 
@@ -81,11 +81,11 @@ def cases(processor, pictured, written):
 @pytest.mark.parametrize("case", ["uneven", "pictures to one, words to the other", "nothing for one"])
 @pytest.mark.parametrize("what", ["fisher", "batch fisher", "gradient", "activations", "outputs"])
 def test_two_processes_measure_what_one_does(tmp_path, model, cases, what, case):
-    alone = measure(what, model, cases[case])
-    for found in together(tmp_path, what, model, cases[case]):
-        assert found.keys() == alone.keys()
-        for name, value in alone.items():
-            assert (found[name] - value).abs().max() <= 1e-6 * max(1e-3, value.abs().max()), name
+    expected = measure(what, model, cases[case])
+    for values in together(tmp_path, what, model, cases[case]):
+        assert values.keys() == expected.keys()
+        for name, value in expected.items():
+            assert (values[name] - value).abs().max() <= 1e-6 * max(1e-3, value.abs().max()), name
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by forking")
@@ -103,7 +103,7 @@ def test_shares_of_an_encoders_batches_are_whole_batches_and_together_all(proces
     encoder = Encoder(processor, pictured + written)
     everything = list(encoder.batches(3))
     shares = [list(encoder.batches(3, share=lambda parts, rank=rank: parts[rank::2])) for rank in (0, 1)]
-    found = [shares[k % 2][k // 2] for k in range(len(everything))]
+    values = [shares[k % 2][k // 2] for k in range(len(everything))]
     assert sum(map(len, shares)) == len(everything)
-    for one, other in zip(found, everything, strict=True):
-        assert torch.equal(one["input_ids"], other["input_ids"])
+    for shared, whole in zip(values, everything, strict=True):
+        assert torch.equal(shared["input_ids"], whole["input_ids"])

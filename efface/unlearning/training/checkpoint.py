@@ -102,10 +102,6 @@ class Checkpoints:
         }
         return TrainingState(record["step"], record["history"], random, record.get("scaler", {}))
 
-    def exists(self) -> bool:
-        """Whether there is one to resume from."""
-        return self._complete() is not None
-
     @property
     def references(self) -> Path:
         """Folder beside the checkpoint for reference values of this run."""
