@@ -348,6 +348,7 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
         changed = copy.deepcopy(model)
         mask = {n: torch.ones_like(start[n], dtype=torch.bool) for n in anatomy(model).maskable}
         extra = {"layer": deepest} if name == "rmu" else {}
+        extra |= {"steps": 1} if METHODS[name].edit is None else {}
         result = unlearn(
             changed,
             processor,
@@ -355,7 +356,7 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
             forget=pictured[:2],
             retain=[pictured[2], written[3]],
             mask=mask if name == "mmunlearner" else None,
-            **options(name, steps=1, **SETTINGS.get(name, {}) | extra),
+            **options(name, **SETTINGS.get(name, {}) | extra),
         )
         if METHODS[name].edit is not None:  # works without training
             assert result.steps == 0
