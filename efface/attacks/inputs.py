@@ -33,16 +33,16 @@ def cross_modal(samples: Sequence[Sample], names: Mapping[str, str], *, kind: st
     """
     if kind not in CROSS_MODAL:
         raise ValueError(f"kind is {kind!r}: expected one of {', '.join(CROSS_MODAL)}")
-    found = []
+    attacked = []
     for sample in samples:
         name = names.get(sample.entity_id)
         if sample.image is None or name is None or sample.attribute == "name":
             continue
         if kind == "name_in_question":
-            found.append(replace(sample, question=named(sample.question, name)))
+            attacked.append(replace(sample, question=named(sample.question, name)))
         else:
-            found.append(replace(sample, image_bytes=_encoded(_with_text(sample.image, name))))
-    return found
+            attacked.append(replace(sample, image_bytes=_encoded(_with_text(sample.image, name))))
+    return attacked
 
 
 def image_shift(samples: Sequence[Sample], *, kind: str, seed: int = 0) -> list[Sample]:

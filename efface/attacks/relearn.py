@@ -25,16 +25,16 @@ def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[lis
     Raises:
         DataError: if there are fewer than two people, or the share is out of range.
     """
-    known = sorted(set(people))
-    if len(known) < 2 or not 0 < share < 1:
+    distinct = sorted(set(people))
+    if len(distinct) < 2 or not 0 < share < 1:
         raise DataError(
-            f"relearning needs two or more people and a share in (0, 1), got {len(known)} and {share}: "
+            f"relearning needs two or more people and a share in (0, 1), got {len(distinct)} and {share}: "
             "the attack is "
             "tested on people it did not see"
         )
-    count = min(max(1, round(share * len(known))), len(known) - 1)
-    taught = sorted(random.Random(f"{seed}/relearn").sample(known, count))
-    return taught, [person for person in known if person not in taught]
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    train_people = sorted(random.Random(f"{seed}/relearn").sample(distinct, count))
+    return train_people, [person for person in distinct if person not in train_people]
 
 
 def relearn(
@@ -66,19 +66,19 @@ def relearn(
     """
     if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
         raise ValueError(f"budgets are {list(budgets)}: expected increasing numbers of steps from 0")
-    done = 0
+    steps_so_far = 0
     for budget in budgets:
-        if budget > done:
+        if budget > steps_so_far:
             finetune(
                 model,
                 processor,
                 samples,
-                steps=budget - done,
+                steps=budget - steps_so_far,
                 learning_rate=learning_rate,
                 batch_size=batch_size,
-                seed=seed + done,
+                seed=seed + steps_so_far,
                 label=f"relearning to step {budget}",
             )
             model.eval()
-        done = budget
+        steps_so_far = budget
         yield budget

@@ -50,17 +50,17 @@ def strict_choice(answer: str, options: Sequence[str]) -> int | None:
 
 def _stated_letters(text: str, options: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Letters the text may state as its answer, surest first, each with the text after it."""
-    if found := _ALONE.match(text):
-        yield found[1], ""
-    if found := _SET_OFF.match(text):
-        yield found[1] or found[2], found[3]
-    if found := _BEFORE_WORDS.match(text):
-        index = _index(found[1], options)
-        own = index is not None and normalise(found[2]).startswith(normalise(options[index]))
-        if found[1] not in _WORDS or own or _VERB.match(found[2]):
-            yield found[1], found[2]
-    if found := _ANNOUNCED.match(text):
-        yield found[1], found[2]
+    if match := _ALONE.match(text):
+        yield match[1], ""
+    if match := _SET_OFF.match(text):
+        yield match[1] or match[2], match[3]
+    if match := _BEFORE_WORDS.match(text):
+        index = _index(match[1], options)
+        own = index is not None and normalise(match[2]).startswith(normalise(options[index]))
+        if match[1] not in _WORDS or own or _VERB.match(match[2]):
+            yield match[1], match[2]
+    if match := _ANNOUNCED.match(text):
+        yield match[1], match[2]
 
 
 def first_letter_choice(answer: str, options: Sequence[str]) -> int | None:
@@ -80,10 +80,10 @@ def fills_blank(answer: str, gold: str) -> bool:
 
     A gold without any letter or digit must be the whole answer.
     """
-    wanted = normalise(gold)
-    if not wanted:
+    fact = normalise(gold)
+    if not fact:
         return answer.strip() == gold.strip()
-    return f" {wanted} " in f" {normalise(answer)} "
+    return f" {fact} " in f" {normalise(answer)} "
 
 
 def contains_gold(answer: str, gold: str) -> bool:
@@ -102,12 +102,12 @@ def _index(letter: str, options: Sequence[str]) -> int | None:
 
 def _only_option_in(answer: str, options: Sequence[str]) -> int | None:
     """The one option whose text the answer contains; "New York" does not contain the option "York"."""
-    text, found = f" {normalise(answer)} ", set()
+    text, matches = f" {normalise(answer)} ", set()
     for option in sorted({normalise(option) for option in options}, key=len, reverse=True):
         if option and f" {option} " in text:
-            found.add(option)
+            matches.add(option)
             text = text.replace(f" {option} ", " | ")
-    if len(found) != 1:
+    if len(matches) != 1:
         return None
-    (only,) = found
+    (only,) = matches
     return [normalise(option) for option in options].index(only)

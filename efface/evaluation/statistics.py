@@ -57,10 +57,12 @@ def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
     owner = keys.map(index).to_numpy(int)
     means = {}
     for cell in cells:
-        chosen = ((rows["set"] == cell[0]) & (rows["modality"] == cell[1]) & rows["value"].notna()).to_numpy()
-        if not chosen.any():
+        in_cell = (
+            (rows["set"] == cell[0]) & (rows["modality"] == cell[1]) & rows["value"].notna()
+        ).to_numpy()
+        if not in_cell.any():
             continue
-        numbers, owners = rows["value"].to_numpy(float)[chosen], owner[chosen]
+        numbers, owners = rows["value"].to_numpy(float)[in_cell], owner[in_cell]
         order = np.lexsort((numbers, owners))  # the order of rows changes no digit
         sums = np.bincount(owners[order], weights=numbers[order], minlength=len(people))
         counts = np.bincount(owners, minlength=len(people)).astype(float)

@@ -78,13 +78,13 @@ def person_card(
     """
     first = next(iter(tables.values()))
     own = first[(first["entity_id"] == entity_id) & (first["part"] == "test")].sort_values("sample_id")
-    chosen = _choose_rows(own, set_name)
-    pictures, numbers = _pictures(chosen, picture)
-    asked = {model: table.set_index("sample_id") for model, table in tables.items()}
+    rows = _choose_rows(own, set_name)
+    pictures, numbers = _pictures(rows, picture)
+    by_sample = {model: table.set_index("sample_id") for model, table in tables.items()}
     questions = []
-    for sample_id, row in chosen.set_index("sample_id").iterrows():
+    for sample_id, row in rows.set_index("sample_id").iterrows():
         key = str(sample_id)
-        answers = [_answer(model, table.loc[[key]].iloc[0]) for model, table in asked.items()]
+        answers = [_answer(model, table.loc[[key]].iloc[0]) for model, table in by_sample.items()]
         questions.append(
             Question(str(row["question"]), str(row["gold"]), _kind(row, numbers.get(key)), answers)
         )
@@ -96,10 +96,10 @@ def _choose_rows(own: pd.DataFrame, set_name: str) -> pd.DataFrame:
     rank = {task: index for index, task in enumerate(FACT_TASKS)}
     facts = own[own["task"].isin(FACT_TASKS)]
     facts = facts.assign(rank=facts["task"].map(rank)).sort_values(["rank", "sample_id"])
-    here, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "unseen"]
-    by_picture = _one_per_attribute(here[here["modality"] == "multimodal"]).head(2)
+    of_set, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "unseen"]
+    by_picture = _one_per_attribute(of_set[of_set["modality"] == "multimodal"]).head(2)
     elsewhere = unseen[unseen["modality"] == "multimodal"].head(1)
-    named = here[here["modality"] == "text"]
+    named = of_set[of_set["modality"] == "text"]
     twins = named[named["pair_id"].isin(by_picture["pair_id"].dropna())]
     by_name = (named if twins.empty else twins).head(1)
     free = own[

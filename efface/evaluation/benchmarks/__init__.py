@@ -37,10 +37,10 @@ def against_retrained(scores: pd.DataFrame, retrained: pd.DataFrame, benchmark: 
 
     if benchmark != "clear":
         return {}
-    ours, theirs = (table[table["part"] == "test"] for table in (scores, retrained))
-    found = clear.forget_quality(ours, theirs)
+    first, second = (table[table["part"] == "test"] for table in (scores, retrained))
+    quality = clear.forget_quality(first, second)
     return {
         "forget quality": {
-            name: {"value": value, "n": found["n"]} for name, value in found.items() if name != "n"
+            name: {"value": value, "n": quality["n"]} for name, value in quality.items() if name != "n"
         }
     }

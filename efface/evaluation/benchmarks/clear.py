@@ -72,8 +72,8 @@ def view(scores: pd.DataFrame, *, official_compat: bool = False) -> dict[str, An
     rows = rows_of(scores)
     tasks = {}
     for name, (set_name, task) in TASKS.items():
-        chosen = [row for row in rows if (row["set"], row["task"]) == (set_name, task)]
-        if cells := _task(chosen, forget=set_name == "forget", compat=official_compat):
+        cell_rows = [row for row in rows if (row["set"], row["task"]) == (set_name, task)]
+        if cells := _task(cell_rows, forget=set_name == "forget", compat=official_compat):
             tasks[name] = cells
     return {
         "benchmark": "clear",
@@ -102,21 +102,21 @@ def forget_quality(
     Raises:
         ValueError: if the two were not scored on the same captions.
     """
-    ours, theirs = (_caption_ratios(table, official_compat) for table in (scores, retrained))
-    if set(ours) != set(theirs) or not ours:
+    of_model, of_retrained = (_caption_ratios(table, official_compat) for table in (scores, retrained))
+    if set(of_model) != set(of_retrained) or not of_model:
         raise ValueError(
-            f"forget quality needs the same captions from both models, got {len(ours)} and {len(theirs)} of "
-            f"which {len(set(ours) & set(theirs))} are shared; score both on one prepared table"
+            f"forget quality needs the same captions from both models, got {len(of_model)} and "
+            f"{len(of_retrained)} of which {len(set(of_model) & set(of_retrained))} are shared; score both on one prepared table"
         )
-    first, second = list(ours.values()), [theirs[key] for key in ours]
-    found = kolmogorov_smirnov(first, second)
+    first, second = list(of_model.values()), [of_retrained[key] for key in of_model]
+    test = kolmogorov_smirnov(first, second)
     distance = js_distance(first, second, bins=None if official_compat else _BINS)
     return {
-        "ks_p": found.p_value,
-        "log10_ks_p": found.log10,
-        "ks_statistic": found.statistic,
+        "ks_p": test.p_value,
+        "log10_ks_p": test.log10,
+        "ks_statistic": test.statistic,
         "js_quality": 1 - distance,
-        "n": found.n,
+        "n": test.n,
     }
 
 
@@ -163,32 +163,36 @@ def _with_ratio(rows: Sequence[Row]) -> list[Row]:
 
 def _metrics(tasks: dict[str, dict[str, Cell]]) -> dict[str, Cell]:
     """The harmonic means; one whose tasks are not all there is left out."""
-    found: dict[str, Cell] = {}
-    kept = [name for name, (set_name, _) in TASKS.items() if set_name != "forget"]
-    wanted = {
+    result: dict[str, Cell] = {}
+    other_tasks = [name for name, (set_name, _) in TASKS.items() if set_name != "forget"]
+    means = {
         name: [(t, m) for t in pair for m in ("probability", "truth_ratio")] for name, pair in METRICS.items()
     }
-    wanted["model_utility"] = [(t, m) for t in kept for m in ("rouge_l_recall", "probability", "truth_ratio")]
-    for name, cells in wanted.items():
+    means["model_utility"] = [
+        (t, m) for t in other_tasks for m in ("rouge_l_recall", "probability", "truth_ratio")
+    ]
+    for name, cells in means.items():
         if all(metric in tasks.get(task, {}) for task, metric in cells):
             values = [float(tasks[task][metric]["value"]) for task, metric in cells]
             rows = {task: int(tasks[task]["truth_ratio"]["n"]) for task, _ in cells}
-            found[name] = {"value": harmonic_mean(values), "n": sum(rows.values())}
-    return found
+            result[name] = {"value": harmonic_mean(values), "n": sum(rows.values())}
+    return result
 
 
 def _mmunlearner(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Cell]]]:
-    found: dict[str, dict[str, dict[str, Cell]]] = {}
+    result: dict[str, dict[str, dict[str, Cell]]] = {}
     for name, task, modality, readings in (
         ("vqa", "choice", "multimodal", CHOICE),
         ("vgen", "caption", "multimodal", SENTENCE),
         ("qa", "generation", "text", SENTENCE),
     ):
         for set_name in DIRECTIONS[name]:
-            chosen = [r for r in rows if (r["set"], r["task"], r["modality"]) == (set_name, task, modality)]
-            if cells := summed_up(chosen, readings):
-                found.setdefault(name, {})[set_name] = cells
-    return found
+            cell_rows = [
+                r for r in rows if (r["set"], r["task"], r["modality"]) == (set_name, task, modality)
+            ]
+            if cells := summed_up(cell_rows, readings):
+                result.setdefault(name, {})[set_name] = cells
+    return result
 
 
 def _caption_ratios(scores: pd.DataFrame, compat: bool) -> dict[str, float]:

@@ -46,11 +46,11 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
     for set_name in SETS:
         for task, (asked, readings) in TASKS.items():
             for modality in ("multimodal", "text"):
-                chosen = [
+                cell_rows = [
                     row
                     for row in rows
                     if (row["set"], row["task"], row["modality"]) == (set_name, asked, modality)
                 ]
-                if cells := summed_up(chosen, readings):
+                if cells := summed_up(cell_rows, readings):
                     tables.setdefault(set_name, {}).setdefault(task, {})[modality] = cells
     return {"benchmark": "mllmu", "tables": tables}

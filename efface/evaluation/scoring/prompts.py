@@ -110,8 +110,8 @@ def shots_for(sample: Sample, shots: Sequence[Sample]) -> list[Sample]:
     """The shots of the sample's task and modality; none for sentences, nor for the person's own questions."""
     if _kind(sample) == "sentence":
         return []
-    wanted = (_kind(sample), sample.modality)
-    return [s for s in shots if (_kind(s), s.modality) == wanted and s.entity_id != sample.entity_id]
+    kind = (_kind(sample), sample.modality)
+    return [s for s in shots if (_kind(s), s.modality) == kind and s.entity_id != sample.entity_id]
 
 
 def _kind(sample: Sample) -> str:
