@@ -106,7 +106,8 @@ def forget_quality(
     if set(of_model) != set(of_retrained) or not of_model:
         raise ValueError(
             f"forget quality needs the same captions from both models, got {len(of_model)} and "
-            f"{len(of_retrained)} of which {len(set(of_model) & set(of_retrained))} are shared; score both on one prepared table"
+            f"{len(of_retrained)} of which {len(set(of_model) & set(of_retrained))} are shared; "
+            "score both on one prepared table"
         )
     first, second = list(of_model.values()), [of_retrained[key] for key in of_model]
     test = kolmogorov_smirnov(first, second)
