@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
+
 from efface.errors import EffaceError
 from tasks.tracking.client import redact
 
@@ -169,6 +171,8 @@ def ending_with_flow() -> Iterator[None]:
 
     def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
         _terminate_all()
+        for child in psutil.Process().children():  # Prefect's temporary server
+            child.terminate()
         sys.stderr.write("interrupted; finished stages are kept, and the next run resumes\n")
         sys.stderr.flush()
         os._exit(128 + number)
