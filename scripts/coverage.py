@@ -69,7 +69,7 @@ def mean_coverage(
     sums: np.ndarray, counts: np.ndarray, size: int, draws: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """Share of draws whose interval holds the mean: as printed, plain Student's t, percentile bootstrap."""
-    from efface.evaluation.statistics import jackknife, share_interval
+    from efface.evaluation.intervals import jackknife, share_interval
 
     truth, groups = sums.sum() / counts.sum(), np.array(["people"] * size)
     hits, plain, bootstrap = 0, 0, 0

@@ -45,7 +45,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.evaluation.scoring import score
     from efface.evaluation.scoring.cache import ResultCache
     from efface.evaluation.scoring.prompt_style import PromptStyle
-    from efface.evaluation.scoring.prompts import draw_shots
+    from efface.evaluation.scoring.question_prompts import draw_shots
 
     scoring, seed, attacks = params.evaluate, params.seed, list(params.attack.run)
     table, path = root / "prepared" / "samples.parquet", root / "attacks" / f"{name}.parquet"

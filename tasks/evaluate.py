@@ -22,7 +22,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.evaluation.scoring import score
     from efface.evaluation.scoring.cache import ResultCache
     from efface.evaluation.scoring.prompt_style import PromptStyle
-    from efface.evaluation.scoring.prompts import draw_shots
+    from efface.evaluation.scoring.question_prompts import draw_shots
     from efface.evaluation.summary import model_metrics
     from efface.models import load_model
 

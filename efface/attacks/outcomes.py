@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from efface.evaluation.intervals import cell_replicates, jackknife
 from efface.evaluation.metrics import with_metrics
-from efface.evaluation.statistics import cell_replicates, jackknife
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ import numpy as np
 
 from efface.errors import EvaluationError
 from efface.evaluation import LEARNT
-from efface.evaluation.metrics import chance, fact_rows, with_metrics
-from efface.evaluation.statistics import (
+from efface.evaluation.intervals import (
     Cell,
     Estimate,
     Replicates,
@@ -34,6 +33,7 @@ from efface.evaluation.statistics import (
     jackknife,
     share_interval,
 )
+from efface.evaluation.metrics import chance, fact_rows, with_metrics
 from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ def strict_choice(answer: str, options: Sequence[str]) -> int | None:
         index = _index(letter, options)
         if index is not None:
             listed = {(a or b).upper() for a, b in _LISTED.findall(rest)} - {letter.upper()}
-            return None if any(_index(other, options) is not None for other in listed) else index
+            return None if any(_index(longer, options) is not None for longer in listed) else index
     return _only_option_in(text, options)
 
 

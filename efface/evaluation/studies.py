@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from efface.errors import EvaluationError
 from efface.evaluation.goals import PARTS, Goal, unlearning_score, validation_score
-from efface.evaluation.statistics import mean_interval
+from efface.evaluation.intervals import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,9 @@ import pandas as pd
 
 from efface.evaluation import privacy
 from efface.evaluation.comparisons import ForgetQuality, RelativeDistance, forget_quality, relative_distance
+from efface.evaluation.intervals import jackknife, share_interval
 from efface.evaluation.likelihood import truth_ratio
 from efface.evaluation.metrics import cell_value, fact_rows, records, with_metrics
-from efface.evaluation.statistics import jackknife, share_interval
 from efface.evaluation.tables import check_same_samples
 
 Row = Mapping[str, Any]

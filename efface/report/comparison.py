@@ -17,8 +17,8 @@ from efface.errors import EvaluationError
 from efface.evaluation import LEARNT, LEVEL, MANY_PEOPLE, REFERENCE_MODELS
 from efface.evaluation.comparisons import RelativeDistance
 from efface.evaluation.goals import GOALS, MEASURES, Goal, Measure, Score, score_difference, unlearning_score
+from efface.evaluation.intervals import holm
 from efface.evaluation.metrics import with_metrics
-from efface.evaluation.statistics import holm
 from efface.evaluation.summary import (
     REFERENCE_ATTACK,
     forget_quality_of,

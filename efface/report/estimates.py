@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from efface.evaluation.intervals import cell_replicates, jackknife, pareto_front, share_interval
 from efface.evaluation.metrics import METRICS, fact_rows, with_metrics
-from efface.evaluation.statistics import cell_replicates, jackknife, pareto_front, share_interval
 
 SET_ORDER = ("forget", "unseen", "retain", "real", "utility", "holdout")
 MODALITY_ORDER = ("multimodal", "text")

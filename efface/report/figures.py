@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.evaluation import REFERENCE_MODELS
-from efface.evaluation.statistics import pareto_front
+from efface.evaluation.intervals import pareto_front
 from efface.report.estimates import Cell, Estimates, lookup
 
 if TYPE_CHECKING:

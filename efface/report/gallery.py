@@ -52,7 +52,7 @@ class Person:
 
 
 def pick_people(table: pd.DataFrame, set_name: str, count: int, *, seed: int) -> list[str]:
-    """At most ``count`` people of a set, drawn by seed so that nobody chose the good ones, then sorted."""
+    """At most ``count`` people of a set, drawn by seed, not picked by hand, then sorted."""
     people = sorted(set(table.loc[(table["set"] == set_name) & (table["part"] == "test"), "entity_id"]))
     if len(people) <= count:
         return people

@@ -36,17 +36,21 @@ def published(tables: Mapping[str, pd.DataFrame], benchmark: str) -> Published |
         tables: model to its score table, ``retrained`` among them.
         benchmark: name of the benchmark.
     """
-    found: dict[str, dict[str, tuple[float, int]]] = {}
+    numbers_by_model: dict[str, dict[str, tuple[float, int]]] = {}
     for model, table in tables.items():
         view = view_of(table, benchmark)
         if view is None:
             return None
-        found[model] = dict(_numbers(view))
+        numbers_by_model[model] = dict(_numbers(view))
         if "retrained" in tables:
-            found[model] |= dict(_numbers(against_retrained(table, tables["retrained"], benchmark)))
-    labels = list(dict.fromkeys(label for numbers in found.values() for label in numbers))
-    rows = [PublishedRow(label, [numbers.get(label) for numbers in found.values()]) for label in labels]
-    return Published(benchmark, list(found), rows)
+            numbers_by_model[model] |= dict(
+                _numbers(against_retrained(table, tables["retrained"], benchmark))
+            )
+    labels = list(dict.fromkeys(label for numbers in numbers_by_model.values() for label in numbers))
+    rows = [
+        PublishedRow(label, [numbers.get(label) for numbers in numbers_by_model.values()]) for label in labels
+    ]
+    return Published(benchmark, list(numbers_by_model), rows)
 
 
 def _numbers(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[float, int]]]:

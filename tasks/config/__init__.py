@@ -1,7 +1,7 @@
 """params.yaml as frozen classes, profiles, and the table of stages."""
 
 from tasks.config.file import ParamsError, checked, load_params, use_profile
-from tasks.config.params import REFERENCE_MODELS, Params
+from tasks.config.root import REFERENCE_MODELS, Params
 from tasks.config.stages import STAGES, Stage
 
 __all__ = [

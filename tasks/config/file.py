@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from efface.errors import EffaceError
-from tasks.config.params import Params
+from tasks.config.root import Params
 from tasks.config.unlearning import declared_settings, method_class, method_names
 
 PARAMS = Path("params.yaml")

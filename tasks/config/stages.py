@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from tasks.config.params import Params
+    from tasks.config.root import Params
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ STAGES: dict[str, Stage] = {
 
 def names_of(stage: Stage, params: Params) -> list[str]:
     """The masks, methods or models that a stage runs for; none for a stage that runs once."""
-    from tasks.config.params import ORIGINAL
+    from tasks.config.root import ORIGINAL
 
     names: dict[str, list[str]] = {
         "control": list(params.saliency.controls),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from efface.certificates.seal import DIGEST, sealed
 from efface.subject_hashes import subject_hashes
 from tasks.config import Params
-from tasks.config.params import ORIGINAL
+from tasks.config.root import ORIGINAL
 from tasks.requests.certificates import KIND, read_certificates, sign
 from tasks.requests.intake import FOLDER as REQUEST_FOLDER
 from tasks.requests.intake import ForgetRequest

@@ -14,7 +14,7 @@ from typing import Any
 
 from efface.errors import ArtifactError
 from tasks.config import Params
-from tasks.config.params import ORIGINAL
+from tasks.config.root import ORIGINAL
 from tasks.requests.certificates import read_certificates
 from tasks.requests.intake import (
     ForgetRequest,

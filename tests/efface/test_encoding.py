@@ -39,9 +39,9 @@ def test_training_pads_right_and_generation_left(processor, pictured):
     right = collate(rows, pad)
     assert right["attention_mask"][1].tolist() == sorted(right["attention_mask"][1].tolist(), reverse=True)
     prompts = encode_prompts(processor, ["Which colour", "Which colour does this person like?"], [None, None])
-    left = collate(prompts, pad, side="left")
-    assert left["attention_mask"][0].tolist() == sorted(left["attention_mask"][0].tolist())
-    assert left["input_ids"][0, 0] == pad and not left["attention_mask"][0, 0]
+    padded_left = collate(prompts, pad, side="left")
+    assert padded_left["attention_mask"][0].tolist() == sorted(padded_left["attention_mask"][0].tolist())
+    assert padded_left["input_ids"][0, 0] == pad and not padded_left["attention_mask"][0, 0]
 
 
 def test_batched_encoding_equals_one_by_one(processor, pictured, written):
@@ -151,7 +151,7 @@ def test_the_answer_is_labelled_as_the_template_writes_it(processor, pictured, m
 
 
 def several(sample, *others):
-    return replace(sample, more_image_bytes=tuple(other.image_bytes for other in others))
+    return replace(sample, more_image_bytes=tuple(second.image_bytes for second in others))
 
 
 def test_a_question_about_several_pictures_has_all_of_them_in_order(processor, pictured):

@@ -1,4 +1,4 @@
-"""The quick profile from end to end on MLLMU-Bench's published layout, imported like anybody's download."""
+"""The quick profile from end to end on MLLMU-Bench's published layout, imported as a user would."""
 
 import json
 

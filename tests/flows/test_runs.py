@@ -97,7 +97,7 @@ def test_what_one_machine_shared_another_fetches(project, tmp_path):
 def kill_alone(process):
     """Kill a process and wait until the DVC and the stages under it have ended and their pids are free."""
     descendants = psutil.Process(process.pid).children(recursive=True)
-    computing = [each.pid for each in descendants if {"dvc", "tasks"} & set(each.cmdline())]
+    computing = [child.pid for child in descendants if {"dvc", "tasks"} & set(child.cmdline())]
     process.kill()
     process.wait()
     until(lambda: not any(psutil.pid_exists(pid) for pid in computing), 30)

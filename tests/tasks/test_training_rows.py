@@ -83,7 +83,7 @@ def spy(monkeypatch):
 
 
 def plain(text, names):
-    """A text about anybody: names and the like as "this person", no case, no punctuation."""
+    """A text about any person: names and the like as "this person", no case, no punctuation."""
     for name in names:
         text = text.replace(name, "this person")
     text = re.sub(r"\b(this|the) (person|individual)\b", "this person", text, flags=re.IGNORECASE)

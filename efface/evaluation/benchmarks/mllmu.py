@@ -6,7 +6,7 @@ sentence measures (generation), in percent but for the last. MMUnlearner's code 
 
 Reference:
     Liu et al., "MLLMU-Bench", arXiv:2410.22108. Its code asks few-shot with questions of the evaluated people
-    and leaves these out of the count; here everybody is counted.
+    and leaves these out of the count; here all are counted.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
     tables: Table = {}
     rows = rows_of(scores)
     for set_name in SETS:
-        for task, (asked, readings) in TASKS.items():
+        for task, (questions, readings) in TASKS.items():
             for modality in ("multimodal", "text"):
                 cell_rows = [
                     row
                     for row in rows
-                    if (row["set"], row["task"], row["modality"]) == (set_name, asked, modality)
+                    if (row["set"], row["task"], row["modality"]) == (set_name, questions, modality)
                 ]
                 if cells := summed_up(cell_rows, readings):
                     tables.setdefault(set_name, {}).setdefault(task, {})[modality] = cells

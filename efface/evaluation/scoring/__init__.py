@@ -235,8 +235,8 @@ class Scorer:
             batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
             labels = batch.pop("labels")
             scores += token_scores(forward(self.model, batch).logits[:, :-1], labels[:, 1:])
-        each = iter(scores)
-        return [{text: next(each) for text in texts} for texts in candidates]
+        score_iterator = iter(scores)
+        return [{text: next(score_iterator) for text in texts} for texts in candidates]
 
 
 def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | None) -> list[Answers]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from efface.data.samples import Sample
 from efface.encoding import Inputs, encode_prompts
 from efface.errors import ModelError
-from efface.evaluation.scoring.prompts import llava_prompt, shots_for, user_turn
+from efface.evaluation.scoring.question_prompts import llava_prompt, shots_for, user_turn
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -24,7 +24,7 @@ class PromptStyle:
     benchmark: str = "avatars"
     """Benchmark whose wording ``published`` is."""
     style: str = "bare"
-    """One of `efface.evaluation.scoring.prompts.STYLES`."""
+    """One of `efface.evaluation.scoring.question_prompts.STYLES`."""
     shots: tuple[Sample, ...] = ()
     """Solved questions from `draw_shots`; for ``published_llava`` only."""
 

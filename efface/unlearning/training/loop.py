@@ -33,7 +33,7 @@ from efface.processes import (
 )
 from efface.unlearning.method import Loss, Method, Quantity
 from efface.unlearning.settings import TrainingSettings
-from efface.unlearning.training.batches import BatchSource
+from efface.unlearning.training.batch_source import BatchSource
 from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.training.config import DivergenceError, TrainingConfig, TrainingResult
 from efface.unlearning.training.evaluation import EvaluationCallback

@@ -65,8 +65,8 @@ def test_a_part_is_put_back_and_the_rest_stays(model, part):
     names = anatomy(model).groups[part]
     assert reload_part(model, vanilla, part=part) == sum(model.get_parameter(n).numel() for n in names)
     for name, parameter in model.named_parameters():
-        wanted = vanilla.get_parameter(name) if name in names else unlearned[name]
-        assert torch.equal(parameter, wanted), name
+        target = vanilla.get_parameter(name) if name in names else unlearned[name]
+        assert torch.equal(parameter, target), name
 
 
 def test_parts_that_do_not_fit_are_errors(model):
@@ -79,29 +79,34 @@ def test_parts_that_do_not_fit_are_errors(model):
 
 
 def test_the_name_is_given_away_beside_the_picture():
-    asked = [sample(0), sample(1, pictured=False), sample(2), sample(3, attribute="name")]
+    questions = [sample(0), sample(1, pictured=False), sample(2), sample(3, attribute="name")]
     names = {"fictitious/000": "Ada Stone", "fictitious/001": "Ben Field", "fictitious/003": "Dan Brook"}
-    (told,) = cross_modal(asked, names, kind="name_in_question")
-    assert told.question == "Which colour does Ada Stone like?" and told.image_bytes == asked[0].image_bytes
-    (shown,) = cross_modal(asked, names, kind="name_in_picture")
-    before, after = (np.asarray(s.image) for s in (asked[0], shown))
-    assert shown.question == asked[0].question and before.shape == after.shape
+    (with_name,) = cross_modal(questions, names, kind="name_in_question")
+    assert (
+        with_name.question == "Which colour does Ada Stone like?"
+        and with_name.image_bytes == questions[0].image_bytes
+    )
+    (with_picture,) = cross_modal(questions, names, kind="name_in_picture")
+    before, after = (np.asarray(s.image) for s in (questions[0], with_picture))
+    assert with_picture.question == questions[0].question and before.shape == after.shape
     assert np.array_equal(before[:20], after[:20]) and (after[20:] == 255).any() and (after[20:] < 100).any()
     with pytest.raises(ValueError) as error:
-        cross_modal(asked, names, kind="hint")
+        cross_modal(questions, names, kind="hint")
     assert "kind is" in str(error.value) and "name_in_question" in str(error.value)
 
 
 def test_pictures_change_and_keep_their_size_and_noise_is_seeded():
-    asked = [sample(0), sample(1, pictured=False)]
+    questions = [sample(0), sample(1, pictured=False)]
     for kind in SHIFTS:
-        (changed,) = image_shift(asked, kind=kind, seed=1)
-        assert changed.image.size == asked[0].image.size and changed.image_bytes != asked[0].image_bytes
-        assert (changed.question, changed.answer) == (asked[0].question, asked[0].answer)
-        assert image_shift(asked, kind=kind, seed=1)[0].image_bytes == changed.image_bytes
-    assert image_shift(asked, kind="noise", seed=2) != image_shift(asked, kind="noise", seed=1)
+        (changed,) = image_shift(questions, kind=kind, seed=1)
+        assert (
+            changed.image.size == questions[0].image.size and changed.image_bytes != questions[0].image_bytes
+        )
+        assert (changed.question, changed.answer) == (questions[0].question, questions[0].answer)
+        assert image_shift(questions, kind=kind, seed=1)[0].image_bytes == changed.image_bytes
+    assert image_shift(questions, kind="noise", seed=2) != image_shift(questions, kind="noise", seed=1)
     with pytest.raises(ValueError) as error:
-        image_shift(asked, kind="blur")
+        image_shift(questions, kind="blur")
     assert "kind is" in str(error.value) and "crop" in str(error.value)
 
 
@@ -129,7 +134,7 @@ def test_relearning_brings_facts_back_budget_by_budget(model, processor):
     for budget in relearn(
         model, processor, facts, budgets=[0, 10, 40], learning_rate=3e-3, batch_size=2, seed=0
     ):
-        asked = score(model, processor, facts, batch_size=4, max_new_tokens=4)
-        curve.append((budget, asked["nll_gold"].mean()))
+        scores = score(model, processor, facts, batch_size=4, max_new_tokens=4)
+        curve.append((budget, scores["nll_gold"].mean()))
     assert [budget for budget, _ in curve] == [0, 10, 40]
     assert curve[0][1] > curve[1][1] > curve[2][1]

@@ -26,17 +26,17 @@ def rows(set_name, task, *, gold=GOLD, paraphrase=PARAPHRASE, wrong=WRONG, **cha
 
 
 def everything(**changes):
-    found = []
+    readings = []
     for set_name, task in (
         ("real", "name"), ("real", "choice"), ("utility", "qa"), ("utility", "choice"),
         ("retain", "caption"), ("retain", "name"), ("retain", "choice"),
         ("forget", "caption"), ("forget", "name"), ("forget", "choice"),
     ):  # fmt: skip
-        found += rows(set_name, task, **changes)
+        readings += rows(set_name, task, **changes)
     for set_name in ("forget", "retain"):
         text = {"nll_paraphrase": None, "nll_wrong": None, "modality": "text"}
-        found += rows(set_name, "generation", **text)
-    return pd.DataFrame(found)
+        readings += rows(set_name, "generation", **text)
+    return pd.DataFrame(readings)
 
 
 def test_golden_truth_ratios():
@@ -45,13 +45,13 @@ def test_golden_truth_ratios():
 
 
 @pytest.mark.parametrize(
-    ("compat", "forget", "other"), [(False, 0.478730, 0.390113), (True, 0.513784, 0.391727)]
+    ("compat", "forget", "elsewhere"), [(False, 0.478730, 0.390113), (True, 0.513784, 0.391727)]
 )
-def test_golden_scores_of_truth_ratios(compat, forget, other):
+def test_golden_scores_of_truth_ratios(compat, forget, elsewhere):
     tasks = view(everything(), official_compat=compat)["tasks"]
     assert tasks["forget"]["truth_ratio"]["value"] == pytest.approx(forget, abs=5e-7)
     for task in ("retain", "retain_face_recognition", "real_faces", "real_world"):
-        assert tasks[task]["truth_ratio"]["value"] == pytest.approx(other, abs=5e-7)
+        assert tasks[task]["truth_ratio"]["value"] == pytest.approx(elsewhere, abs=5e-7)
     assert {cells["truth_ratio"]["n"] for cells in tasks.values()} == {3}
 
 
@@ -64,7 +64,7 @@ def test_golden_probabilities():
 
 
 def test_metrics_are_harmonic_means():
-    found = view(everything())
+    readings = view(everything())
     p, q = 0.447593, 0.487433
     expected = {
         "real_metric": [q, 0.390113] * 2,
@@ -73,11 +73,11 @@ def test_metrics_are_harmonic_means():
     }
     for name, values in expected.items():
         mean = len(values) / sum(1 / value for value in values)
-        assert found["metrics"][name] == {"value": pytest.approx(mean, abs=2e-6), "n": 6}
-    rouge = found["tasks"]["retain"]["rouge_l_recall"]["value"]
+        assert readings["metrics"][name] == {"value": pytest.approx(mean, abs=2e-6), "n": 6}
+    rouge = readings["tasks"]["retain"]["rouge_l_recall"]["value"]
     values = [rouge] * 4 + [p] + [q] * 3 + [0.390113] * 4
     utility = 12 / sum(1 / value for value in values)
-    assert found["metrics"]["model_utility"]["value"] == pytest.approx(utility, abs=2e-6)
+    assert readings["metrics"]["model_utility"]["value"] == pytest.approx(utility, abs=2e-6)
 
 
 def test_rouge_is_recall_of_the_gold():
@@ -91,17 +91,17 @@ def ratio_table(ratios):
 
 
 def test_golden_forget_quality():
-    found = forget_quality(ratio_table([1, 2, 3]), ratio_table([2, 2, 2]), official_compat=True)
-    assert found["js_quality"] == pytest.approx(0.849840, abs=5e-7)
-    assert found["ks_statistic"] == pytest.approx(1 / 3) and found["ks_p"] == pytest.approx(1.0)
-    assert found["log10_ks_p"] == pytest.approx(0.0, abs=1e-9) and found["n"] == 3
+    readings = forget_quality(ratio_table([1, 2, 3]), ratio_table([2, 2, 2]), official_compat=True)
+    assert readings["js_quality"] == pytest.approx(0.849840, abs=5e-7)
+    assert readings["ks_statistic"] == pytest.approx(1 / 3) and readings["ks_p"] == pytest.approx(1.0)
+    assert readings["log10_ks_p"] == pytest.approx(0.0, abs=1e-9) and readings["n"] == 3
 
 
 def test_forget_quality_pairs_rows_by_id_and_forgets_their_order():
     first, second = ratio_table([1, 2, 3]), ratio_table([3, 1, 5])
     for compat in (False, True):
-        there = forget_quality(first, second, official_compat=compat)
-        assert forget_quality(first.iloc[::-1], second, official_compat=compat) == there
+        present = forget_quality(first, second, official_compat=compat)
+        assert forget_quality(first.iloc[::-1], second, official_compat=compat) == present
         assert forget_quality(first, first, official_compat=compat)["js_quality"] == pytest.approx(1.0)
 
 
@@ -121,21 +121,21 @@ def test_captions_without_paraphrase_count_where_none_is_needed():
 
 
 def test_mmunlearners_numbers():
-    found = view(everything())["mmunlearner"]
-    assert set(found["vqa"]) == {"forget", "retain", "real", "utility"}
-    for cells in found["vqa"].values():  # said: "Ada Verity", "A", "Lou Moreau"; gold: option A
+    readings = view(everything())["mmunlearner"]
+    assert set(readings["vqa"]) == {"forget", "retain", "real", "utility"}
+    for cells in readings["vqa"].values():  # said: "Ada Verity", "A", "Lou Moreau"; gold: option A
         assert cells["accuracy_strict"] == {"value": pytest.approx(2 / 3), "n": 3}
         assert cells["accuracy_first_alphanumeric"] == {"value": pytest.approx(2 / 3), "n": 3}
         assert cells["accuracy_likelihood"] == {"value": pytest.approx(2 / 3), "n": 3}
         assert cells["states_an_option"]["value"] == 1.0
-    assert set(found["vgen"]) == set(found["qa"]) == {"forget", "retain"}
-    assert found["qa"]["forget"]["rouge_l"] == {"value": pytest.approx(1 / 3), "n": 3}
+    assert set(readings["vgen"]) == set(readings["qa"]) == {"forget", "retain"}
+    assert readings["qa"]["forget"]["rouge_l"] == {"value": pytest.approx(1 / 3), "n": 3}
 
 
 def test_what_has_no_rows_is_left_out():
-    found = view(pd.DataFrame(rows("forget", "caption")))
-    assert set(found["tasks"]) == {"forget"} and found["metrics"] == {}
-    assert set(found["mmunlearner"]) == {"vgen"}
+    readings = view(pd.DataFrame(rows("forget", "caption")))
+    assert set(readings["tasks"]) == {"forget"} and readings["metrics"] == {}
+    assert set(readings["mmunlearner"]) == {"vgen"}
 
 
 def test_only_test_people_count_and_other_benchmarks_have_no_view():

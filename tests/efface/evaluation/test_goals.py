@@ -80,8 +80,8 @@ def test_every_part_by_hand_is_its_worst_set_and_modality():
     expected = forget, by_name, (0.7 - 0.02) / 0.88, 0.5 / 0.9
     assert parts(visual) == pytest.approx(expected)
     assert visual.value == pytest.approx(400 / sum(1 / value for value in expected))
-    gone = min(1 - (0.6 - 0.08) / (0.9 - 0.08), 1 - (0.7 - 0.1) / (0.9 - 0.1))
-    assert parts(full) == pytest.approx((forget, gone, *expected[2:]))
+    forgotten = min(1 - (0.6 - 0.08) / (0.9 - 0.08), 1 - (0.7 - 0.1) / (0.9 - 0.1))
+    assert parts(full) == pytest.approx((forget, forgotten, *expected[2:]))
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -21,7 +21,7 @@ def text_of(processor, row):
 def speaking():
     """A processor that knows the words of the published prompts."""
     from efface import sandbox
-    from efface.evaluation.scoring.prompts import llava_prompt
+    from efface.evaluation.scoring.question_prompts import llava_prompt
     from tests.efface.conftest import SHAPE
 
     kinds = [("choice", True), ("choice", False), ("cloze", True), ("generation", True)]
@@ -34,9 +34,9 @@ def test_bare_is_what_the_engine_always_asked(processor):
 
     rows = [asked(i) for i in range(3)]
     expected = encode_prompts(processor, [r.question for r in rows], [r.image for r in rows])
-    for ours, theirs in zip(PromptStyle().prompts(processor, rows), expected, strict=True):
-        assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
-        assert ours["pixel_values"].equal(theirs["pixel_values"])
+    for prompt, theirs in zip(PromptStyle().prompts(processor, rows), expected, strict=True):
+        assert prompt["input_ids"].tolist() == theirs["input_ids"].tolist()
+        assert prompt["pixel_values"].equal(theirs["pixel_values"])
     assert all(PromptStyle().is_bare(row) for row in rows)
 
 

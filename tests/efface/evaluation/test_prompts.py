@@ -6,7 +6,7 @@ import pytest
 
 from efface.data.samples import Sample
 from efface.errors import DataError
-from efface.evaluation.scoring.prompts import draw_shots, llava_prompt, shots_for, user_turn
+from efface.evaluation.scoring.question_prompts import draw_shots, llava_prompt, shots_for, user_turn
 
 CITIES = ("Lyon", "Tartu", "Quito", "Perth")
 PICTURED = {

@@ -95,10 +95,10 @@ def test_a_cache_that_gives_other_numbers_is_not_used(model, processor, single, 
     right = scoring.score_after
 
     def wrong(*args, **options):
-        found = right(*args, **options)
-        for scores in found:
+        measured = right(*args, **options)
+        for scores in measured:
             scores.logprobs[-1] -= 0.01
-        return found
+        return measured
 
     monkeypatch.setattr(scoring, "score_after", wrong)
     scorer = Scorer(model, processor, batch_size=4, max_new_tokens=6)
@@ -114,15 +114,15 @@ MEMORY = 3
 @pytest.fixture
 def small_device(model):
     """A model whose device is out of memory, as torch says it, from four rows on; notes the rows asked."""
-    asked = []
+    calls = []
 
     def allocate(module, args, kwargs):
-        asked.append(len(kwargs["input_ids"]))
-        if asked[-1] > MEMORY:
+        calls.append(len(kwargs["input_ids"]))
+        if calls[-1] > MEMORY:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     handle = model.register_forward_pre_hook(allocate, with_kwargs=True)
-    yield asked
+    yield calls
     handle.remove()
 
 
@@ -160,16 +160,16 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(model, pr
 
 def test_compiled_forward_passes_are_used_and_put_back(model, processor, single, monkeypatch):
     """What a compiler makes of the passes is its own affair: that every batch goes through them is ours."""
-    asked, passes = [], []
+    calls, passes = [], []
 
     def compiling(function, **options):
-        asked.append(options)
+        calls.append(options)
         return lambda *args, **kwargs: passes.append(1) or function(*args, **kwargs)
 
     monkeypatch.setattr(torch, "compile", compiling)
     table = score(model, processor, questions(), batch_size=5, max_new_tokens=6, compiled=True)
     assert_same(table, single)
-    assert asked == [{"dynamic": True}] and len(passes) > 4
+    assert calls == [{"dynamic": True}] and len(passes) > 4
     assert "forward" not in vars(model)
 
 
@@ -177,9 +177,9 @@ def test_rows_follow_the_definitions(model, processor):
     rows = questions()
     table = score(model, processor, rows, batch_size=4, max_new_tokens=6)
     assert table["sample_id"].tolist() == [row.sample_id for row in rows]
-    for row, found in zip(rows, table.to_dict("records"), strict=True):
+    for row, measured in zip(rows, table.to_dict("records"), strict=True):
         (encoded,) = encode(processor, [row])
-        assert found["nll_gold"] * found["n_tokens"] == pytest.approx(
+        assert measured["nll_gold"] * measured["n_tokens"] == pytest.approx(
             -slow_log_prob(model, encoded), abs=1e-3
         )
         if row.task == "choice":
@@ -189,21 +189,21 @@ def test_rows_follow_the_definitions(model, processor):
                     processor, [sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=option)]
                 )
                 per_token.append(slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
-            assert list(found["option_logprobs"]) == pytest.approx(per_token, abs=1e-4)
-            assert found["correct"] == (row.options[per_token.index(max(per_token))] == row.answer)
+            assert list(measured["option_logprobs"]) == pytest.approx(per_token, abs=1e-4)
+            assert measured["correct"] == (row.options[per_token.index(max(per_token))] == row.answer)
         else:
-            assert found["options"] is None and found["correct"] is None
+            assert measured["options"] is None and measured["correct"] is None
         if row.task == "generation":
             per_token = []
             for answer in (row.paraphrase, *row.wrong_answers):
                 changed = sample(int(row.pair_id), pictured=row.image_bytes is not None, answer=answer)
                 (encoded,) = encode(processor, [changed])
                 per_token.append(-slow_log_prob(model, encoded) / int((encoded["labels"] != -100).sum()))
-            assert [found["nll_paraphrase"], *found["nll_wrong"]] == pytest.approx(per_token, abs=1e-4)
+            assert [measured["nll_paraphrase"], *measured["nll_wrong"]] == pytest.approx(per_token, abs=1e-4)
         else:
-            assert pd.isna(found["nll_paraphrase"]) and found["nll_wrong"] is None
-        assert sum(found["token_logprobs"]) == pytest.approx(-found["nll_gold"] * found["n_tokens"])
-        assert len(found["token_ranks"]) == len(found["token_zscores"]) == found["n_tokens"]
+            assert pd.isna(measured["nll_paraphrase"]) and measured["nll_wrong"] is None
+        assert sum(measured["token_logprobs"]) == pytest.approx(-measured["nll_gold"] * measured["n_tokens"])
+        assert len(measured["token_ranks"]) == len(measured["token_zscores"]) == measured["n_tokens"]
 
 
 def test_nothing_to_score_is_an_error(model, processor):
@@ -216,10 +216,12 @@ def test_token_scores_by_the_definition():
     """Slow reference: the vocabulary sorted, mean and spread summed word by word."""
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 3, 7), torch.tensor([[1, 2, -100], [6, -100, 0]])
-    for row, found in enumerate(token_scores(logits, targets)):
+    for row, measured in enumerate(token_scores(logits, targets)):
         places = [t for t in range(3) if targets[row, t] != -100]
-        assert len(found.logprobs) == len(places)
-        for t, logprob, rank, zscore in zip(places, found.logprobs, found.ranks, found.zscores, strict=True):
+        assert len(measured.logprobs) == len(places)
+        for t, logprob, rank, zscore in zip(
+            places, measured.logprobs, measured.ranks, measured.zscores, strict=True
+        ):
             p = torch.softmax(logits[row, t].double(), 0)
             target = int(targets[row, t])
             assert logprob == pytest.approx(float(p[target].log()), abs=1e-6)
@@ -251,17 +253,17 @@ def test_cache_are_not_scored_again(model, processor, tmp_path, monkeypatch):
     assert len(files) == 4
     files[0].write_text(files[0].read_text()[:100])  # damaged: scored again
     files[1].unlink()
-    asked = []
+    calls = []
     answers = Scorer.answers
-    monkeypatch.setattr(Scorer, "answers", lambda self, part: asked.append(1) or answers(self, part))
+    monkeypatch.setattr(Scorer, "answers", lambda self, part: calls.append(1) or answers(self, part))
     assert_same(score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=cache), whole, 0)
-    assert len(asked) == 2
-    other = ResultCache(tmp_path / "parts", key="another model")
-    score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=other)
-    assert len(asked) == 6
+    assert len(calls) == 2
+    second_cache = ResultCache(tmp_path / "parts", key="another model")
+    score(model, processor, rows, batch_size=4, max_new_tokens=6, cache=second_cache)
+    assert len(calls) == 6
     changed = [sample(0, pictured=False, answer="white")]
     score(model, processor, changed, batch_size=4, max_new_tokens=6, cache=cache)
-    assert len(asked) == 7
+    assert len(calls) == 7
     cache.remove()
     assert not cache.folder.exists()
 
@@ -304,11 +306,11 @@ def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monke
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    kept = len(list(tmp_path.glob("parts/*.json")))
-    assert 2 <= kept < 6
-    asked = []
+    cached = len(list(tmp_path.glob("parts/*.json")))
+    assert 2 <= cached < 6
+    calls = []
     answers = Scorer.answers
-    monkeypatch.setattr(Scorer, "answers", lambda self, part: asked.append(1) or answers(self, part))
+    monkeypatch.setattr(Scorer, "answers", lambda self, part: calls.append(1) or answers(self, part))
     loaded = load_model(tmp_path / "model", device="cpu")
     resumed = score(
         loaded.model,
@@ -318,14 +320,14 @@ def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monke
         max_new_tokens=6,
         cache=ResultCache(tmp_path / "parts", key="k"),
     )
-    assert len(asked) == 6 - kept
+    assert len(calls) == 6 - cached
     assert_same(resumed, score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=6))
 
 
 def test_other_words_change_what_is_generated_and_no_likelihood(model, processor):
     rows = questions()
     bare = score(model, processor, rows, batch_size=4, max_new_tokens=6)
-    asked = score(
+    prompted = score(
         model,
         processor,
         rows,
@@ -333,8 +335,8 @@ def test_other_words_change_what_is_generated_and_no_likelihood(model, processor
         max_new_tokens=6,
         style=PromptStyle(benchmark="mllmu", style="published"),
     )
-    assert asked["generation"].tolist() != bare["generation"].tolist()
-    assert asked["nll_gold"].tolist() == pytest.approx(bare["nll_gold"].tolist(), abs=1e-4)
-    assert asked["question"].tolist() == [row.question for row in rows]
+    assert prompted["generation"].tolist() != bare["generation"].tolist()
+    assert prompted["nll_gold"].tolist() == pytest.approx(bare["nll_gold"].tolist(), abs=1e-4)
+    assert prompted["question"].tolist() == [row.question for row in rows]
     plain = score(model, processor, rows, batch_size=4, max_new_tokens=6, style=PromptStyle("mllmu"))
     assert plain["generation"].tolist() == bare["generation"].tolist()

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from efface.errors import ArtifactError
-from efface.evaluation.statistics import share_interval
+from efface.evaluation.intervals import share_interval
 from efface.evaluation.tables import check_same_samples
 from efface.report.checks import check_reference_models, check_summary, check_table
 from efface.report.estimates import curve_rows, estimate, long_table, plain_values

@@ -91,5 +91,5 @@ def test_every_stage_waits_until_the_names_are_checked():
     with Repo(str(PROJECT)) as repo:
         graph = repo.index.graph
     for stage in graph:
-        upstream = {other.name for other in networkx.descendants(graph, stage)}
+        upstream = {descendant.name for descendant in networkx.descendants(graph, stage)}
         assert stage.name == "params" or "params" in upstream, stage.name

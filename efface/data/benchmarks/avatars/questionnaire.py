@@ -153,7 +153,7 @@ class _Questions:
     def _others(self, attribute: str, value: str) -> list[str]:
         """Three wrong values; the same for both renderings of a fact, so that they are equally hard."""
         if attribute not in self._wrong_values:
-            values = [other for other in self._values[attribute] if other != value]
+            values = [option for option in self._values[attribute] if option != value]
             self._wrong_values[attribute] = [values[i] for i in self._rng.permutation(len(values))[:3]]
         return self._wrong_values[attribute]
 

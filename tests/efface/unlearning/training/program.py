@@ -18,7 +18,7 @@ from efface.encoding import Encoder
 from efface.models.lora import Lora, add_lora
 from efface.processes import process_count, process_rank
 from efface.unlearning import METHODS
-from efface.unlearning.training.batches import BatchSource
+from efface.unlearning.training.batch_source import BatchSource
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.loop import Terms
 from tests.efface.conftest import SHAPE, sample

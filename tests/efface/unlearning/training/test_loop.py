@@ -14,7 +14,7 @@ from efface.encoding.answers import nll
 from efface.errors import ArtifactError
 from efface.models import anatomy
 from efface.unlearning import METHODS
-from efface.unlearning.training.batches import EpochSampler
+from efface.unlearning.training.batch_source import EpochSampler
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import DivergenceError
 from efface.unlearning.training.loop import Terms, schedule

@@ -12,7 +12,7 @@ from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.models import anatomy
 from efface.unlearning import unlearn
-from efface.unlearning.training.batches import EpochSampler
+from efface.unlearning.training.batch_source import EpochSampler
 from tests.efface.unlearning.runs import options
 
 

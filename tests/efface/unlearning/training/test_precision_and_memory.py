@@ -16,7 +16,7 @@ from efface.neurons import zero_neurons
 from efface.unlearning import METHODS, TrainingConfig, unlearn
 from efface.unlearning.finetuning import finetune
 from efface.unlearning.method import Batch, Term
-from efface.unlearning.training.batches import EpochSampler
+from efface.unlearning.training.batch_source import EpochSampler
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import DivergenceError
 from efface.unlearning.training.loop import Terms

@@ -6,14 +6,14 @@ table serves every wording:
 
 - ``bare``: the question as it stands. The embedded benchmark is asked so.
 - ``published``: the words of the benchmark's code as one user turn in the model's own chat template. This is
-  how CLEAR asks everybody, and how MLLMU-Bench is put to Qwen2-VL.
+  how CLEAR asks all models, and how MLLMU-Bench is put to Qwen2-VL.
 - ``published_llava``: MLLMU-Bench's whole string for LLaVA-1.5 without a chat template. It has a line break
   before ``ASSISTANT:`` where LLaVA's template has a blank; a model trained on the other one loses a little.
 
 CLEAR's captions, names and open questions need no words beyond the question; its choices are MMUnlearner's.
 
 A few-shot prompt (``published_llava`` only, as no code publishes another) puts solved questions before the
-question, of the same task and modality. They come from people set aside for validation, so nobody who is
+question, of the same task and modality. They come from people set aside for validation, so no one who is
 evaluated is ever shown, and the denominators are those of the zero-shot run.
 """
 
@@ -87,7 +87,7 @@ def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sam
 
     Args:
         samples: evaluation samples, those of validation people among them.
-        people: how many of the retain people to show; 0 shows nobody.
+        people: how many of the retain people to show; 0 shows none.
         seed: draws them.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efface.unlearning.training.batches import EpochSampler
+from efface.unlearning.training.batch_source import EpochSampler
 
 
 def test_every_epoch_draws_each_sample_once_and_never_mixes_modalities(pictured, written):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from efface.evaluation.statistics import (
+from efface.evaluation.intervals import (
     Fold,
     cell_replicates,
     detectable_difference,
