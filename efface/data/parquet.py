@@ -79,7 +79,7 @@ def read_parquet(
     Raises:
         DataError: if the file is missing, damaged, or lacks a column.
     """
-    from datasets import load_dataset
+    import datasets
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     names = column_names(path)
@@ -96,8 +96,10 @@ def read_parquet(
     batch_size = 512 if share_pictures else 8
     pictures: dict[bytes, bytes] = {}
     with tempfile.TemporaryDirectory() as cache:  # lock files, which `datasets` writes for streams too
+        # Reading a file of one's own must tell no server, which `datasets` does to count its uses.
+        counting, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
         try:
-            rows = load_dataset(
+            rows = datasets.load_dataset(
                 "parquet",
                 data_files=glob.escape(str(path)),
                 split="train",
@@ -108,6 +110,7 @@ def read_parquet(
                 batch_size=batch_size,
                 fragment_scan_options=options,
             )
+            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
             for table in rows.with_format("arrow").iter(batch_size):
                 for row in table.to_pylist():
                     for picture in _pictures(row) if share_pictures else ():
@@ -115,6 +118,8 @@ def read_parquet(
                     yield row if columns is None else {name: row[name] for name in columns}
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
+        finally:
+            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -251,3 +251,14 @@ def test_reading_leaves_no_files_behind_and_needs_no_network(table, tmp_path):
     )
     assert process.stdout.strip() == "4"
     assert list(home.rglob("*")) == []
+
+
+def test_reading_calls_no_server(table, monkeypatch):
+    import datasets
+
+    calls = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr("datasets.load.get_session", lambda: calls.append("session"))
+    assert len(read_samples(table)) == 4
+    assert calls == [] and datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
