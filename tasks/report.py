@@ -187,7 +187,14 @@ def _layer_plots(params: Params, root: Path) -> list[Plot]:
     plots = []
     mask = mask_metadata(root / "masks" / "saliency.safetensors")
     if mask is not None:
-        plots.append(saliency_plot(mask["density"], variant=mask["variant"], threshold=mask.get("threshold")))
+        plots.append(
+            saliency_plot(
+                mask["density"],
+                variant=mask["variant"],
+                threshold=mask.get("threshold"),
+                kappa=(mask.get("stability") or {}).get("kappa"),
+            )
+        )
     pruned = {}
     for model, folder in params.models.items():
         path = root / "models" / folder / "pruning.json"

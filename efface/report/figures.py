@@ -305,13 +305,16 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
     )
 
 
-def saliency_plot(density: Mapping[str, Any], *, variant: str, threshold: float | None) -> Plot:
+def saliency_plot(
+    density: Mapping[str, Any], *, variant: str, threshold: float | None, kappa: float | None = None
+) -> Plot:
     """Share of weights in the mask per layer, one panel per group.
 
     Args:
         density: ``{"total", "groups": {group: share}, "layers": {"group.layer": share}}``, shares in [0, 1].
         variant: how the saliency was computed.
         threshold: ratio of forget to retain saliency from which a weight is in the mask, if there is one.
+        kappa: agreement of the masks of two halves of the samples beyond chance, at most 1, if measured.
     """
     of_groups = density.get("groups", {})
     with_layers = {name.partition(".")[0] for name in density["layers"]}
@@ -338,13 +341,16 @@ def saliency_plot(density: Mapping[str, Any], *, variant: str, threshold: float 
         for group, layers in groups.items()
     ]
     cut = "" if threshold is None else f", threshold {threshold:g}"
+    halves = (
+        "" if kappa is None else f"Masks of two halves of the samples agree with a kappa of {kappa:.2f}. "
+    )
     return render(
         build,
         name="saliency_density",
         title="Saliency mask: density per layer",
         alt="Bars, share of weights that may change in each layer. " + "; ".join(described) + ".",
         caption=f"{density['total']:.1%} of the weights may change (variant {variant}{cut}). "
-        "Dashed: the whole group.",
+        f"{halves}Dashed: the whole group.",
     )
 
 

@@ -52,6 +52,13 @@ def plots():
     ]
 
 
+def test_the_mask_s_stability_is_told_where_it_was_measured():
+    density = {"total": 0.25, "groups": {"vision": 0.5}, "layers": {"vision.0": 0.5}}
+    plot = saliency_plot(density, variant="paper", threshold=1.0, kappa=0.321)
+    assert "kappa of 0.32" in plot.caption
+    assert "kappa" not in saliency_plot(density, variant="paper", threshold=1.0).caption
+
+
 def test_the_same_numbers_give_the_same_bytes_in_light_and_in_dark():
     first, second = plots(), plots()
     assert first == second
