@@ -86,7 +86,7 @@ def test_factors_learn_on_weights_that_stay(template, kind, method, settings):
 def test_the_stage_writes_a_plain_model_with_the_factors_merged_into_the_weights_as_saved(root, kind):
     from peft import PeftModel
 
-    entry = TRAINING | {"settings": {}}
+    entry = dict(TRAINING)
     stage.run(params({"grad_diff": entry}, lora=LORA | {"quantization": kind}), "grad_diff", root=root)
     folder = root / "models" / "unlearned" / "grad_diff"
     before, after = weights(root / "models" / "vanilla"), weights(folder)
