@@ -1,4 +1,4 @@
-"""The tables of docs/models.md: what models of every family pass, and how far each registered type gets.
+"""The tables of docs/reference/models.md: what each family passes, and how far each registered type gets.
 
 python -m scripts.models families     runs the tests of every family
 python -m scripts.models types        builds a tiny model of every type that transformers registers for
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "models.md"
 STEPS = ("load", "anatomy", "encode", "score", "train", "prune")
 _SECONDS = 60  # that one step of one type may take
 
@@ -216,7 +216,7 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def write_part(name: str, text: str) -> None:
-    """Replace the generated part of that name in docs/models.md."""
+    """Replace the generated part of that name in docs/reference/models.md."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, rest = PAGE.read_text(encoding="utf-8").split(begin)
     PAGE.write_text(f"{before}{begin}{text}{end}{rest.split(end)[1]}", encoding="utf-8")

@@ -111,7 +111,7 @@ def loading_error(source: Source, error: Exception) -> ModelError:
     advice = "if files of it are missing or damaged, make or download the model again"
     packages = _missing_packages(error)
     if packages:
-        advice = f"install what is missing: pip install {packages} (see docs/models.md)"
+        advice = f"install what is missing: pip install {packages} (see docs/reference/models.md)"
     elif "trust_remote_code" in text:
         advice = (
             "it brings its own code: read that code, then set `base.trust_remote_code: true` "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROOT = Path("data")
 app = typer.Typer(
-    help="Requests to be forgotten, from intake to certificate (docs/requests.md).",
+    help="Requests to be forgotten, from intake to certificate (docs/how-to/requests.md).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""The section about requests to be forgotten: docs/requests.md."""
+"""The section about requests to be forgotten: docs/how-to/requests.md."""
 
 from __future__ import annotations
 

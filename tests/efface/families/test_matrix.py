@@ -1,4 +1,4 @@
-"""Every family through everything: one row of docs/models.md per family, one column per test."""
+"""Every family through everything: one row of docs/reference/models.md per family, one column per test."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from efface.encoding.answers import nll
 from efface.unlearning import unlearn
 from tests.efface.unlearning.runs import options
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "a-method-of-your-own.md").read_text(
+    encoding="utf-8"
+)
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 ENTRY = re.search(r"```yaml\n(    hinge:\n.*?)```", PAGE, re.DOTALL)[1]
 
