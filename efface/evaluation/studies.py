@@ -1,7 +1,10 @@
-"""Comparison of the runs of a study: the settings of each method by validation score, means over seeds.
+"""Comparison of the methods of a study: paired by fold, clustered by seed.
 
-Settings are selected on the validation people and reported on the test people. A number is the mean over
-seeds; its interval is Student's t over the seeds.
+A fold is one forget set on the vanilla model of one seed; the forget sets of a seed are disjoint. Methods are
+compared on the same folds. Folds of a seed share its people and its vanilla model, so the seeds are the
+independent units: the interval of a difference is Student's t over the means of the seeds. Settings are
+chosen on tuning seeds, which are in no reported number. Floors are the base model's, so that all folds have
+the same; retrained, where it is there, checks them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from efface.errors import EvaluationError
 from efface.evaluation.goals import PARTS, Goal, unlearning_score, validation_score
-from efface.evaluation.intervals import mean_interval
+from efface.evaluation.intervals import Fold, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,3 +196,110 @@ def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:
 
 def _mean(values: Sequence[float]) -> Mean:
     return Mean(fmean(values), mean_interval(values), tuple(values))
+
+
+@dataclass(frozen=True)
+class StudyCell:
+    """Score tables of one fold, all methods of one setting or some of them.
+
+    Cells of the same seed and fold are taken together: the reference models may stand in one, each method in
+    another.
+
+    Attributes:
+        seed: of people, weights and batches.
+        fold: which of the seed's disjoint forget sets.
+        tuning: whether the cell chooses settings; it is then in no reported number.
+        setting: number of the setting in the method's grid while tuning, else None.
+        scores: model to its score table (rows as in ``data/scores/<model>.parquet``, sets as in this fold).
+            ``base`` and ``vanilla`` are needed on every fold, ``retrained`` on one fold per seed.
+        curves: method to the points of its forget-retain curve: ``forget_known, retain_known`` in [0, 1], in
+            order of the steps, or of the fractions of neurons pruned; the first is vanilla.
+        costs: model to numbers of ``COSTS``.
+        masks: method to the numbers of its mask: ``density`` and ``kappa``.
+        gaps: model to attack to how much more of the forgotten it answers after it than retrained.
+    """
+
+    seed: int
+    fold: int
+    tuning: bool
+    setting: int | None
+    scores: Mapping[str, pd.DataFrame]
+    curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    masks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gaps: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers of one model on one fold.
+
+    Attributes:
+        seed, fold, tuning, setting: of the cell.
+        model: its name.
+        numbers: of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``COSTS``, those that are known.
+        refused: why there is no score, else None.
+    """
+
+    seed: int
+    fold: int
+    tuning: bool
+    setting: int | None
+    model: str
+    numbers: Mapping[str, float]
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting of a method to report.
+
+    Attributes:
+        index: number of the setting.
+        scores: mean score of each setting that has one on every tuning fold.
+        refused: why no score could choose, in which case the index is the first one's.
+    """
+
+    index: int
+    scores: Mapping[int, float]
+    refused: str | None = None
+
+
+def cell_outcomes(cells: Sequence[StudyCell], *, goal: Goal) -> list[Outcome]:
+    """Numbers of every model on every fold, floors from base.
+
+    Raises:
+        EvaluationError: if two folds of a seed share people to forget, a seed both chooses settings and is
+            reported, or a model comes twice.
+        ArtifactError: if the tables of a fold were made from different samples.
+    """
+    raise NotImplementedError
+
+
+def choose_settings(cells: Sequence[StudyCell], *, goal: Goal) -> dict[str, Setting]:
+    """Method to the setting with the best mean score over all tuning folds; cells that report are ignored."""
+    raise NotImplementedError
+
+
+def compare_study(
+    cells: Sequence[StudyCell],
+    *,
+    goal: Goal,
+    methods: Sequence[str],
+    folds: Sequence[Fold],
+    controls: Mapping[str, str],
+) -> object:
+    """Compare methods over the reported folds; `efface.report.study.StudyPage` takes the result.
+
+    Args:
+        cells: those there are, tuning or not.
+        goal: what the score asks for.
+        methods: methods that the study planned, controls included, in the order to show.
+        folds: the folds that the study planned to report: what is missing becomes a marked gap, and a pair
+            with a gap is not compared.
+        controls: method to its control, such as ``{"mmunlearner": "random_mask", "manu": "random_pruning"}``.
+
+    Raises:
+        EvaluationError: as `cell_outcomes`, or if a method or its control is not among ``methods``.
+    """
+    raise NotImplementedError
