@@ -43,7 +43,7 @@ class Outcomes:
         """Keep an outcome; of a skipped test, the reason."""
         if report.nodeid not in self._of:
             return
-        outcome = {"passed": "passed", "failed": "**failed**"}.get(report.outcome)
+        outcome = {"passed": "✓", "failed": "**failed**"}.get(report.outcome)
         if report.skipped:
             outcome = str(report.longrepr[2]).removeprefix("Skipped: ")
         if report.when == "call" or not report.passed:
@@ -91,15 +91,18 @@ def types(
 
 
 def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
-    """Print how many types pass each step, and write the table with a row per type."""
+    """Print how many types pass each step, and write which types stop at each; rows hold what `_try` reports."""
     counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
     lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
-    lines += ["", "| type | passes | stops at |", "|---|---|---|"]
-    for kind, reports in rows.items():
-        passes = ", ".join(report for report in reports if report in STEPS)
-        stops = "; ".join(report for report in reports if report not in STEPS).replace("|", "\\|")
-        lines.append(f"| `{kind}` | {passes} | {stops} |")
     typer.echo(lines[0])
+    lines += ["", "| stops at | types |", "|---|---|"]
+    for step in (*STEPS, "nothing"):
+        kinds = [
+            f"`{kind}`"
+            for kind, reports in rows.items()
+            if step == next((name for name in STEPS if name not in reports), "nothing")
+        ]
+        lines += [f"| {step} | {', '.join(kinds)} |"] if kinds else []
     if write:
         write_part("types", "\n".join(lines) + "\n")
 
