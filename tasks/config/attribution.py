@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Section, Weight, require_unique
+from tasks.config.section import UNLISTED, Count, Section, Weight, require_unique
 
 
 class Saliency(Section):
@@ -31,7 +31,7 @@ class Saliency(Section):
     """Samples drawn from each set; null: all."""
     batch_size: Count = 8
     """Samples per forward pass; does not change the result (official_code: always 4, where it would)."""
-    storage: Literal["device", "cpu"] = "device"
+    storage: Annotated[Literal["device", "cpu"], UNLISTED] = "device"
     """Where the sums of squares are stored: beside the weights, or in main memory; does not change the
     result."""
     controls: list[Literal["random", "magnitude"]] = []
@@ -52,7 +52,7 @@ class Importance(Section):
     """A neuron counts as active when |activation| exceeds this."""
     samples: Count | None = 1500
     """Samples drawn from each set; null: all."""
-    vision_text_reference: Literal["blank_image", "variance_only"] = "blank_image"
+    vision_text_reference: Annotated[Literal["blank_image", "variance_only"], UNLISTED] = "blank_image"
     """Input of the vision tower for a text-only question: a grey picture, or none, so that its neurons are
     scored by their variance over pictures alone (official_code needs neither)."""
     batch_size: Count = 32

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from efface.data.benchmarks import READERS, ROOTS
-from tasks.config.section import Count, Section, Share
+from tasks.config.section import UNLISTED, Count, Section, Share
 
 
 class Avatars(Section):
@@ -17,19 +17,19 @@ class Avatars(Section):
     """Draws people, facts and pictures."""
     people: Annotated[int, Field(ge=7, le=2000)] = 60
     """Fictitious people; with 7 or more, both 5 % and 15 % leave at least one person on each side."""
-    real: Annotated[int, Field(ge=1, le=2000)] = 12
+    real: Annotated[int, Field(ge=1, le=2000), UNLISTED] = 12
     """People that the base model already knows."""
-    holdout: Annotated[int, Field(ge=1, le=2000)] = 12
+    holdout: Annotated[int, Field(ge=1, le=2000), UNLISTED] = 12
     """People that no model is trained on."""
-    train_views: Annotated[int, Field(ge=1, le=20)] = 6
+    train_views: Annotated[int, Field(ge=1, le=20), UNLISTED] = 6
     """Training pictures per person."""
-    test_views: Annotated[int, Field(ge=1, le=20)] = 3
+    test_views: Annotated[int, Field(ge=1, le=20), UNLISTED] = 3
     """Further pictures per person, for evaluation only."""
-    stranger_pictures: Count = 2500
+    stranger_pictures: Annotated[Count, UNLISTED] = 2500
     """Random faces with attribute labels, for pre-training the vision tower."""
-    skill_samples: Annotated[int, Field(ge=5)] = 2500
+    skill_samples: Annotated[int, Field(ge=5), UNLISTED] = 2500
     """Training questions about strangers; a fifth as many test questions are added."""
-    picture_size: Annotated[int, Field(ge=32, le=512)] = 96
+    picture_size: Annotated[int, Field(ge=32, le=512), UNLISTED] = 96
     """Side of a portrait, pixels."""
 
 
@@ -61,13 +61,13 @@ class Prepare(Section):
     forget_people: Annotated[list[str], Field(min_length=1)] | None = None
     """Ids of the people to forget, as in splits.json (fictitious/042), instead of a share; all others are
     retained."""
-    forgotten_people: Annotated[list[str], Field(min_length=1)] | None = None
+    forgotten_people: Annotated[Annotated[list[str], Field(min_length=1)] | None, UNLISTED] = None
     """Ids of people forgotten by earlier runs: neither forgotten again nor retained, only evaluated."""
     validation_fraction: Share = 0.15
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """An unusable row stops the import, or is left out, counted and listed."""
-    similar_people: Literal["stop", "distinct"] = "stop"
+    similar_people: Annotated[Literal["stop", "distinct"], UNLISTED] = "stop"
     """People whose ids or names differ by accents, case, spaces or punctuation alone stop the import, or are
     distinct people."""
 

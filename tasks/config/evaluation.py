@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Level, Name, Rate, Section, require_unique
+from tasks.config.section import UNLISTED, Count, Level, Name, Rate, Section, require_unique
 
 
 class Evaluate(Section):
@@ -21,12 +21,12 @@ class Evaluate(Section):
     prompts: Literal["bare", "published", "published_llava"] = "bare"
     """Prompt of questions with a free answer: the bare question, the benchmark's published prompt in the
     model's chat template, or MLLMU-Bench's whole string for LLaVA-1.5."""
-    shots: Annotated[int, Field(ge=0)] = 0
+    shots: Annotated[int, Field(ge=0), UNLISTED] = 0
     """Retain people, from those set aside for validation, shown with their answers before each question; more
     than 0 only with published_llava."""
-    share_prefix: bool = True
+    share_prefix: Annotated[bool, UNLISTED] = True
     """Encode picture and question once for all answers scored after them, where the family allows it."""
-    compile: bool = False
+    compile: Annotated[bool, UNLISTED] = False
     """Run models through torch.compile: slower at first, faster later; may change the last digits."""
 
     @model_validator(mode="after")
@@ -132,4 +132,4 @@ class Report(Section):
 
     gallery_people: Annotated[int, Field(ge=0)] = 10
     """Faces shown with every model's answers."""
-    targets: Targets = Targets()
+    targets: Annotated[Targets, UNLISTED] = Targets()

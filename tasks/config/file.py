@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from efface.errors import EffaceError
 from tasks.config.root import Params
-from tasks.config.unlearning import declared_settings, method_class, method_names
+from tasks.config.section import UNLISTED, Section
+from tasks.config.unlearning import method_class, method_names
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -100,15 +101,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def default_values() -> dict[str, Any]:
-    """The defaults as params.yaml has them: of a method its start, its mask, and what its class declares."""
-    params = Params()
-    values = params.model_dump(mode="json")
-    values["prune"] = params.prune.model_dump(mode="json", exclude_none=True)
-    values["unlearn"]["methods"] = {
-        name: {"start": method.start, "mask": method.mask, **declared_settings(name)}
-        for name, method in params.unlearn.methods.items()
-    }
+    """The defaults of all keys that params.yaml lists."""
+    values: dict[str, Any] = _listed(Params())
     return values
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Section):
+        fields = type(value).model_fields.items()
+        return {key: _listed(getattr(value, key)) for key, field in fields if UNLISTED not in field.metadata}
+    return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def overlaid(values: Any, override: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Level, Rate, Section
+from tasks.config.section import UNLISTED, Count, Level, Rate, Section
 
 
 class Base(Section):
@@ -21,40 +21,40 @@ class Base(Section):
     """Precision of the weights; `auto`: as saved."""
     chat_template: str | None = None
     """File with a Jinja template, for a model without one; a changed template needs another name."""
-    template_arguments: dict[str, bool | int | float | str] | None = None
+    template_arguments: Annotated[dict[str, bool | int | float | str] | None, UNLISTED] = None
     """Values for variables of the chat template, such as `enable_thinking: false`; null: its own defaults."""
-    system: Annotated[str, Field(min_length=1)] | None = None
+    system: Annotated[Annotated[str, Field(min_length=1)] | None, UNLISTED] = None
     """System turn before every question; null: what the template does by itself."""
-    pad_token: str | None = None
+    pad_token: Annotated[str | None, UNLISTED] = None
     """Padding token, for a tokenizer without one."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, UNLISTED] = False
     """Whether code that comes with the model may run; read it first."""
-    image_size: Annotated[int, Field(ge=16, le=512)] = 48
+    image_size: Annotated[int, Field(ge=16, le=512), UNLISTED] = 48
     """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
-    patch_size: Annotated[int, Field(ge=2, le=64)] = 12
+    patch_size: Annotated[int, Field(ge=2, le=64), UNLISTED] = 12
     """Side of one patch, pixels."""
-    width: Annotated[int, Field(ge=8)] = 96
+    width: Annotated[int, Field(ge=8), UNLISTED] = 96
     """Hidden units of both towers; a multiple of twice `heads`."""
-    mlp_width: Annotated[int, Field(ge=8)] = 384
+    mlp_width: Annotated[int, Field(ge=8), UNLISTED] = 384
     """Neurons of each MLP."""
-    vision_layers: Annotated[int, Field(ge=2)] = 3
+    vision_layers: Annotated[int, Field(ge=2), UNLISTED] = 3
     """Blocks of the vision tower; the last but one is read, so at least 2."""
-    language_layers: Count = 4
+    language_layers: Annotated[Count, UNLISTED] = 4
     """Blocks of the decoder."""
-    heads: Count = 4
+    heads: Annotated[Count, UNLISTED] = 4
     """Attention heads of both towers."""
     vision_steps: Count = 1000
     """Optimizer steps of attribute pre-training."""
-    vision_learning_rate: Rate = 1.0e-3
+    vision_learning_rate: Annotated[Rate, UNLISTED] = 1.0e-3
     """Peak learning rate of attribute pre-training, in (0, 1]."""
     steps: Count = 700
     """Optimizer steps of vision-language training."""
-    learning_rate: Rate = 1.5e-3
+    learning_rate: Annotated[Rate, UNLISTED] = 1.5e-3
     """Peak learning rate of vision-language training, in (0, 1]."""
-    attention: Literal["sdpa", "eager"] | None = "eager"
+    attention: Annotated[Literal["sdpa", "eager"] | None, UNLISTED] = "eager"
     """Attention kernel while training; null leaves the choice to transformers. For sequences of a few dozen
     tokens on a CPU, eager is faster."""
-    batch_size: Count = 32
+    batch_size: Annotated[Count, UNLISTED] = 32
     """Samples per optimizer step."""
 
     @model_validator(mode="after")
@@ -79,14 +79,14 @@ class Finetune(Section):
     """Precision of the computation; weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = "eager"
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"] | None, UNLISTED] = "eager"
     """Attention kernel while training; null leaves the choice to transformers, auto uses flash attention
     where it is installed and can run. For sequences of a few dozen tokens on a CPU, eager is faster."""
     text_share: Level = 0.5
     """Share of the text renderings to train on, in [0, 1]; text is learnt sooner than pictures."""
     replay_share: Level = 0.2
     """Skill samples and `real` people replayed beside the facts, as a share of the facts, in [0, 1]."""
-    checkpoint_every: Count = 200
+    checkpoint_every: Annotated[Count, UNLISTED] = 200
     """Optimizer steps between checkpoints."""
 
 

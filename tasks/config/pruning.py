@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Name, Rate, Section
+from tasks.config.section import UNLISTED, Count, Name, Rate, Section
 
 
 class Recovery(Section):
@@ -28,12 +28,12 @@ class PruningMethod(Section):
     forget set; the score without its retain part; or one of the score's four functions alone."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of neurons to switch off, in (0, 1)."""
-    scope: Literal["tower", "global", "layer"] = "tower"
+    scope: Annotated[Literal["tower", "global", "layer"], UNLISTED] = "tower"
     """Within what the share is taken."""
-    layers: Any = "all"
+    layers: Annotated[Any, UNLISTED] = "all"
     """Which layers: all, early, middle or late (thirds of each tower), or by tower the first and last layer
     (from 0): {vision: [0, 1], language: [2, 3]}. The number of neurons does not depend on it."""
-    recovery: Recovery | None = None
+    recovery: Annotated[Recovery | None, UNLISTED] = None
     """Fine-tuning after pruning; null: none."""
 
     @model_validator(mode="after")

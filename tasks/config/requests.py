@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Count, Level, Name, Section, Weight
+from tasks.config.section import UNLISTED, Count, Level, Name, Section, Weight
 
 
 class Gates(Section):
@@ -19,7 +19,7 @@ class Gates(Section):
     """Exact match on the retain people, as a share of the vanilla model's; 0: no condition."""
     utility_at_least: Weight = 0.9
     """Exact match on real people and general skills, likewise; 0: no condition."""
-    relearn_gap_at_most: Level | None = None
+    relearn_gap_at_most: Annotated[Level | None, UNLISTED] = None
     """Exact match by picture after the longest relearning of `attack.relearn`, above the retrained model's;
     needs `retrained`; null: no condition."""
 
@@ -34,9 +34,11 @@ class Requests(Section):
     """Pending requests in one run."""
     auto_promote: bool = False
     """A model that passes the gates goes into production at once; false: it becomes the candidate."""
-    registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    registered_model: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None, UNLISTED
+    ] = None
     """Name in MLflow's registry; null: efface-, the benchmark, and the base model's name."""
-    retrained: bool = False
+    retrained: Annotated[bool, UNLISTED] = False
     """Train the retrained model of each run too, on the retain people: costs a fine-tuning."""
     gates: Gates = Gates()
 

@@ -14,6 +14,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """A name that dvc.yaml puts into commands and paths: small letters, digits and _, a letter first."""
+UNLISTED = "unlisted"
+"""Annotates a key that `tasks use` writes into params.yaml only where the profile sets it. DVC must track the
+key's whole section: of single keys it tracks only those that the file holds."""
 
 
 class Section(BaseModel):

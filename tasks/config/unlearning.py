@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from tasks.config.section import Count, Section, Share, require_unique
+from tasks.config.section import UNLISTED, Count, Section, Share, require_unique
 
 
 class UnlearningMethod(Section):
@@ -47,17 +46,15 @@ def method_class(name: str) -> type[UnlearningMethod]:
     settings = METHODS[name].settings
     types = get_type_hints(settings)
     fields: dict[str, Any] = {
-        field.name: (types[field.name], field.default) for field in dataclasses.fields(settings)
+        field.name: (
+            types[field.name] if field.name == "learning_rate" else Annotated[types[field.name], UNLISTED],
+            field.default,
+        )
+        for field in dataclasses.fields(settings)
     }
     section = create_model(name, __base__=UnlearningMethod, **fields)
     section.settings_class = settings
     return section
-
-
-def declared_settings(name: str) -> dict[str, Any]:
-    """Settings that a method's own class declares, with their defaults: those worth a line in params.yaml."""
-    settings = method_class(name).settings_class
-    return {key: getattr(settings, key) for key in inspect.get_annotations(settings)}
 
 
 def validated_methods(methods: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +95,7 @@ class Stop(Section):
 
     forget_loss: Annotated[float, Field(gt=0)] | None = 50.0
     """Stop once the forget loss (nats per token) reaches this; null: off."""
-    retain_rise: Annotated[float, Field(gt=0)] | None = None
+    retain_rise: Annotated[Annotated[float, Field(gt=0)] | None, UNLISTED] = None
     """Stop once the retain loss has risen by this many nats per token; null: off."""
 
 
@@ -127,7 +124,7 @@ class Unlearn(Section):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     lora: Lora | None = None
     """Train low-rank factors and merge them in at the end; null: train all weights."""
-    checkpoint_every: Count = 50
+    checkpoint_every: Annotated[Count, UNLISTED] = 50
     """Optimizer steps between checkpoints."""
     curve: Curve | None = None
     """Measure the forget-retain curve while training; null: never. Changes no weight."""

@@ -154,7 +154,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert str(tmp_path / "params.yaml") in str(error.value)
 
 
-def test_the_file_holds_every_default_and_a_key_left_out_has_its_default():
+def test_the_file_holds_defaults_and_a_key_left_out_has_its_default():
     assert load_params(PARAMS) == Params() == checked({})
     assert read_yaml(PARAMS) == default_values()
 
