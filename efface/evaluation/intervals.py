@@ -186,28 +186,6 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[flo
     return float(numbers.mean()) - half, float(numbers.mean()) + half
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean difference of two methods on the same folds.
-
-    Attributes:
-        mean: first minus second.
-        low, high: its interval; None with one cluster.
-        p_value: of no difference, two-sided; None with one cluster.
-        detectable: smallest true difference this number of folds shows with the power asked for.
-        folds: pairs compared.
-        clusters: independent units among them.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    detectable: float | None
-    folds: int
-    clusters: int
-
-
 class Fold(NamedTuple):
     """One forget set on one vanilla model."""
 
@@ -215,50 +193,81 @@ class Fold(NamedTuple):
     fold: int
 
 
-def paired_difference(
-    first: Mapping[Fold, float], second: Mapping[Fold, float], *, level: float = LEVEL, power: float = 0.8
-) -> PairedDifference:
-    """Compare two methods on the folds both ran on, clustered by seed.
+@dataclass(frozen=True)
+class FoldMean:
+    """Mean of a number over folds, or of the difference of two methods on the same folds.
 
-    Folds of one seed share a vanilla model, so the means of seeds are the independent values. With one seed
-    the folds are: the result then holds for that vanilla model only.
+    Attributes:
+        mean: mean of the means of the clusters.
+        error: its standard error; None with one cluster.
+        folds: folds, or pairs, behind it.
+        clusters: independent units among them; one less are the degrees of freedom.
+    """
 
-    Args:
-        first: number of the first method on each fold.
-        second: of the second method.
-        level: confidence level of the interval, in (0, 1).
-        power: probability with which ``detectable`` would be seen, in (0, 1).
+    mean: float
+    error: float | None
+    folds: int
+    clusters: int
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Student's t interval at a confidence level in (0, 1); None with one cluster."""
+        from scipy.stats import t
+
+        if self.error is None:
+            return None
+        half = float(t.ppf((1 + level) / 2, self.clusters - 1)) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_value(self) -> float | None:
+        """Of a true mean of 0, two-sided; None with one cluster."""
+        from scipy.stats import t
+
+        if self.error is None:
+            return None
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * t.sf(abs(self.mean) / self.error, self.clusters - 1))
+
+    def detectable(self, level: float = LEVEL, power: float = 0.8) -> float | None:
+        """Smallest true mean that these clusters tell from 0 with that power; None with one cluster."""
+        if self.error is None:
+            return None
+        return detectable_difference(self.error, self.clusters - 1, level=level, power=power)
+
+
+def fold_mean(values: Mapping[Fold, float]) -> FoldMean:
+    """Mean over folds, clustered by seed.
+
+    Folds of a seed share its people and its vanilla model, so their numbers move together and only the seeds
+    are independent: a t statistic of the seeds' means with seeds - 1 degrees of freedom. It holds for any
+    correlation within a seed, and where seeds differ in their variance. With one seed the folds are the
+    units, and the result is about that vanilla model only.
+
+    Raises:
+        ValueError: if there is no fold, or a number is not finite.
+
+    Reference:
+        Ibragimov and Mueller, "t-statistic based correlation and heterogeneity robust inference", 2010;
+        Cameron and Miller, "A practitioner's guide to cluster-robust inference", 2015, section VI.
+    """
+    folds = sorted(values)
+    numbers = np.array([values[fold] for fold in folds], dtype=float)
+    if not len(folds) or not np.all(np.isfinite(numbers)):
+        raise ValueError(f"expected finite numbers on one fold or more, got {numbers.tolist()}")
+    seeds = np.array([fold[0] for fold in folds])
+    by_seed = np.array([numbers[seeds == seed].mean() for seed in np.unique(seeds)])
+    units = by_seed if len(by_seed) > 1 else numbers
+    error = _standard_error(units) if len(units) > 1 else None
+    return FoldMean(float(units.mean()), error, len(folds), len(units))
+
+
+def paired_difference(first: Mapping[Fold, float], second: Mapping[Fold, float]) -> FoldMean:
+    """First minus second on the folds both ran on, clustered by seed as `fold_mean`.
 
     Raises:
         ValueError: if the methods share no fold, or a number is not finite.
     """
-    from scipy.stats import t
-
-    folds = sorted(first.keys() & second.keys())
-    differences = np.array([first[fold] - second[fold] for fold in folds], dtype=float)
-    if not len(folds) or not np.all(np.isfinite(differences)):
-        raise ValueError(
-            f"expected finite numbers of both methods on one fold or more, got {differences.tolist()} on "
-            f"{len(folds)} common folds of {len(first)} and {len(second)}"
-        )
-    seeds = np.array([fold[0] for fold in folds])
-    by_seed = np.array([differences[seeds == seed].mean() for seed in np.unique(seeds)])
-    values = by_seed if len(by_seed) > 1 else differences
-    mean = float(values.mean())
-    if len(values) < 2:
-        return PairedDifference(mean, None, None, None, None, len(folds), len(values))
-    freedom, error = len(values) - 1, _standard_error(values)
-    quantile = float(t.ppf((1 + level) / 2, freedom))
-    p_value = float(2 * t.sf(abs(mean) / error, freedom)) if error > 0 else float(mean == 0)
-    return PairedDifference(
-        mean=mean,
-        low=mean - quantile * error,
-        high=mean + quantile * error,
-        p_value=p_value,
-        detectable=detectable_difference(error, freedom, level=level, power=power),
-        folds=len(folds),
-        clusters=len(values),
-    )
+    return fold_mean({fold: first[fold] - second[fold] for fold in first.keys() & second.keys()})
 
 
 def detectable_difference(error: float, freedom: int, *, level: float = LEVEL, power: float = 0.8) -> float:
@@ -270,14 +279,19 @@ def detectable_difference(error: float, freedom: int, *, level: float = LEVEL, p
         level: confidence level of the test, in (0, 1).
         power: in (0, 1).
     """
-    from scipy.stats import t
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, norm, t
 
     if error < 0 or freedom < 1 or not 0 < level < 1 or not 0 < power < 1:
         raise ValueError(
             f"error is {error}, freedom {freedom}, level {level}, power {power}: expected an error of at "
             "least 0, one degree of freedom or more, level and power in (0, 1)"
         )
-    return float(t.ppf((1 + level) / 2, freedom) + t.ppf(power, freedom)) * error
+    quantile = float(t.ppf((1 + level) / 2, freedom))
+    # The noncentral t distribution as a mean over its denominator: scipy's own fails for few degrees.
+    spread = np.sqrt(chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
+    highest = 2 * quantile * float(spread.max()) + 10
+    return error * float(brentq(lambda d: norm.cdf(d - quantile * spread).mean() - power, 0, highest))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,14 +9,20 @@ the same; retrained, where it is there, checks them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from efface.errors import EvaluationError
-from efface.evaluation.goals import PARTS, Goal, unlearning_score, validation_score
-from efface.evaluation.intervals import Fold, mean_interval
+from efface.evaluation import LEVEL, REFERENCE_MODELS
+from efface.evaluation.curves import Points, forgotten_at, front_area, retain_at
+from efface.evaluation.goals import MEASURES, PARTS, Goal, unlearning_score, validation_score
+from efface.evaluation.intervals import Fold, FoldMean, fold_mean, holm, mean_interval, paired_difference
+from efface.evaluation.metrics import with_metrics
+from efface.evaluation.tables import check_same_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +40,22 @@ COLUMNS = {
 SCORES = ("score", *PARTS)
 COSTS = ("time, share of retraining", "peak memory, MiB")
 """What it takes to make the model, with the mask or the importance it needs; memory is the process's."""
+EXACT_SCORE = "score by exact match"
+MATCHED_FORGET, MATCHED_RETAIN = 0.25, 0.9
+"""Levels at which curves are compared: known of the people to forget, and kept as a share of vanilla's."""
+CURVES: dict[str, Callable[[Points], float]] = {
+    "area under the front": front_area,
+    f"kept where {MATCHED_FORGET:.0%} is left": partial(retain_at, forget=MATCHED_FORGET),
+    f"forgotten where {MATCHED_RETAIN:.0%} is kept": partial(forgotten_at, retain=MATCHED_RETAIN),
+}
+"""Number of a forget-retain curve to its function; all in [0, 1], higher is better."""
+MASKS = ("density", "kappa")
+PAIRED = ("score", "forget", "retain", *CURVES)
+"""Numbers by which methods are compared in pairs; higher is better."""
+FLOOR_HOLDS = 0.9
+"""Least forgetting of the retrained model, measured from base, with which base serves as the floor."""
+Verdict = Literal["first", "second", "not settled", "measures disagree", "gap"]
+"""Which of a pair is better, or why none is."""
 
 
 @dataclass(frozen=True)
@@ -235,14 +257,15 @@ class Outcome:
     """The numbers of one model on one fold.
 
     Attributes:
-        seed, fold, tuning, setting: of the cell.
+        fold: its seed and number.
+        tuning, setting: of the cell.
         model: its name.
-        numbers: of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``COSTS``, those that are known.
+        numbers: of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``MASKS`` and ``COSTS`` those that
+            are known, and gaps after attacks.
         refused: why there is no score, else None.
     """
 
-    seed: int
-    fold: int
+    fold: Fold
     tuning: bool
     setting: int | None
     model: str
@@ -265,20 +288,212 @@ class Setting:
     refused: str | None = None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two methods compared by one number on the same folds.
+
+    Attributes:
+        number: of ``PAIRED``.
+        first, second: the methods.
+        difference: first minus second; None where a fold is missing.
+        p_value: of no difference, Holm-adjusted over all pairs of the number; None without an interval.
+        detectable: smallest true difference that this study tells from 0 at the adjusted level with power .8.
+        verdict: which is better, or why none is.
+        folds: folds that both have.
+    """
+
+    number: str
+    first: str
+    second: str
+    difference: FoldMean | None
+    p_value: float | None
+    detectable: float | None
+    verdict: Verdict
+    folds: int
+
+    def seen_from(self, method: str) -> Pair:
+        """The same with this method as the first."""
+        if method == self.first:
+            return self
+        turned: dict[Verdict, Verdict] = {"first": "second", "second": "first"}
+        difference = self.difference and replace(self.difference, mean=-self.difference.mean)
+        verdict = turned.get(self.verdict, self.verdict)
+        return replace(self, first=self.second, second=self.first, difference=difference, verdict=verdict)
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """One model over the reported folds.
+
+    Attributes:
+        model: its name.
+        numbers: name to its mean over the folds that have it.
+        folds: folds with a score, or with any number where the model has no score.
+        refused: reasons why a fold has no score.
+    """
+
+    model: str
+    numbers: Mapping[str, FoldMean]
+    folds: int
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyComparison:
+    """What a study says.
+
+    Attributes:
+        goal: what the score asks for.
+        folds: the folds it planned to report.
+        lines: reference models, then methods, in the order planned; never sorted by a number.
+        pairs: all pairs of methods, by every number of ``PAIRED`` that any method has.
+        controls: method to its control.
+        settings: method to the setting that the tuning folds chose.
+        floors: fold with a retrained model to its forgetting measured from base; below ``FLOOR_HOLDS`` base
+            is no floor.
+        gaps: what is missing, in words.
+        fronts: method to its curve on each fold.
+    """
+
+    goal: Goal
+    folds: tuple[Fold, ...]
+    lines: list[MethodLine]
+    pairs: list[Pair]
+    controls: Mapping[str, str]
+    settings: Mapping[str, Setting]
+    floors: Mapping[Fold, float]
+    gaps: list[str]
+    fronts: Mapping[str, Mapping[Fold, Points]]
+
+    def of_control(self, method: str) -> list[Pair]:
+        """The pairs of a method and its control, the method first."""
+        names = {method, self.controls[method]}
+        return [pair.seen_from(method) for pair in self.pairs if {pair.first, pair.second} == names]
+
+
 def cell_outcomes(cells: Sequence[StudyCell], *, goal: Goal) -> list[Outcome]:
     """Numbers of every model on every fold, floors from base.
 
     Raises:
         EvaluationError: if two folds of a seed share people to forget, a seed both chooses settings and is
-            reported, or a model comes twice.
+            reported, or a method comes twice.
         ArtifactError: if the tables of a fold were made from different samples.
     """
-    raise NotImplementedError
+    outcomes: dict[tuple[Fold, int | None, str], Outcome] = {}
+    people: dict[Fold, set[str]] = {}
+    for fold, group in _by_fold(cells).items():
+        references = {
+            name: with_metrics(cell.scores[name], list(MEASURES))
+            for cell in reversed(group)
+            for name in REFERENCE_MODELS
+            if name in cell.scores
+        }
+        for cell in group:
+            for model, table in cell.scores.items():
+                key = fold, cell.setting, model
+                if model in references:
+                    key, table = (fold, None, model), references[model]
+                elif key in outcomes:
+                    raise EvaluationError(f"{_words(fold)} has two score tables of {model}: expected one")
+                if key not in outcomes:
+                    outcomes[key] = _outcome(cell, fold, model, table, references, goal)
+        if references:
+            table = next(iter(references.values()))
+            people[fold] = set(table.loc[table["set"] == "forget", "entity_id"].astype(str))
+    _check_disjoint(people)
+    return list(outcomes.values())
+
+
+def _by_fold(cells: Sequence[StudyCell]) -> dict[Fold, list[StudyCell]]:
+    groups: dict[Fold, list[StudyCell]] = {}
+    for cell in cells:
+        groups.setdefault(Fold(cell.seed, cell.fold), []).append(cell)
+    tuning, reported = ({cell.seed for cell in cells if cell.tuning is kind} for kind in (True, False))
+    if tuning & reported:
+        raise EvaluationError(
+            f"seeds {sorted(tuning & reported)} both choose settings and are reported: give the study tuning "
+            "seeds of their own"
+        )
+    return groups
+
+
+def _check_disjoint(people: Mapping[Fold, set[str]]) -> None:
+    for first, second in combinations(people, 2):
+        shared = people[first] & people[second]
+        if first.seed == second.seed and shared:
+            raise EvaluationError(
+                f"{_words(first)} and {_words(second)} both forget {len(shared)} people, such as "
+                f"{min(shared)}: expected disjoint forget sets in the folds of a seed; score every model on "
+                "its own fold"
+            )
+
+
+def _outcome(
+    cell: StudyCell,
+    fold: Fold,
+    model: str,
+    table: pd.DataFrame,
+    references: Mapping[str, pd.DataFrame],
+    goal: Goal,
+) -> Outcome:
+    numbers: dict[str, float] = {}
+    for column, (kind, modality) in COLUMNS.items():
+        value = _exact_match(table, kind, modality)
+        if value is not None:
+            numbers[column] = value
+    refused = None
+    missing = [name for name in ("base", "vanilla") if name not in references]
+    if missing:
+        refused = f"{_words(fold)} has no score table of {' and '.join(missing)}"
+    else:
+        base, vanilla = references["base"], references["vanilla"]
+        check_same_samples({"base": base, model: table})
+        try:
+            scores = [
+                unlearning_score(
+                    table, base=base, vanilla=vanilla, retrained=None, goal=goal, measure=measure
+                )
+                for measure in MEASURES
+            ]
+        except EvaluationError as error:  # vanilla never learnt: shown instead of a number
+            refused = f"{_words(fold)}: {error}"
+        else:
+            numbers |= {"score": scores[0].value, EXACT_SCORE: scores[1].value}
+            numbers |= {part: getattr(scores[0], part) for part in PARTS}
+    if points := cell.curves.get(model):
+        numbers |= {name: function(points) for name, function in CURVES.items()}
+    numbers |= {**cell.costs.get(model, {}), **cell.masks.get(model, {})}
+    numbers |= {f"{attack}, gap": gap for attack, gap in cell.gaps.get(model, {}).items()}
+    return Outcome(fold, cell.tuning, cell.setting, model, numbers, refused)
 
 
 def choose_settings(cells: Sequence[StudyCell], *, goal: Goal) -> dict[str, Setting]:
-    """Method to the setting with the best mean score over all tuning folds; cells that report are ignored."""
-    raise NotImplementedError
+    """Method to the setting with the best mean score over all tuning folds; cells that report are ignored.
+
+    A setting without a score on every tuning fold (it diverged, or was not run) cannot be chosen.
+    """
+    outcomes = cell_outcomes([cell for cell in cells if cell.tuning], goal=goal)
+    return _settings(outcomes)
+
+
+def _settings(outcomes: Sequence[Outcome]) -> dict[str, Setting]:
+    tuning = [outcome for outcome in outcomes if outcome.tuning and outcome.setting is not None]
+    folds = {outcome.fold for outcome in tuning}
+    chosen = {}
+    for method in dict.fromkeys(outcome.model for outcome in tuning):
+        own = [outcome for outcome in tuning if outcome.model == method]
+        indices = sorted({outcome.setting for outcome in own if outcome.setting is not None})
+        scores = {}
+        for index in indices:
+            values = [o.numbers["score"] for o in own if o.setting == index and "score" in o.numbers]
+            if len(values) == len(folds):
+                scores[index] = fmean(values)
+        if scores:
+            chosen[method] = Setting(max(scores, key=lambda index: scores[index]), scores)
+        else:
+            reason = next((o.refused for o in own if o.refused), "a tuning fold is missing for each setting")
+            chosen[method] = Setting(indices[0], {}, f"{method}: first of {len(indices)} settings; {reason}")
+    return chosen
 
 
 def compare_study(
@@ -288,7 +503,7 @@ def compare_study(
     methods: Sequence[str],
     folds: Sequence[Fold],
     controls: Mapping[str, str],
-) -> object:
+) -> StudyComparison:
     """Compare methods over the reported folds; `efface.report.study.StudyPage` takes the result.
 
     Args:
@@ -300,6 +515,144 @@ def compare_study(
         controls: method to its control, such as ``{"mmunlearner": "random_mask", "manu": "random_pruning"}``.
 
     Raises:
-        EvaluationError: as `cell_outcomes`, or if a method or its control is not among ``methods``.
+        EvaluationError: as `cell_outcomes`, or if no reported cell is there, or a method or its control is
+            not among ``methods``.
     """
-    raise NotImplementedError
+    unplanned = sorted({*controls, *controls.values()} - set(methods))
+    if unplanned:
+        raise EvaluationError(
+            f"controls names {', '.join(unplanned)}, which the study does not run: expected methods and "
+            f"their controls among {', '.join(methods)}"
+        )
+    outcomes = cell_outcomes(cells, goal=goal)
+    reported = [outcome for outcome in outcomes if not outcome.tuning]
+    if not reported:
+        raise EvaluationError("no cell of the study that reports finished, so there is nothing to compare")
+    planned = tuple(sorted(set(folds)))
+    strange = sorted({outcome.fold for outcome in reported} - set(planned))
+    if strange:
+        raise EvaluationError(
+            f"score tables of {_words(strange[0])}, which is not among the study's {len(planned)} folds: "
+            "compare the tables of one study"
+        )
+    numbers = _by_number(reported)
+    floors = {
+        o.fold: _forgetting(o, goal) for o in reported if o.model == "retrained" and "forget" in o.numbers
+    }
+    return StudyComparison(
+        goal=goal,
+        folds=planned,
+        lines=[_method_line(m, reported) for m in (*REFERENCE_MODELS, *methods)],
+        pairs=[
+            pair
+            for number in PAIRED
+            if number in numbers
+            for pair in _pairs(number, numbers, methods, planned)
+        ],
+        controls=controls,
+        settings=_settings(outcomes),
+        floors=floors,
+        gaps=_gaps(reported, methods, planned, floors),
+        fronts=_fronts(cells, methods),
+    )
+
+
+def _by_number(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[Fold, float]]]:
+    """Number to method to fold to value."""
+    numbers: dict[str, dict[str, dict[Fold, float]]] = {}
+    for outcome in outcomes:
+        for number, value in outcome.numbers.items():
+            numbers.setdefault(number, {}).setdefault(outcome.model, {})[outcome.fold] = value
+    return numbers
+
+
+def _forgetting(outcome: Outcome, goal: Goal) -> float:
+    parts = ("forget", "text") if goal == "full" else ("forget",)
+    return min(outcome.numbers[part] for part in parts)
+
+
+def _method_line(model: str, outcomes: Sequence[Outcome]) -> MethodLine:
+    own = [outcome for outcome in outcomes if outcome.model == model]
+    values = {number: of_model[model] for number, of_model in _by_number(own).items()}
+    scored = [outcome for outcome in own if "score" in outcome.numbers]
+    return MethodLine(
+        model,
+        {number: fold_mean(of_fold) for number, of_fold in values.items()},
+        len(scored or own),
+        tuple(dict.fromkeys(outcome.refused for outcome in own if outcome.refused)),
+    )
+
+
+def _pairs(
+    number: str,
+    numbers: Mapping[str, Mapping[str, Mapping[Fold, float]]],
+    methods: Sequence[str],
+    planned: Sequence[Fold],
+) -> list[Pair]:
+    """All pairs by one number; those with a gap stay in the family, with p = 1, so the rest gain nothing."""
+    values = numbers[number]
+    exact = numbers.get(EXACT_SCORE, {})
+    pairs = list(combinations(methods, 2))
+    common = [set(planned) & values.get(a, {}).keys() & values.get(b, {}).keys() for a, b in pairs]
+    complete = [len(folds) == len(planned) for folds in common]
+    differences = [
+        paired_difference(values[a], values[b]) if whole else None
+        for (a, b), whole in zip(pairs, complete, strict=True)
+    ]
+    p_values = [None if d is None else d.p_value() for d in differences]
+    adjusted = holm([1.0 if p is None else p for p in p_values])
+    settled = [p < 1 - LEVEL for p in adjusted]
+    level = 1 - (1 - LEVEL) / max(settled.count(False), 1)
+    result = []
+    for (a, b), folds, difference, p, q, clear in zip(
+        pairs, common, differences, p_values, adjusted, settled, strict=True
+    ):
+        verdict: Verdict = "not settled"
+        if difference is None:
+            verdict = "gap"
+        elif clear:
+            verdict = "first" if difference.mean > 0 else "second"
+            if number == "score" and difference.mean * paired_difference(exact[a], exact[b]).mean < 0:
+                verdict = "measures disagree"
+        result.append(
+            Pair(
+                number=number,
+                first=a,
+                second=b,
+                difference=difference,
+                p_value=None if p is None else q,
+                detectable=None if difference is None else difference.detectable(level),
+                verdict=verdict,
+                folds=len(folds),
+            )
+        )
+    return result
+
+
+def _gaps(
+    outcomes: Sequence[Outcome], methods: Sequence[str], planned: Sequence[Fold], floors: Mapping[Fold, float]
+) -> list[str]:
+    gaps = []
+    for method in methods:
+        scored = {o.fold for o in outcomes if o.model == method and "score" in o.numbers}
+        missing = [_words(fold) for fold in planned if fold not in scored]
+        if missing:
+            gaps.append(f"{method}: no score on {', '.join(missing)}; it is compared with no method")
+    unchecked = sorted({fold.seed for fold in planned} - {fold.seed for fold in floors})
+    if unchecked:
+        seeds = ", ".join(map(str, unchecked))
+        gaps.append(f"no retrained model on a fold of seed {seeds}: the floor from base is not checked there")
+    return gaps
+
+
+def _fronts(cells: Sequence[StudyCell], methods: Sequence[str]) -> dict[str, dict[Fold, Points]]:
+    fronts: dict[str, dict[Fold, Points]] = {}
+    for cell in cells:
+        for method in methods:
+            if not cell.tuning and (points := cell.curves.get(method)):
+                fronts.setdefault(method, {})[Fold(cell.seed, cell.fold)] = points
+    return fronts
+
+
+def _words(fold: Fold) -> str:
+    return f"seed {fold.seed}, fold {fold.fold}"

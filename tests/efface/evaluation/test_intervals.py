@@ -15,6 +15,7 @@ from efface.evaluation.intervals import (
     Fold,
     cell_replicates,
     detectable_difference,
+    fold_mean,
     holm,
     jackknife,
     mean_interval,
@@ -122,27 +123,43 @@ def test_differences_are_paired_by_fold_and_clustered_by_seed():
     means = [2.0, 3.0, 1.0]
     expected = stats.ttest_1samp(means, 0)
     assert (result.mean, result.folds, result.clusters) == (2.0, 7, 3)
-    assert result.p_value == pytest.approx(expected.pvalue)
-    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert result.p_value() == pytest.approx(expected.pvalue)
+    assert result.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert result.interval(0.99) == pytest.approx(tuple(expected.confidence_interval(0.99)))
+    equal = paired_difference(first, first)
+    assert (equal.mean, equal.p_value(), equal.interval()) == (0, 1, (0, 0))
 
 
 def test_one_seed_compares_folds_and_one_fold_has_no_interval():
     result = paired_difference(folds([1.0, 2.0, 3.0]), folds([0.0, 0.0, 0.0]))
-    assert result.clusters == 3 and result.low == pytest.approx(mean_interval([1.0, 2.0, 3.0])[0])
+    assert result.clusters == 3 and result.interval() == pytest.approx(mean_interval([1.0, 2.0, 3.0]))
     single = paired_difference(folds([1.0]), folds([0.0]))
-    assert (single.mean, single.low, single.p_value, single.detectable) == (1.0, None, None, None)
+    assert (single.mean, single.interval(), single.p_value(), single.detectable()) == (1.0, None, None, None)
     with pytest.raises(ValueError) as error:
         paired_difference({Fold(0, 0): 1.0}, {Fold(1, 0): 1.0})
-    assert "0 common folds" in str(error.value)
+    assert "[]" in str(error.value)
 
 
-def test_the_smallest_detectable_difference_is_found_as_often_as_said():
-    """By simulation: 8 pairs, true difference as computed, power .8."""
-    error = 1 / 8**0.5
-    difference = detectable_difference(error, 7)
-    rng = np.random.default_rng(0)
-    hits = [stats.ttest_1samp(rng.normal(difference, 1, 8), 0).pvalue < 0.05 for _ in range(2000)]
-    assert np.mean(hits) == pytest.approx(0.8, abs=0.04)
+@pytest.mark.parametrize(("seeds", "correlation"), [(3, 0.0), (3, 0.7), (6, 0.3)])
+def test_the_clustered_interval_covers_as_it_says_whatever_folds_of_a_seed_share(seeds, correlation):
+    """Folds taken as independent would cover .55 of the time with three seeds and correlation .7."""
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(1500):
+        shared = rng.normal(0, math.sqrt(correlation), seeds)
+        own = rng.normal(0, math.sqrt(1 - correlation), (seeds, 8))
+        low, high = fold_mean(folds(*(shared[:, None] + own).tolist())).interval()
+        hits.append(low <= 0 <= high)
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+@pytest.mark.parametrize("freedom", [2, 7, 23])
+def test_the_smallest_detectable_difference_is_the_noncentral_ts(freedom):
+    difference, quantile = detectable_difference(1.0, freedom), stats.t.ppf(0.975, freedom)
+    assert stats.nct.sf(quantile, freedom, difference) == pytest.approx(0.8, abs=1e-3)
+    assert detectable_difference(2.0, freedom) == pytest.approx(2 * difference)
+
+
+def test_a_detectable_difference_needs_a_degree_of_freedom():
     with pytest.raises(ValueError) as error_info:
         detectable_difference(1.0, 0)
     assert "freedom 0" in str(error_info.value)
