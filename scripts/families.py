@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scripts.performance.sizes import SHAPES
+from scripts.subjects import SHAPES
 from tasks.runtime import environment
 
 if TYPE_CHECKING:
