@@ -7,18 +7,21 @@ people.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from efface.data.samples import check_special_tokens, read_samples
+from efface.data.samples import Sample, check_special_tokens, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import read_json, recording, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from tasks.config.models import Base
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -96,10 +99,8 @@ def _train(params: Params, root: Path) -> None:
     """Train the sandbox's model."""
     import torch
 
-    from efface import sandbox
     from efface.models import save_model
     from efface.sandbox.pretraining import pretrain_vision
-    from efface.unlearning.finetuning import finetune
 
     section = params.base
     table = root / "prepared" / "samples.parquet"
@@ -111,32 +112,9 @@ def _train(params: Params, root: Path) -> None:
         "base", section, root=root, seed=params.seed, inputs=inputs, outputs={"base": folder}
     ) as record:
         samples = read_samples(table)
-        tokenizer = sandbox.build_tokenizer(
-            text
-            for sample in samples
-            for text in (
-                sample.question,
-                sample.answer,
-                *(sample.options or ()),
-                *(sample.wrong_answers or ()),
-                sample.paraphrase or "",
-            )
-        )
-        processor = sandbox.build_processor(
-            tokenizer, image_size=section.image_size, patch_size=section.patch_size
-        )
-        _check_texts(root, processor)
         torch.manual_seed(params.seed)  # draws the weights
-        model = sandbox.build_model(
-            tokenizer,
-            image_size=section.image_size,
-            patch_size=section.patch_size,
-            width=section.width,
-            mlp_width=section.mlp_width,
-            vision_layers=section.vision_layers,
-            language_layers=section.language_layers,
-            heads=section.heads,
-        )
+        model, processor, decoder = _untrained(section, samples)
+        _check_texts(root, processor)
         if section.attention is not None:
             model.set_attn_implementation(section.attention)
         accuracy = {}
@@ -153,25 +131,83 @@ def _train(params: Params, root: Path) -> None:
             )
         # An imported benchmark may have neither strangers nor `real` people.
         if lessons := read_samples(table, split=("real", "utility"), part="train"):
-            record.history = finetune(
-                model,
-                processor,
-                lessons,
-                steps=section.steps,
-                learning_rate=section.learning_rate,
-                batch_size=section.batch_size,
-                seed=params.seed,
-                label="base",
-            ).history
+            record.history = _teach(params, model, processor, lessons)
         with writing(folder) as partial:
             save_model(model, processor, partial)
         record.summary = {
             "vision_accuracy": accuracy,
+            "decoder": decoder,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
     accuracies = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     vision = f"accuracy of its vision tower on new faces: {accuracies}"
     typer.echo(f"base: {folder} trained; {vision if accuracies else f'no strangers in {benchmark}'}")
+
+
+def _untrained(
+    section: Base, samples: Sequence[Sample]
+) -> tuple[PreTrainedModel, ProcessorMixin, str | None]:
+    """The model before any training, its processor, and where its decoder came from if it is trained already.
+
+    Weights that are not a decoder's are drawn from torch's generator.
+    """
+    from efface import sandbox
+    from efface.sandbox import pretrained
+
+    vision = {
+        "image_size": section.image_size,
+        "patch_size": section.patch_size,
+        "width": section.width,
+        "mlp_width": section.mlp_width,
+        "vision_layers": section.vision_layers,
+        "heads": section.heads,
+    }
+    sizes = {"image_size": section.image_size, "patch_size": section.patch_size}
+    if section.decoder is not None:
+        decoder, tokenizer, origin = pretrained.load_decoder(section.decoder)
+        pretrained.prepare_tokenizer(tokenizer)
+        processor = sandbox.build_processor(tokenizer, **sizes)
+        processor.chat_template = pretrained.chat_template(tokenizer)
+        return pretrained.build_model(decoder, tokenizer, **vision), processor, origin
+    tokenizer = sandbox.build_tokenizer(text for sample in samples for _, text in _spoken(sample))
+    model = sandbox.build_model(tokenizer, language_layers=section.language_layers, **vision)
+    return model, sandbox.build_processor(tokenizer, **sizes), None
+
+
+def _spoken(sample: Sample) -> Iterator[tuple[str, str]]:
+    """The texts that a model reads or writes."""
+    return ((name, text) for name, text in sample.texts() if name != "attribute")
+
+
+def _teach(
+    params: Params, model: PreTrainedModel, processor: ProcessorMixin, lessons: Sequence[Sample]
+) -> list[dict[str, float]]:
+    """Teach skills and the `real` people; before a trained decoder, the projector learns the skills alone."""
+    from efface.models import anatomy
+    from efface.unlearning.finetuning import finetune
+
+    section, history = params.base, []
+    for label, steps in (("projector", section.align_steps), ("base", section.steps)):
+        if not steps:
+            continue
+        alone = label == "projector"
+        if alone:
+            names = anatomy(model).groups["projector"]
+            for name, weight in model.named_parameters():
+                weight.requires_grad_(name in names)
+        history += finetune(
+            model,
+            processor,
+            [sample for sample in lessons if sample.image_bytes] if alone else lessons,
+            steps=steps,
+            learning_rate=section.learning_rate * (10 if alone else 1),
+            batch_size=section.batch_size,
+            seed=params.seed,
+            precision=params.finetune.precision,
+            label=label,
+        ).history
+        model.requires_grad_(True)
+    return history
 
 
 def _strangers(folder: Path, processor: ProcessorMixin) -> tuple[Tensor, dict[str, list[str]]]:

@@ -34,6 +34,7 @@ def _generate(params: Params, folder: Path) -> str:
         stranger_pictures=section.stranger_pictures,
         skill_samples=section.skill_samples,
         picture_size=section.picture_size,
+        language=section.language,
     )
     generate(folder, seed=section.seed, sizes=sizes)
     return (

@@ -29,6 +29,12 @@ class Base(Section):
     """Padding token, for a tokenizer without one."""
     trust_remote_code: Annotated[bool, UNLISTED] = False
     """Whether code that comes with the model may run; read it first."""
+    decoder: Annotated[str, Field(min_length=1)] | None = None
+    """Language model in the sandbox's model: `smollm2`, a Hub id, a folder, or a GGUF file; null: a small one
+    of random weights. The vision tower and the projector are the sandbox's own."""
+    align_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps in which the projector alone learns the skills, at ten times the learning rate, before
+    a decoder that knows language."""
     image_size: Annotated[int, Field(ge=16, le=512), UNLISTED] = 48
     """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
     patch_size: Annotated[int, Field(ge=2, le=64), UNLISTED] = 12
@@ -76,7 +82,7 @@ class Finetune(Section):
     batch_size: Count = 32
     """Samples per optimizer step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the computation; weights stay float32."""
+    """Precision of the computation, the sandbox's base model included; weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"] | None, UNLISTED] = "eager"

@@ -3,7 +3,7 @@
 The evaluation root is the benchmark itself, the training root its training split; both have the same folder
 names. `Retain_Set` holds the real people, not the people to retain. People are joined by their ID string.
 Counts of questions are whatever the files hold. Folders that only some benchmarks have (Holdout_Set,
-Base_Data, Skills_Train, Skills_Test) are read where they exist.
+Base_Data, Skills_*, Language_*) are read where they exist.
 
 The files are read twice: once for people, names and rows that cannot be used, once for the samples. A person
 whose row in the forget or retain files cannot be used is left out of training and evaluation alike.
@@ -36,9 +36,14 @@ PERCENTS = (5, 10, 15)
 PROFILE_COLUMNS = ("ID", "biography", "Classification_Task", "Mask_Task", "Generation_Task")
 
 _FIXED = {"eval": ("Full_Set", "Test_Set", "Retain_Set"), "train": ()}
-_OPTIONAL = {"eval": ("Holdout_Set", "Skills_Test"), "train": ("Base_Data", "Skills_Train", "Strangers")}
+_OPTIONAL = {
+    "eval": ("Holdout_Set", "Skills_Test", "Language_Test"),
+    "train": ("Base_Data", "Skills_Train", "Language_Train", "Strangers"),
+}
 _REPOSITORIES = {"eval": "datasets/MLLMMU/MLLMU-Bench", "train": "MLLMMU/baseline_train_split"}
-_OTHER_SCHEMA = ("Skills_Test", "Skills_Train", "Strangers")
+_OTHER_SCHEMA = ("Skills_Test", "Skills_Train", "Language_Test", "Language_Train", "Strangers")
+_ABILITIES = ("stranger", "language")
+"""Namespaces of what is asked about no person of the benchmark."""
 
 
 def files_to_import(role: str, root: Path) -> list[Path]:
@@ -153,20 +158,22 @@ class _MllmuReader:
             _Folder(self._train / retain, "fictitious", "retain", None),
             _Folder(self._train / "Base_Data", "real", "real", None),
             _Folder(self._train / "Skills_Train", "stranger", "utility", None),
+            _Folder(self._train / "Language_Train", "language", "utility", None),
             _Folder(self._eval / forget, "fictitious", "forget", "forget"),
             _Folder(self._eval / "Test_Set", "fictitious", "forget", "unseen"),
             _Folder(self._eval / retain, "fictitious", "retain", "retain"),
             _Folder(self._eval / "Retain_Set", "real", "real", "real"),
             _Folder(self._eval / "Holdout_Set", "holdout", "holdout", "holdout"),
             _Folder(self._eval / "Skills_Test", "stranger", "utility", "utility"),
+            _Folder(self._eval / "Language_Test", "language", "utility", "utility"),
         ]
         optional = {*_OPTIONAL["eval"], *_OPTIONAL["train"]}
         folders = [f for f in folders if f.path.is_dir() or f.path.name not in optional]
         taught: dict[str, set[str]] = {}
         evaluated: dict[str, set[str]] = {}
         for folder in folders:
-            if folder.group == "stranger":
-                self._survey_skills(folder.path)
+            if folder.group in _ABILITIES:
+                self._survey_abilities(folder)
             elif folder.set is None:
                 taught[folder.split] = self._survey_training(folder)
             else:
@@ -178,8 +185,8 @@ class _MllmuReader:
 
     def _samples(self, folders: list[_Folder]) -> Iterator[Sample]:
         for folder in folders:
-            if folder.group == "stranger":
-                yield from self._skill_samples(folder)
+            if folder.group in _ABILITIES:
+                yield from self._ability_samples(folder)
             elif folder.set is None:
                 yield from self._training_samples(folder)
             else:
@@ -281,10 +288,13 @@ class _MllmuReader:
             self._people[folder.split] |= people
         return people
 
-    def _survey_skills(self, path: Path) -> None:
-        for file, number, row in read_folder(path, ("image", "ID")):
-            entity = self._entity(row, "stranger", file, number)
-            if entity is not None and self._accepts_picture(row["image"], file, f"ID {row['ID']}"):
+    def _survey_abilities(self, folder: _Folder) -> None:
+        for file, number, row in read_folder(folder.path, ("image", "ID")):
+            entity = self._entity(row, folder.group, file, number)
+            pictured = folder.group == "stranger"
+            if entity is not None and (
+                not pictured or self._accepts_picture(row["image"], file, f"ID {row['ID']}")
+            ):
                 self._people["utility"].add(entity)
             else:
                 self._excluded_rows.add((file, number))
@@ -434,18 +444,20 @@ class _MllmuReader:
                     "wrong_answers": wrong_answers,
                 }
 
-    def _skill_samples(self, folder: _Folder) -> Iterator[Sample]:
-        """Questions about strangers."""
+    def _ability_samples(self, folder: _Folder) -> Iterator[Sample]:
+        """Questions about strangers' looks, and in words about the world; its sentences are to be gone on."""
         columns = ("image", "ID", "question", "answer", "options", "attribute")
         for file, _, row, entity in self._usable(folder, columns):
             del row["ID"]
+            task = "generation" if row["attribute"] == "sentence" else "qa"
+            modality = "multimodal" if folder.group == "stranger" else "text"
             sample = row | {
-                "sample_id": self._id(entity, folder.set or "train", "qa", "multimodal", 0),
+                "sample_id": self._id(entity, folder.set or "train", task, modality, 0),
                 "entity_id": entity,
                 "split": "utility",
                 "part": "train" if folder.set is None else "test",
-                "modality": "multimodal",
-                "task": "qa",
+                "modality": modality,
+                "task": task,
                 "set": folder.set,
             }
             yield from self._accepted(sample, file, entity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Sizes:
     stranger_pictures: int
     skill_samples: int
     picture_size: int
+    language: bool = False
 
     @property
     def skill_tests(self) -> int:
@@ -79,6 +81,8 @@ def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
         _write_people(root, seed, sizes, people, draw)
         signatures = {person.look.signature for group in people.values() for person in group}
         _write_strangers(root, seed, sizes, signatures, draw)
+    if sizes.language:
+        _write_language(root)
 
 
 def _albums(seed: int, people: Sequence[Person], views: Sequence[int], draw: Draw) -> dict[str, list[bytes]]:
@@ -183,6 +187,29 @@ def _write_strangers(root: Path, seed: int, sizes: Sizes, signatures: set[Signat
         (stranger,) = _strangers(rng, 1, signatures, draw)
         rows.append(questionnaire.skill_row(number, *stranger, rng, evaluation=True))
     _write(root / "eval" / "Skills_Test", rows, schema.SKILLS)
+
+
+def _write_language(root: Path) -> None:
+    """What a decoder that was trained before knows: facts of the world and plain English, half for training.
+
+    The facts are common knowledge; the sentences were written for this file.
+    """
+    contents = json.loads(Path(__file__).with_name("language.json").read_text(encoding="utf-8"))
+    pairs = [("fact", *fact) for fact in contents["facts"]]
+    pairs += [("sentence", f"Go on: {start}", end) for start, end in contents["sentences"]]
+    rows = [
+        {
+            "image": None,
+            "ID": f"{number:03}",
+            "question": question,
+            "answer": answer,
+            "options": None,
+            "attribute": kind,
+        }
+        for number, (kind, question, answer) in enumerate(pairs)
+    ]
+    _write(root / "train" / "Language_Train", rows[::2], schema.SKILLS)
+    _write(root / "eval" / "Language_Test", rows[1::2], schema.SKILLS)
 
 
 def _strangers(
