@@ -50,19 +50,19 @@ def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
     """
     cells = list(dict.fromkeys(cells))
     rows = values[values["set"].isin([name for name, _ in cells])]
-    group_of = rows["set"].replace({"unseen": "forget"}).astype(str)
-    keys = group_of + "\0" + rows["entity_id"].astype(str)
-    people = sorted(set(keys))
-    index = {key: number for number, key in enumerate(people)}
-    owner = keys.map(index).to_numpy(int)
+    sets, modalities = rows["set"].to_numpy(str), rows["modality"].to_numpy(str)
+    every, entities = rows["value"].to_numpy(float), rows["entity_id"].to_numpy(str)
+    keys = [
+        "\0".join(("forget" if name == "unseen" else name, entity))
+        for name, entity in zip(sets, entities, strict=True)
+    ]
+    people, owner = np.unique(np.array(keys, dtype=str), return_inverse=True)
     means = {}
     for cell in cells:
-        in_cell = (
-            (rows["set"] == cell[0]) & (rows["modality"] == cell[1]) & rows["value"].notna()
-        ).to_numpy()
+        in_cell = (sets == cell[0]) & (modalities == cell[1]) & ~np.isnan(every)
         if not in_cell.any():
             continue
-        numbers, owners = rows["value"].to_numpy(float)[in_cell], owner[in_cell]
+        numbers, owners = every[in_cell], owner[in_cell]
         order = np.lexsort((numbers, owners))  # the order of rows changes no digit
         sums = np.bincount(owners[order], weights=numbers[order], minlength=len(people))
         counts = np.bincount(owners, minlength=len(people)).astype(float)
@@ -71,7 +71,7 @@ def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
         without = np.divide(total - sums, rest, out=np.full(len(people), np.nan), where=rest > 0)
         # Exactly the mean of everyone where the person has no row: no rounding, no spread.
         means[cell] = np.concatenate([[total / count], np.where(counts > 0, without, total / count)])
-    return Replicates(means, np.array([key.partition("\0")[0] for key in people]))
+    return Replicates(means, np.array([str(key).partition("\0")[0] for key in people]))
 
 
 @dataclass(frozen=True)

@@ -396,7 +396,9 @@ def cell_outcomes(cells: Sequence[StudyCell], *, goal: Goal) -> list[Outcome]:
                 elif key in outcomes:
                     raise EvaluationError(f"{_words(fold)} has two score tables of {model}: expected one")
                 if key not in outcomes:
-                    outcomes[key] = _outcome(cell, fold, model, table, references, goal)
+                    outcomes[key] = replace(
+                        _outcome(cell, fold, model, table, references, goal), setting=key[1]
+                    )
         if references:
             table = next(iter(references.values()))
             people[fold] = set(table.loc[table["set"] == "forget", "entity_id"].astype(str))
@@ -508,15 +510,53 @@ def compare_study(
 
     Args:
         cells: those there are, tuning or not.
+        goal, methods, folds, controls: as for `compare_outcomes`.
+
+    Raises:
+        EvaluationError: as `cell_outcomes` and `compare_outcomes`.
+        ArtifactError: as `cell_outcomes`.
+    """
+    outcomes = cell_outcomes(cells, goal=goal)
+    return compare_outcomes(
+        outcomes,
+        goal=goal,
+        methods=methods,
+        folds=folds,
+        controls=controls,
+        fronts={
+            method: {
+                Fold(cell.seed, cell.fold): cell.curves[method]
+                for cell in cells
+                if not cell.tuning and cell.curves.get(method)
+            }
+            for method in methods
+        },
+    )
+
+
+def compare_outcomes(
+    outcomes: Sequence[Outcome],
+    *,
+    goal: Goal,
+    methods: Sequence[str],
+    folds: Sequence[Fold],
+    controls: Mapping[str, str],
+    fronts: Mapping[str, Mapping[Fold, Points]],
+) -> StudyComparison:
+    """The comparison from the numbers of every model on every fold.
+
+    Args:
+        outcomes: of `cell_outcomes`.
         goal: what the score asks for.
         methods: methods that the study planned, controls included, in the order to show.
         folds: the folds that the study planned to report: what is missing becomes a marked gap, and a pair
             with a gap is not compared.
         controls: method to its control, such as ``{"mmunlearner": "random_mask", "manu": "random_pruning"}``.
+        fronts: method to its forget-retain curve on each fold, for the figure.
 
     Raises:
-        EvaluationError: as `cell_outcomes`, or if no reported cell is there, or a method or its control is
-            not among ``methods``.
+        EvaluationError: if no reported cell is there, one is of a fold that was not planned, or a method or
+            its control is not among ``methods``.
     """
     unplanned = sorted({*controls, *controls.values()} - set(methods))
     if unplanned:
@@ -524,7 +564,6 @@ def compare_study(
             f"controls names {', '.join(unplanned)}, which the study does not run: expected methods and "
             f"their controls among {', '.join(methods)}"
         )
-    outcomes = cell_outcomes(cells, goal=goal)
     reported = [outcome for outcome in outcomes if not outcome.tuning]
     if not reported:
         raise EvaluationError("no cell of the study that reports finished, so there is nothing to compare")
@@ -553,7 +592,7 @@ def compare_study(
         settings=_settings(outcomes),
         floors=floors,
         gaps=_gaps(reported, methods, planned, floors),
-        fronts=_fronts(cells, methods),
+        fronts={method: of_fold for method, of_fold in fronts.items() if of_fold},
     )
 
 
@@ -643,15 +682,6 @@ def _gaps(
         seeds = ", ".join(map(str, unchecked))
         gaps.append(f"no retrained model on a fold of seed {seeds}: the floor from base is not checked there")
     return gaps
-
-
-def _fronts(cells: Sequence[StudyCell], methods: Sequence[str]) -> dict[str, dict[Fold, Points]]:
-    fronts: dict[str, dict[Fold, Points]] = {}
-    for cell in cells:
-        for method in methods:
-            if not cell.tuning and (points := cell.curves.get(method)):
-                fronts.setdefault(method, {})[Fold(cell.seed, cell.fold)] = points
-    return fronts
 
 
 def _words(fold: Fold) -> str:
