@@ -585,7 +585,7 @@ def compare_outcomes(
         pairs=[
             pair
             for number in PAIRED
-            if number in numbers
+            if set(methods) & numbers.get(number, {}).keys()
             for pair in _pairs(number, numbers, methods, planned)
         ],
         controls=controls,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from efface.evaluation import REFERENCE_MODELS
+from efface.evaluation.curves import Points, retain_at
 from efface.evaluation.intervals import pareto_front
 from efface.report.estimates import Cell, Estimates, lookup
 
@@ -257,6 +259,46 @@ def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) ->
         "same of the people to keep. " + "; ".join(described) + ".",
         caption="Measured while the methods unlearn, on a draw of test questions by picture; the large mark "
         "is the last step. Dotted: the Pareto front of all points, to look at, not to choose by.",
+    )
+
+
+def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str]) -> Plot:
+    """What each method keeps at every level of forgetting, mean over folds.
+
+    Args:
+        curves: method to its curve on each fold.
+        models: all models of the page.
+    """
+    levels = [level / 20 for level in range(21)]
+    fronts = {
+        model: [fmean(retain_at(points, level) for points in of_folds) for level in levels]
+        for model, of_folds in curves.items()
+    }
+
+    def build(theme: Theme) -> Figure:
+        figure = _new_figure(4.2)
+        panel = figure.add_subplot(
+            xlabel="at most so many right about the people to forget", ylabel="right about those to keep"
+        )
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        for model, front in fronts.items():
+            colour, marker = _model_style(model, models, theme)
+            panel.plot(levels, front, marker=marker, color=colour, linewidth=1.4, markersize=4, label=model)
+        _legend(figure, panel)
+        return figure
+
+    described = [
+        f"{model} keeps " + ", ".join(f"{front[at]:.2f} at {levels[at]:.2f}" for at in (2, 5, 10))
+        for model, front in fronts.items()
+    ]
+    return render(
+        build,
+        name="fronts",
+        title="Kept at equal forgetting",
+        alt="One line per method; across, the share still right about the people to forget, at most; up, the "
+        "share right about the people to keep. " + "; ".join(described) + ".",
+        caption="At each level of forgetting the most that any measured point of a method keeps, mean over "
+        "folds; 0 where a method never forgets so much.",
     )
 
 

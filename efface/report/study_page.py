@@ -1,0 +1,282 @@
+"""The page of a study: what it settles, paired comparisons, means over folds, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+from efface.evaluation import LEVEL
+from efface.evaluation.intervals import FoldMean
+from efface.evaluation.studies import (
+    COLUMNS,
+    COSTS,
+    CURVES,
+    EXACT_SCORE,
+    FLOOR_HOLDS,
+    MASKS,
+    SCORES,
+    MethodLine,
+    Pair,
+    StudyComparison,
+)
+from efface.report.estimates import Cell, Estimates
+from efface.report.figures import Plot, front_plot, tradeoff_plots
+from efface.report.report_page import number, svg_uri
+
+DIGITS = {"score": 1, EXACT_SCORE: 1, COSTS[1]: 0}
+"""Digits after the point, where not two."""
+GAPS = "exact match after an attack, above retrained after the same"
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """Everything the page shows.
+
+    Attributes:
+        comparison: of `efface.evaluation.studies.compare_study`.
+        settings: method to its settings in words, in the order of their numbers.
+        unfinished: cell to why it did not finish.
+        provenance: label to value.
+    """
+
+    comparison: StudyComparison
+    settings: Mapping[str, Sequence[str]]
+    unfinished: Mapping[str, str]
+    provenance: Mapping[str, str]
+
+
+def render_study(page: StudyPage) -> str:
+    """One HTML document, pictures and style inside, no script."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = svg_uri
+    folder, comparison = files("efface.report"), page.comparison
+    template = environment.from_string(folder.joinpath("study_page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        page=page,
+        comparison=comparison,
+        seeds=sorted({fold.seed for fold in comparison.folds}),
+        conclusions=study_conclusions(comparison),
+        controls=control_rows(comparison),
+        pairs=pair_rows(comparison),
+        tables=mean_tables(comparison),
+        settings=setting_rows(page),
+        plots=_plots(comparison),
+        level=f"{LEVEL:.0%}",
+        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+    )
+
+
+def study_summary(page: StudyPage) -> str:
+    """The conclusions and the tables as Markdown."""
+    comparison = page.comparison
+    lines = [f"### Study: {_scale(comparison)}", "", *(f"{line}\n" for line in study_conclusions(comparison))]
+    lines += [f"> **Not finished** {cell}: {reason}\n" for cell, reason in page.unfinished.items()]
+    lines += [f"> **Gap** {gap}\n" for gap in comparison.gaps]
+    tables = {"method and control": control_rows(comparison)}
+    tables |= {f"pair, by {title}": rows for title, rows in pair_rows(comparison).items()}
+    for title, rows in tables.items():
+        if rows:
+            lines += [
+                f"| {title} | " + " | ".join(PAIR_COLUMNS) + " |",
+                "|---|" + "---:|" * len(PAIR_COLUMNS),
+            ]
+            lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    for title, (columns, rows_of_means) in mean_tables(comparison).items():
+        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+        for model, cells in rows_of_means:
+            words = [f"{value} ({interval})" if interval else value for value, interval in cells]
+            lines.append(f"| {model} | " + " | ".join(words) + " |")
+        lines.append("")
+    lines += [f"- {method}: {words}" for method, words in setting_rows(page)]
+    lines.append(f"\nIn brackets {LEVEL:.0%} intervals, Student's t over the means of the seeds.")
+    return "\n".join(lines) + "\n"
+
+
+def plain_study(comparison: StudyComparison) -> dict[str, Any]:
+    """The numbers as plain values, for JSON."""
+    return {
+        "goal": comparison.goal,
+        "folds": [list(fold) for fold in comparison.folds],
+        "lines": {
+            line.model: {
+                "folds": line.folds,
+                "refused": list(line.refused),
+                "numbers": {name: _plain(mean) for name, mean in line.numbers.items()},
+            }
+            for line in comparison.lines
+        },
+        "pairs": [asdict(pair) | {"difference": _plain(pair.difference)} for pair in comparison.pairs],
+        "controls": dict(comparison.controls),
+        "settings": {method: asdict(setting) for method, setting in comparison.settings.items()},
+        "floors": [[*fold, value] for fold, value in comparison.floors.items()],
+        "gaps": comparison.gaps,
+    }
+
+
+def _plain(mean: FoldMean | None) -> dict[str, Any] | None:
+    return None if mean is None else asdict(mean) | {"interval": mean.interval()}
+
+
+def _scale(comparison: StudyComparison) -> str:
+    seeds = len({fold.seed for fold in comparison.folds})
+    return f"{len(comparison.folds)} folds on {seeds} seed{'s' if seeds > 1 else ''}, goal {comparison.goal}"
+
+
+def study_conclusions(comparison: StudyComparison) -> list[str]:
+    """Three sentences: what was compared on what floor, what is settled, and what could not be seen."""
+    scores = [pair for pair in comparison.pairs if pair.number == "score"]
+    methods = len(comparison.lines) - sum(
+        line.model in ("base", "vanilla", "retrained") for line in comparison.lines
+    )
+    floors = comparison.floors.values()
+    if not floors:
+        floor = "no retrained model checks the floor, which is the base model's"
+    elif min(floors) >= FLOOR_HOLDS:
+        floor = f"retrained models confirm the floor from base (they forget {min(floors):.2f} or more of 1)"
+    else:
+        floor = (
+            f"the floor from base does not hold: a retrained model forgets {min(floors):.2f} of 1, and "
+            f"{FLOOR_HOLDS} is expected, so every number of forgetting is off by as much"
+        )
+    compared = f"{methods} methods were compared in pairs on {_scale(comparison)}; {floor}."
+    orders = [pair.seen_from(pair.second if pair.verdict == "second" else pair.first) for pair in scores]
+    settled = [f"{p.first} before {p.second}" for p in orders if p.verdict == "first"]
+    missing = sum(pair.verdict == "gap" for pair in scores)
+    claim = "Settled by the score: " + ", ".join(settled) if settled else "The score settles no order"
+    claim += f"; {missing} of {len(scores)} pairs lack folds and are not compared." if missing else "."
+    for method in comparison.controls:
+        own = [pair for pair in comparison.of_control(method) if pair.number == "score"]
+        claim += "".join(f" {method} {VERDICTS[p.verdict]} {comparison.controls[method]}." for p in own)
+    limits = [p.detectable for p in scores if p.verdict == "not settled" and p.detectable is not None]
+    if limits:
+        numbers = f"{min(limits):.1f}" + (f" to {max(limits):.1f}" if len(limits) > 1 else "")
+        unseen = (
+            f"Not settled: {len(limits)} of {len(scores)} pairs; true differences below {numbers} points "
+            "would be missed more often than once in five."
+        )
+    elif any(pair.verdict == "not settled" for pair in scores):
+        unseen = "One fold shows no uncertainty, so nothing can be settled: run more seeds and folds."
+    else:
+        unseen = "No pair that was compared is left open."
+    return [compared, claim, unseen]
+
+
+VERDICTS = {
+    "first": "beats its control",
+    "second": "does not beat its control",
+    "not settled": "is not settled against its control",
+    "measures disagree": "is not settled (knowledge and exact match disagree) against its control",
+    "gap": "is not compared, for want of folds, with its control",
+}
+PAIR_COLUMNS = ("difference", f"{LEVEL:.0%} interval", "p, adjusted", "verdict", "smallest detectable")
+
+
+def control_rows(comparison: StudyComparison) -> list[list[str]]:
+    """Each method against its control, by every number that is compared."""
+    verdicts = {"first": "beats", "second": "does not beat"}
+    return [
+        [f"{method} against {control}, {pair.number}", *_pair_words(pair, verdicts, comparison)]
+        for method, control in comparison.controls.items()
+        for pair in comparison.of_control(method)
+    ]
+
+
+def pair_rows(comparison: StudyComparison) -> dict[str, list[list[str]]]:
+    """Number to its rows, one a pair."""
+    rows: dict[str, list[list[str]]] = {}
+    for pair in comparison.pairs:
+        verdicts = {"first": f"{pair.first} before", "second": f"{pair.second} before"}
+        words = [f"{pair.first} – {pair.second}", *_pair_words(pair, verdicts, comparison)]
+        rows.setdefault(pair.number, []).append(words)
+    return rows
+
+
+def _pair_words(pair: Pair, verdicts: Mapping[str, str], comparison: StudyComparison) -> list[str]:
+    if pair.difference is None:
+        return ["–", "–", "–", f"gap: {pair.folds} of {len(comparison.folds)} folds", "–"]
+    digits, interval = DIGITS.get(pair.number, 3), pair.difference.interval()
+    return [
+        f"{pair.difference.mean:+.{digits}f}",
+        "–" if interval is None else f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}",
+        number(pair.p_value),
+        verdicts.get(pair.verdict, pair.verdict),
+        number(pair.detectable, digits) if pair.verdict == "not settled" else "",
+    ]
+
+
+def mean_tables(
+    comparison: StudyComparison,
+) -> dict[str, tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]]:
+    """Title to columns and rows: model, then value and interval of each column."""
+    known = list(dict.fromkeys(name for line in comparison.lines for name in line.numbers))
+    titles = {
+        f"score, goal {comparison.goal}": ["score", EXACT_SCORE, *SCORES[1:]],
+        "exact match": list(COLUMNS),
+        "forget-retain curve": list(CURVES),
+        "mask": list(MASKS),
+        GAPS: [name for name in known if name.endswith(", gap")],
+        "cost": list(COSTS),
+    }
+    tables = {}
+    for title, columns in titles.items():
+        columns = [column for column in columns if column in known]
+        rows = [
+            (line.model, [*(_mean_words(line, column) for column in columns), (str(line.folds), "")])
+            for line in comparison.lines
+            if any(column in line.numbers for column in columns)
+        ]
+        if rows:
+            tables[title] = [*columns, "folds"], rows
+    return tables
+
+
+def _mean_words(line: MethodLine, column: str) -> tuple[str, str]:
+    """The mean and its interval; a dash for no mean, nothing for no interval."""
+    mean, digits = line.numbers.get(column), DIGITS.get(column, 2)
+    if mean is None:
+        return number(None), ""
+    interval = mean.interval()
+    return number(mean.mean, digits), "" if interval is None else " to ".join(
+        number(x, digits) for x in interval
+    )
+
+
+def setting_rows(page: StudyPage) -> list[tuple[str, str]]:
+    """Method to the setting that was chosen, of how many, and by what score."""
+    rows = []
+    for method, setting in page.comparison.settings.items():
+        words = page.settings.get(method, [])
+        name = words[setting.index] if setting.index < len(words) else f"setting {setting.index}"
+        if setting.refused is not None:
+            rows.append((method, f"{name}, not chosen by a score: {setting.refused}"))
+        else:
+            tried = max(len(words), len(setting.scores))
+            best = setting.scores[setting.index]
+            rows.append((method, f"{name}, best of {tried} with a score of {best:.1f} on the tuning folds"))
+    return rows
+
+
+def _plots(comparison: StudyComparison) -> list[Plot]:
+    plots = tradeoff_plots({line.model: _estimates(line) for line in comparison.lines}, over="seeds")
+    if comparison.fronts:
+        curves = {method: list(of_fold.values()) for method, of_fold in comparison.fronts.items()}
+        plots.append(front_plot(curves, models=[line.model for line in comparison.lines]))
+    return plots
+
+
+def _estimates(line: MethodLine) -> Estimates:
+    estimates: Estimates = {}
+    for column, (kind, modality) in COLUMNS.items():
+        mean = line.numbers.get(column)
+        if mean is not None:
+            low, high = mean.interval() or (None, None)
+            cell = Cell(mean.mean, low, high, mean.folds, mean.folds)
+            estimates.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
+    return estimates
