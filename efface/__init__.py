@@ -15,7 +15,7 @@ _HOMES = {
     "saliency_mask": "efface.saliency",
     "neuron_importance": "efface.neurons",
     "prune": "efface.neurons",
-    "unlearn": "efface.unlearning",
+    "unlearn": "efface.unlearning.unlearn",
     "TrainingConfig": "efface.unlearning",
     "METHODS": "efface.unlearning",
     "score": "efface.evaluation",

@@ -49,7 +49,8 @@ def main(
 
     from efface.models import anatomy
     from efface.neurons import zero_neurons
-    from efface.unlearning import METHODS, TrainingConfig, unlearn
+    from efface.unlearning import METHODS, TrainingConfig
+    from efface.unlearning.unlearn import unlearn
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = timed("build", lambda: built(preset, device))

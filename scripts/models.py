@@ -198,7 +198,8 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             raise ValueError("the likelihood is not finite")
 
     def train() -> None:
-        from efface.unlearning import METHODS, TrainingConfig, unlearn
+        from efface.unlearning import METHODS, TrainingConfig
+        from efface.unlearning.unlearn import unlearn
 
         unlearn(
             state["model"],

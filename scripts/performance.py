@@ -133,7 +133,8 @@ def masks(subject: Subject, clock: Clock) -> Iterator[Row]:
 
 def epoch(subject: Subject, clock: Clock) -> Iterator[Row]:
     """An epoch of MMUnlearner against one of NPO with as many forget steps."""
-    from efface.unlearning import METHODS, TrainingConfig, unlearn
+    from efface.unlearning import METHODS, TrainingConfig
+    from efface.unlearning.unlearn import unlearn
 
     half = len(subject.samples) // 4
     forget, retain, mask = subject.samples[:half], subject.samples[half:], random_mask(subject)

@@ -61,7 +61,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     with writing(folder / "plots") as partial:
         partial.mkdir()
         for plot in (*report.plots, *report.attack_plots, *report.layer_plots, *report.training):
-            (partial / f"{plot.name}.svg").write_bytes(plot.light)
+            (partial / f"{plot.name}.svg").write_bytes(plot.svg)
         long_table(report.estimates).to_csv(partial / "comparison.csv", index=False)
         pd.DataFrame(tradeoff).to_csv(partial / "forget_retain.csv", index=False)
         pd.DataFrame(report.curve, columns=["model", *CURVE]).to_csv(partial / "curve.csv", index=False)

@@ -32,8 +32,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     Of several processes each trains on its share, and the first one writes.
     """
     from efface.masks import load_mask
-    from efface.unlearning import METHODS, TrainingConfig, unlearn
+    from efface.unlearning import METHODS, TrainingConfig
     from efface.unlearning.training.config import DivergenceError
+    from efface.unlearning.unlearn import unlearn
 
     section, shared, seed, main = params.unlearn.methods[name], params.unlearn, params.seed, is_first()
     table, folder = root / "prepared" / "samples.parquet", root / "models" / "unlearned" / name

@@ -1,7 +1,6 @@
 """The figures of the report, with captions and alternative texts that hold the numbers.
 
-Each is drawn twice: dark ink for light pages, light ink for dark ones. The same arguments give the same
-bytes: no dates, fixed ids, text drawn as outlines.
+The same arguments give the same bytes: no dates, fixed ids, text drawn as outlines.
 """
 
 from __future__ import annotations
@@ -31,50 +30,48 @@ METHOD_MARKERS = ("o", "s", "D", "P", "X", "v", "^", "p")
 REFERENCE_MARKERS = ("h", "*", "d")
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one rendering."""
-
-    ink: str
-    faint: str
-    paper: str
-    series: tuple[str, ...]
-    references: tuple[str, ...]
-
-
-LIGHT = Theme(
-    ink="#1f2429",
-    faint="#c9ced6",
-    paper="#ffffff",
-    series=("#0b6bb8", "#b84a00", "#00795c", "#a0307f", "#7a6200", "#5a4fcf", "#b3261e", "#3d6b21"),
-    references=("#6b737d", "#1f2429", "#565f6a"),
-)
-DARK = Theme(
-    ink="#e4e7eb",
-    faint="#454c55",
-    paper="#171b20",
-    series=("#6cb6ff", "#ff9d5c", "#4fd1a5", "#f08ccc", "#e0c04a", "#a9a1ff", "#ff8a80", "#9fd37a"),
-    references=("#8d96a1", "#e4e7eb", "#b6bec8"),
-)
+INK, FAINT, PAPER = "#1f2429", "#c9ced6", "#ffffff"
+COLOURS = ("#0b6bb8", "#b84a00", "#00795c", "#a0307f", "#7a6200", "#5a4fcf", "#b3261e", "#3d6b21")
+REFERENCE_COLOURS = ("#6b737d", INK, "#565f6a")
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "path",
+    "figure.dpi": 72,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure as two SVG files, with its numbers in words."""
+    """One figure as an SVG file on white paper, with its numbers in words."""
 
     name: str
     title: str
     alt: str
     caption: str
-    light: bytes
-    dark: bytes
+    svg: bytes
 
 
-def render(build: Callable[[Theme], Figure], *, name: str, title: str, alt: str, caption: str) -> Plot:
-    """Draw a figure for light and for dark pages.
+def render(build: Callable[[], Figure], *, name: str, title: str, alt: str, caption: str) -> Plot:
+    """Draw a figure.
 
     Args:
-        build: draws the figure in a theme's colours.
+        build: draws it.
         name: file name without suffix; also salts the ids inside the SVG.
         title: heading.
         alt: what the picture shows, with its numbers.
@@ -82,38 +79,10 @@ def render(build: Callable[[Theme], Figure], *, name: str, title: str, alt: str,
     """
     import matplotlib
 
-    images = []
-    for theme in (LIGHT, DARK):
-        style: dict[Any, Any] = {
-            "svg.hashsalt": name,
-            "svg.fonttype": "path",
-            "figure.dpi": 72,
-            "font.family": ["DejaVu Sans"],
-            "font.size": 9.5,
-            "axes.titlesize": 9.5,
-            "axes.labelsize": 9.5,
-            "legend.fontsize": 8.5,
-            "legend.frameon": False,
-            "text.color": theme.ink,
-            "axes.labelcolor": theme.ink,
-            "axes.edgecolor": theme.faint,
-            "axes.facecolor": theme.paper,
-            "figure.facecolor": theme.paper,
-            "savefig.facecolor": theme.paper,
-            "xtick.color": theme.ink,
-            "ytick.color": theme.ink,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": theme.faint,
-            "grid.linewidth": 0.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-        with matplotlib.rc_context(style):
-            file = io.BytesIO()
-            build(theme).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-            images.append(file.getvalue())
-    return Plot(name, title, alt, caption, *images)
+    file = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        build().savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return Plot(name, title, alt, caption, file.getvalue())
 
 
 def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") -> list[Plot]:
@@ -170,17 +139,17 @@ def _two_measures(
         if (across := lookup(of_model, *x)) and (up := lookup(of_model, *y))
     }
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         from adjustText import adjust_text
 
         figure = _new_figure(4.2)
         panel = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
         if len(front) > 1:
-            panel.step(*zip(*front, strict=True), ":", where="post", color=theme.ink, linewidth=1.2)
+            panel.step(*zip(*front, strict=True), ":", where="post", color=INK, linewidth=1.2)
         texts = []
         for index, (model, (across, up)) in enumerate(cells.items()):
-            colour, marker = _model_style(model, list(estimates), theme)
+            colour, marker = _model_style(model, list(estimates))
             for cell, line in ((across, panel.hlines), (up, panel.vlines)):
                 at = up.value if cell is across else across.value
                 if cell.low is not None and cell.high is not None:
@@ -191,7 +160,7 @@ def _two_measures(
                 marker=marker,
                 color=colour,
                 markersize=11 if marker == "*" else 8,
-                markerfacecolor=theme.paper if model in REFERENCE_MODELS else colour,
+                markerfacecolor=PAPER if model in REFERENCE_MODELS else colour,
                 markeredgewidth=1.6,
                 linestyle="",
             )
@@ -209,7 +178,7 @@ def _two_measures(
                 iter_lim=300,
                 expand=(1.15, 1.4),
                 force_text=(0.3, 0.6),
-                arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.8},
+                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8},
             )
         return figure
 
@@ -230,16 +199,16 @@ def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) ->
         paths.setdefault(row["model"], []).append((row["forget_known"], row["retain_known"]))
     front = sorted({(row["forget_known"], row["retain_known"]) for row in points if row["on_front"]})
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(4.2)
         panel = figure.add_subplot(
             xlabel="right about the people to forget", ylabel="right about those to keep"
         )
         panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
         if len(front) > 1:
-            panel.step(*zip(*front, strict=True), ":", where="post", color=theme.ink, linewidth=1.2)
+            panel.step(*zip(*front, strict=True), ":", where="post", color=INK, linewidth=1.2)
         for model, path in paths.items():
-            colour, marker = _model_style(model, models, theme)
+            colour, marker = _model_style(model, models)
             across, up = zip(*path, strict=True)
             panel.plot(across, up, "-", color=colour, linewidth=1.2, alpha=0.7)
             panel.plot(across, up, marker, color=colour, markersize=4, label=model)
@@ -275,14 +244,14 @@ def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str])
         for model, of_folds in curves.items()
     }
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(4.2)
         panel = figure.add_subplot(
             xlabel="at most so many right about the people to forget", ylabel="right about those to keep"
         )
         panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         for model, front in fronts.items():
-            colour, marker = _model_style(model, models, theme)
+            colour, marker = _model_style(model, models)
             panel.plot(levels, front, marker=marker, color=colour, linewidth=1.4, markersize=4, label=model)
         _legend(figure, panel)
         return figure
@@ -312,12 +281,12 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
     """
     label = f"{metric.replace('_', ' ')}, people held out"
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(3.3)
         panel = figure.add_subplot(xlabel="steps of relearning", ylabel=label)
         panel.set_ylim(-0.04, 1.04)
         for model, curve in curves.items():
-            colour, marker = _model_style(model, models, theme)
+            colour, marker = _model_style(model, models)
             reference = model in REFERENCE_MODELS
             panel.plot(
                 list(curve),
@@ -325,7 +294,7 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
                 marker=marker,
                 color=colour,
                 linestyle="--" if reference else "-",
-                markerfacecolor=theme.paper if reference else colour,
+                markerfacecolor=PAPER if reference else colour,
                 linewidth=1.4,
                 markersize=5.5,
                 label=model,
@@ -363,14 +332,14 @@ def saliency_plot(
     whole = {group: share for group, share in of_groups.items() if group not in with_layers}
     groups = by_tower({**density["layers"], **whole})
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(3.0)
         panels = _tower_panels(figure, groups)
         for index, (panel, (group, layers)) in enumerate(zip(panels, groups.items(), strict=True)):
-            panel.bar(range(len(layers)), list(layers.values()), color=theme.series[index], width=0.75)
+            panel.bar(range(len(layers)), list(layers.values()), color=COLOURS[index], width=0.75)
             share = of_groups.get(group)
             if share is not None:
-                panel.axhline(share, color=theme.ink, linewidth=1, linestyle="--")
+                panel.axhline(share, color=INK, linewidth=1, linestyle="--")
             _layer_ticks(panel, list(layers))
             panel.set_title(group if share is None else f"{group}\nall {share:.0%}")
         panels[0].set(ylabel="share of weights in the mask")
@@ -413,7 +382,7 @@ def pruning_plot(pruned: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Plot:
     }
     layers_of = by_tower(names)
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(3.1)
         panels = _tower_panels(figure, layers_of)
         step = 0.8 / len(counts)
@@ -421,7 +390,7 @@ def pruning_plot(pruned: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Plot:
             for index, (method, towers) in enumerate(counts.items()):
                 places = [place - 0.4 + step * (index + 0.5) for place in range(len(layers))]
                 heights = [towers.get(tower, {}).get(layer, 0) for layer in layers]
-                colour = theme.series[index % len(theme.series)]
+                colour = COLOURS[index % len(COLOURS)]
                 panel.bar(places, heights, width=step * 0.92, color=colour, label=method)
             _layer_ticks(panel, list(layers))
             panel.set_title(tower)
@@ -462,20 +431,18 @@ def training_plot(
         labels = {"retain_loss": "training"}
     curves = {label: series for key, label in labels.items() if (series := _series(history, key))[0]}
 
-    def build(theme: Theme) -> Figure:
+    def build() -> Figure:
         figure = _new_figure(2.9)
         losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for index, (label, (at, values)) in enumerate(curves.items()):
-            losses.plot(
-                at, values, "--" if index else "-", color=theme.series[index], label=label, linewidth=1.4
-            )
+            losses.plot(at, values, "--" if index else "-", color=COLOURS[index], label=label, linewidth=1.4)
         everything = [value for _, values in curves.values() for value in values]
         if len(curves) > 1 and 0 < 20 * min(everything) < max(everything):  # one driven up, one held down
             losses.set_yscale("log")
         if curves:
             losses.legend(loc="best", ncols=2)
         losses.set_ylabel("loss")
-        rate.plot(*_series(history, "learning_rate"), color=theme.ink, linewidth=1.2)
+        rate.plot(*_series(history, "learning_rate"), color=INK, linewidth=1.2)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         rate.set(xlabel="step", ylabel="rate")
         rate.set_ylim(bottom=0)
@@ -527,13 +494,13 @@ def _new_figure(height: float) -> Figure:
     return figure
 
 
-def _model_style(model: str, models: Sequence[str], theme: Theme) -> tuple[str, str]:
+def _model_style(model: str, models: Sequence[str]) -> tuple[str, str]:
     """Colour and marker of a model: grey shapes for the reference models, hues for the methods."""
     if model in REFERENCE_MODELS:
         index = REFERENCE_MODELS.index(model)
-        return theme.references[index], REFERENCE_MARKERS[index]
+        return REFERENCE_COLOURS[index], REFERENCE_MARKERS[index]
     index = [name for name in models if name not in REFERENCE_MODELS].index(model)
-    return theme.series[index % len(theme.series)], METHOD_MARKERS[index % len(METHOD_MARKERS)]
+    return COLOURS[index % len(COLOURS)], METHOD_MARKERS[index % len(METHOD_MARKERS)]
 
 
 def _legend(figure: Figure, panel: Axes) -> None:

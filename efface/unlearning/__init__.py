@@ -4,6 +4,5 @@ from efface.unlearning.method import Method
 from efface.unlearning.methods import METHODS
 from efface.unlearning.settings import TrainingSettings
 from efface.unlearning.training.config import TrainingConfig
-from efface.unlearning.unlearn import UnlearningResult, unlearn
 
-__all__ = ["METHODS", "Method", "TrainingConfig", "TrainingSettings", "UnlearningResult", "unlearn"]
+__all__ = ["METHODS", "Method", "TrainingConfig", "TrainingSettings"]

@@ -12,7 +12,8 @@ from efface.errors import ModelError
 from efface.models import anatomy, load_model, weights_digest
 from efface.models.lora import Lora, add_lora
 from efface.models.memory import estimate_memory
-from efface.unlearning import METHODS, TrainingConfig, unlearn
+from efface.unlearning import METHODS, TrainingConfig
+from efface.unlearning.unlearn import unlearn
 from tasks import unlearn as stage
 from tests.efface.conftest import sample
 from tests.tasks.test_unlearn import LORA, TRAINING, params, root, template, weights

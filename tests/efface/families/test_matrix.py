@@ -17,7 +17,8 @@ from efface.models.chat_template import add_system_turn
 from efface.models.mlps import watch_neurons
 from efface.neurons import activation_statistics, zero_neurons
 from efface.saliency import fisher_diagonal, saliency_mask
-from efface.unlearning import METHODS, unlearn
+from efface.unlearning import METHODS
+from efface.unlearning.unlearn import unlearn
 from tests.efface.families.conftest import picture
 from tests.efface.test_encoding import with_prompts_read
 from tests.efface.unlearning.losses import SETTINGS

@@ -153,8 +153,9 @@ def test_added_tokens_need_embeddings_in_the_adapter(folder, tmp_path, pictured)
 def test_adapter_to_base_to_vanilla_to_unlearned(adapter, processor, pictured, tmp_path):
     """The path of the stages at library level: point to the adapter, finetune, save, load, unlearn."""
     from efface.models.source import write_pointer
-    from efface.unlearning import METHODS, unlearn
+    from efface.unlearning import METHODS
     from efface.unlearning.finetuning import finetune
+    from efface.unlearning.unlearn import unlearn
 
     (tmp_path / "base").mkdir()
     write_pointer(Source(str(adapter)), tmp_path / "base")

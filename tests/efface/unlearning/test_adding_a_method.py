@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
-from efface.unlearning import unlearn
+from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import options
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "a-method-of-your-own.md").read_text(

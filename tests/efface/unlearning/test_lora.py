@@ -14,7 +14,7 @@ from efface.errors import ModelError
 from efface.models import anatomy, load_model, save_model
 from efface.models.lora import Lora, add_lora
 from efface.saliency.variants import measure_mask
-from efface.unlearning import unlearn
+from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import options
 
 LORA = Lora(rank=4, alpha=8.0, dropout=0.0, components=("language",))

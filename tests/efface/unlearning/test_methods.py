@@ -10,11 +10,12 @@ import torch
 from efface.encoding import Encoder, collate, encode
 from efface.encoding.answers import answer_log_probs, log_probs_of, nll
 from efface.errors import DataError, ModelError
-from efface.unlearning import METHODS, unlearn
+from efface.unlearning import METHODS
 from efface.unlearning.method import Batch
 from efface.unlearning.methods.rmu import direction
 from efface.unlearning.quantities import hidden_states
 from efface.unlearning.refusals import refusals_for
+from efface.unlearning.unlearn import unlearn
 from tests.efface.conftest import sample
 from tests.efface.unlearning.losses import (
     LOSSES,

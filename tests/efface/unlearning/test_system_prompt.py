@@ -10,7 +10,8 @@ import torch
 from efface.encoding import Encoder, prompt_of
 from efface.errors import ModelError
 from efface.models import load_model, save_model
-from efface.unlearning import METHODS, unlearn
+from efface.unlearning import METHODS
+from efface.unlearning.unlearn import unlearn
 
 INSTRUCTION = 'Say "red" {{ and }} nothing else.\nNot blue.'
 ROLES = (

@@ -11,8 +11,8 @@ import torch
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.models import anatomy
-from efface.unlearning import unlearn
 from efface.unlearning.training.batch_source import EpochSampler
+from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import options
 
 

@@ -13,13 +13,14 @@ from efface.errors import ArtifactError, ModelError
 from efface.models import anatomy
 from efface.models.lora import Lora, add_lora
 from efface.neurons import zero_neurons
-from efface.unlearning import METHODS, TrainingConfig, unlearn
+from efface.unlearning import METHODS, TrainingConfig
 from efface.unlearning.finetuning import finetune
 from efface.unlearning.method import Batch, Term
 from efface.unlearning.training.batch_source import EpochSampler
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import DivergenceError
 from efface.unlearning.training.loop import Terms
+from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import fit, options, weights
 
 STEPS, SEED = 4, 3

@@ -12,10 +12,11 @@ import torch
 from efface.encoding import Encoder, collate, encode
 from efface.errors import ArtifactError
 from efface.models.lora import Lora, add_lora
-from efface.unlearning import METHODS, unlearn
+from efface.unlearning import METHODS
 from efface.unlearning.quantities import answer_distributions, answer_totals, hidden_states
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.references import CachedReferences, ReferenceComputation
+from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.losses import SETTINGS
 from tests.efface.unlearning.runs import options, weights
 from tests.efface.unlearning.test_methods import slow_log_prob
