@@ -22,7 +22,7 @@ from efface.errors import EffaceError
 from tasks.tracking.client import redact
 
 LAST_LINES = 15
-PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 60.0
 _OUTCOMES = (
     ("Running stage ", "ran"),
     ("is cached - skipping run, checking out outputs", "restored"),
@@ -79,12 +79,12 @@ def dvc(
     )
     _children.add(child)
     lines: list[str] = []
-    next_redraw = 0.0
+    next_redraw = time.monotonic() + PROGRESS_SECONDS
     try:
         assert child.stdout is not None
         for line in io.TextIOWrapper(child.stdout, encoding="utf-8", errors="replace", newline=""):
             text = redact(line.rstrip())
-            if line.endswith("\r") and text:  # a progress bar redraws its line: one picture every ten seconds
+            if line.endswith("\r") and text:  # a progress bar redraws its line: one line a minute
                 if time.monotonic() < next_redraw:
                     continue
                 next_redraw = time.monotonic() + PROGRESS_SECONDS
@@ -203,4 +203,4 @@ def _terminate(child: subprocess.Popen[bytes]) -> None:
 def _environment() -> dict[str, str]:
     """This process's, with the interpreter's folder first on the path: dvc.yaml runs `python`."""
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": ""}

@@ -8,12 +8,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.config.stages import STAGES, Stage
 from tasks.runtime import environment, sharing
+
+if TYPE_CHECKING:
+    from tasks.config import Params
 
 app = typer.Typer(
     help="Run one stage of the pipeline; `dvc repro` and `python -m flows.pipeline` run them all.",
@@ -105,6 +108,19 @@ def _run_stage(stage: Stage, name: str | None) -> None:
             run = importlib.import_module(f"tasks.{stage.module}").run
             arguments = [stage.name] if stage.module != stage.name else [name] if name else []
             run(params, *arguments, root=ROOT)
+        _print_remaining(params)
+
+
+def _print_remaining(params: Params) -> None:
+    """One line on what is left of the run; a damaged record is the business of the stage that reads it."""
+    from ruamel.yaml import YAMLError
+
+    from efface.errors import ArtifactError
+    from tasks.runtime.progress import remaining
+
+    with contextlib.suppress(ArtifactError, YAMLError, KeyError, TypeError):
+        if line := remaining(params, ROOT):
+            typer.echo(line)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ class Stage:
         shared: several processes can share its work.
         module: file in `tasks`; by default its name.
         dvc: stages of dvc.yaml that run it; by default its name.
+        seconds: of one run with the default parameters on two cores, for estimates: only their ratios count.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Stage:
     per: Literal["mask", "method", "model"] | None = None
     gpu: bool = False
     shared: bool = False
+    seconds: int = 0
     module: str = ""
     dvc: tuple[str, ...] = ()
 
@@ -40,15 +42,16 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("params", "Check params.yaml."),
-        Stage("benchmark", "Generate the embedded benchmark, or import a published one."),
-        Stage("prepare", "Make one table of samples and its splits."),
-        Stage("base", "Train the base model, or point to an existing one.", gpu=True),
+        Stage("benchmark", "Generate the embedded benchmark, or import a published one.", seconds=60),
+        Stage("prepare", "Make one table of samples and its splits.", seconds=10),
+        Stage("base", "Train the base model, or point to an existing one.", gpu=True, seconds=300),
         Stage(
             "vanilla",
             "Fine-tune the base model on all people.",
             gpu=True,
             shared=True,
             module="finetune",
+            seconds=430,
         ),
         Stage(
             "retrained",
@@ -56,23 +59,45 @@ STAGES: dict[str, Stage] = {
             gpu=True,
             shared=True,
             module="finetune",
+            seconds=400,
         ),
-        Stage("saliency", "Make the saliency mask.", gpu=True, shared=True),
+        Stage("saliency", "Make the saliency mask.", gpu=True, shared=True, seconds=30),
         Stage(
-            "control", "Make a control mask of the saliency mask's size.", per="mask", gpu=True, shared=True
+            "control",
+            "Make a control mask of the saliency mask's size.",
+            per="mask",
+            gpu=True,
+            shared=True,
+            seconds=30,
         ),
-        Stage("importance", "Score every MLP neuron.", gpu=True, shared=True),
-        Stage("prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True),
-        Stage("unlearn", "Unlearn by training, with one method.", per="method", gpu=True, shared=True),
+        Stage("importance", "Score every MLP neuron.", gpu=True, shared=True, seconds=40),
+        Stage(
+            "prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True, seconds=5
+        ),
+        Stage(
+            "unlearn",
+            "Unlearn by training, with one method.",
+            per="method",
+            gpu=True,
+            shared=True,
+            seconds=60,
+        ),
         Stage(
             "evaluate",
             "Score one model on every question.",
             per="model",
             gpu=True,
             dvc=("evaluate", "evaluate_unlearned", "evaluate_pruned"),
+            seconds=30,
         ),
-        Stage("attack", "Try to bring back what one model was made to forget.", per="model", gpu=True),
-        Stage("report", "Write data/report from all scores."),
+        Stage(
+            "attack",
+            "Try to bring back what one model was made to forget.",
+            per="model",
+            gpu=True,
+            seconds=100,
+        ),
+        Stage("report", "Write data/report from all scores.", seconds=15),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 
 QUIET = {
@@ -29,6 +30,7 @@ CALM = {
 
 
 def apply(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what is not set already."""
-    for name, value in (QUIET | CALM).items():
+    """Set what is not set already; progress bars are for a terminal only."""
+    bars = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
+    for name, value in (QUIET | CALM | bars).items():
         environment.setdefault(name, value)

@@ -1,0 +1,46 @@
+"""What is left of a run, for the line at the end of each stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tasks.config import Params
+from tasks.config.stages import STAGES, names_of
+from tasks.runtime.artifacts import read_json
+
+
+def remaining(params: Params, root: Path = Path("data")) -> str | None:
+    """How many stages DVC has yet to run for the first time, and about how long they take.
+
+    The estimate scales the seconds of `STAGES` by what the finished stages took here. None where DVC did not
+    start this stage, and where all stages have run before: DVC alone knows which of those are stale.
+    """
+    from ruamel.yaml import YAML
+
+    current, lock = os.environ.get("DVC_STAGE"), root.parent / "dvc.lock"
+    if current is None:
+        return None
+    locked = YAML(typ="safe").load(lock)["stages"] if lock.is_file() else {}
+    names = {"evaluate": params.models, "attack": params.attack.models}
+    left = [
+        stage
+        for stage in STAGES.values()
+        for name in (names.get(stage.name, names_of(stage, params)) if stage.per else [""])
+        if _dvc_name(stage.name, name, params) not in {current, *locked}
+    ]
+    if not left:
+        return None
+    count = f"{len(left)} stage{'s' if len(left) > 1 else ''} left"
+    records = [read_json(path) for path in (root / "runs").glob("*.json")]
+    typical = sum(STAGES[record["stage"]].seconds for record in records)
+    if not typical:
+        return count
+    seconds = sum(stage.seconds for stage in left) * sum(record["seconds"] for record in records) / typical
+    return f"{count}, about {seconds / 60:.0f} min" if seconds >= 60 else f"{count}, less than a minute"
+
+
+def _dvc_name(stage: str, name: str, params: Params) -> str:
+    if stage == "evaluate":
+        return params.evaluation_of(name)
+    return f"{stage}@{name}" if name else stage
