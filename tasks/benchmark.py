@@ -10,6 +10,7 @@ import typer
 from efface.data.benchmarks import READERS, ROOTS
 from tasks.config import Params
 from tasks.runtime.artifacts import writing
+from tasks.runtime.purged import purge_filter
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -17,11 +18,11 @@ def run(params: Params, root: Path = Path("data")) -> None:
     name = params.benchmark.name
     folder = root / "benchmarks" / name
     with writing(folder) as partial:
-        summary = _import(params, partial) if name in ROOTS else _generate(params, partial)
+        summary = _import(params, partial) if name in ROOTS else _generate(params, partial, root)
     typer.echo(f"{folder}: {summary}")
 
 
-def _generate(params: Params, folder: Path) -> str:
+def _generate(params: Params, folder: Path, root: Path) -> str:
     from efface.data.benchmarks.avatars.generate import Sizes, generate
 
     section = params.avatars
@@ -36,7 +37,7 @@ def _generate(params: Params, folder: Path) -> str:
         picture_size=section.picture_size,
         language=section.language,
     )
-    generate(folder, seed=section.seed, sizes=sizes)
+    generate(folder, seed=section.seed, sizes=sizes, left_out=purge_filter(root))
     return (
         f"{sizes.people} fictitious, {sizes.real} real and {sizes.holdout} holdout people, "
         f"{sizes.pictures} pictures of {sizes.picture_size} pixels"

@@ -17,6 +17,7 @@ from efface.data.splits import draw_validation, with_people, with_validation
 from efface.errors import DataError
 from tasks.config import Params
 from tasks.runtime.artifacts import write_json, writing
+from tasks.runtime.purged import purge_filter
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -36,6 +37,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         bad_rows=bad_rows,
     )
     _check_similar_people(data, section.similar_people, folder)
+    _check_purged(data, root, folder)
     if forget is not None:
         candidates = [*data.entities["forget"], *data.entities["retain"]]
         forget, forgotten = (resolve_people(typed, candidates, data.names) for typed in (forget, forgotten))
@@ -86,6 +88,16 @@ def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> Non
             f"{folder}: {len(groups)} groups of people who are likely one person, spelled in several ways: "
             f"{listed}; use one spelling, or say that they are different people with prepare.similar_people: "
             "distinct"
+        )
+
+
+def _check_purged(data: BenchmarkData, root: Path, folder: Path) -> None:
+    """Nobody whose data were purged comes back with the benchmark."""
+    purged = purge_filter(root)
+    if people := [person for members in data.entities.values() for person in members if purged(person)]:
+        raise DataError(
+            f"{folder}: {', '.join(people)} had their data purged on request; remove them from the "
+            "benchmark's source (benchmark.roots), then run again"
         )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import save_file
 
@@ -24,7 +27,12 @@ from tests.study_results import _questions, _sample, score_table
 PROJECT = Path(__file__).parents[1]
 PEOPLE = [f"fictitious/{number:03}" for number in range(8)]
 NAMES = {person: f"{'ABCDEFGH'[i]}lva Marlow" for i, person in enumerate(PEOPLE)} | {"real/000": "Real One"}
-SHARES = {"vanilla": (0.98, 0.99, 0.98, 0.9), "good": (0.05, 0.9, 0.97, 0.9), "bad": (0.9, 0.9, 0.2, 0.9)}
+SHARES = {
+    "base": (0.04, 0.05, 0.04, 0.9),
+    "vanilla": (0.98, 0.99, 0.98, 0.9),
+    "good": (0.05, 0.9, 0.97, 0.9),
+    "bad": (0.9, 0.9, 0.2, 0.9),
+}
 """Share right: forget by picture, forget by name, retain, everything else."""
 
 
@@ -101,8 +109,28 @@ def make_project(folder: Path, database: Path, **changes: object) -> RequestsPro
     splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": entities, "names": NAMES}
     write_json(root / "prepared" / "splits.json", splits)
     _model(root / "models" / "vanilla", "vanilla")
+    _model(root / "models" / "base", "base")
     shutil.copy(database, folder / "mlflow.db")
     return RequestsProject(root, params_with(**changes))
+
+
+def write_benchmark(root: Path, person: str | None, *, without: Collection[str] = ()) -> bytes:
+    """Write raw and prepared data, as their stages would; returns a picture of the person."""
+    people, rng = [p for p in PEOPLE if p not in without], np.random.default_rng(0)
+    samples = [s for p in people for s in _questions(p, NAMES[p], "retain", "retain", rng)]
+    (root / "prepared").mkdir(parents=True, exist_ok=True)
+    write_samples(samples, root / "prepared" / "samples.parquet")
+    entities = {"forget": [], "retain": people, "real": ["real/000"], "holdout": []}
+    names = {p: name for p, name in NAMES.items() if p not in without}
+    splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": entities, "names": names}
+    write_json(root / "prepared" / "splits.json", splits)
+    pictures = {s.entity_id: s.image_bytes for s in samples if s.image_bytes is not None}
+    (root / "benchmarks").mkdir(exist_ok=True)
+    table = pa.table(
+        {"person": list(pictures), "image": [{"bytes": b, "path": ""} for b in pictures.values()]}
+    )
+    pq.write_table(table, root / "benchmarks" / "faces.parquet", compression="none", use_dictionary=False)
+    return pictures.get(person or "", b"")
 
 
 def _model(folder: Path, name: str) -> None:
@@ -137,10 +165,13 @@ def write_run(folder: Path, run: plan.Plan, quality: str) -> None:
     about = json.dumps({"variant": "paper", "threshold": 1.0, "density": {"total": 0.2}})
     save_file({"w": np.ones(4, np.uint8)}, root / "masks" / "saliency.safetensors", {"efface": about})
     _model(root / "models" / "unlearned" / "mmunlearner", run.run)
-    for model in ("vanilla", "original", "mmunlearner"):
+    method = folder / "efface" / "unlearning" / "methods" / "mmunlearner.py"
+    method.parent.mkdir(parents=True, exist_ok=True)
+    method.write_text("of the run")
+    for model in ("base", "vanilla", "original", "mmunlearner"):
         place = "unlearned/mmunlearner" if model == "mmunlearner" else model
         if (root / "models" / place).is_dir():
-            shares = SHARES[quality if model == "mmunlearner" else "vanilla"]
+            shares = SHARES[{"mmunlearner": quality, "base": "base"}.get(model, "vanilla")]
             (root / "scores").mkdir(exist_ok=True)
             table = score_table(model, samples, shares, np.random.default_rng(1))
             table.to_parquet(root / "scores" / f"{model}.parquet", index=False)

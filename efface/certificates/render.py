@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MODELS = {
     "original": "vanilla, none forgotten",
     "before": "in production before",
     "after": "new model",
     "retrained": "retrained without them",
+    "base": "never met them",
 }
 """Models of the scores, in the order of the page's columns."""
 GATES = {
     "forget": "Forgotten: exact match by picture",
     "retain": "People to keep, as a share of vanilla's",
     "utility": "Real people and skills, as a share of vanilla's",
+    "knowledge": "Probability of the facts, share left",
+    "membership": "Membership inference, AUC",
+    "tpr": "Membership inference, true positives at 1 % false ones",
+    "relative_p": "Nearer to a model that never met them, p",
+    "neighbours": "People most like them, as a share of vanilla's",
     "relearn_gap": "After relearning, above the retrained model",
 }
 QUESTIONS = {
@@ -33,15 +42,9 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     Raises:
         KeyError: if the certificate lacks a part.
     """
-    from jinja2 import Environment, StrictUndefined, UndefinedError
+    from jinja2 import UndefinedError
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": format_number, "grouped": group_digits, "plain": format_parameter}
-    template = environment.from_string(
-        files("efface.certificates").joinpath("certificate.html.j2").read_text(encoding="utf-8")
-    )
+    template = environment().get_template("certificate.html.j2")
     scores, request = certificate["scores"]["requests"], certificate["request"]["id"]
     try:
         return template.render(
@@ -55,6 +58,35 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
         )
     except UndefinedError as error:
         raise KeyError(f"the certificate lacks a part: {error}") from error
+
+
+def render_purge_record(record: Mapping[str, Any]) -> str:
+    """The page of a purge record, likewise.
+
+    Raises:
+        KeyError: if the record lacks a part.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        return environment().get_template("purge_record.html.j2").render(c=record, purge=record["purge"])
+    except UndefinedError as error:
+        raise KeyError(f"the record lacks a part: {error}") from error
+
+
+def environment() -> Environment:
+    """Jinja with the templates beside this file."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    result = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    result.filters |= {"number": format_number, "grouped": group_digits, "plain": format_parameter}
+    return result
 
 
 def format_number(value: float | None) -> str:

@@ -120,6 +120,7 @@ def promote() -> None:
 
         number, requests = promotion.promote(root, registry)
         typer.echo(f"version {number} is in production; done: {', '.join(requests) or 'no request'}")
+        _tell(root, registry, requests)
 
 
 @app.command()
@@ -160,6 +161,57 @@ def withdraw(identifier: Id, reason: Annotated[str, typer.Option(help="Why; stor
         with production_lock(Path(), "withdraw"):
             promotion.withdraw(ROOT, identifier, reason)
         typer.echo(f"request {identifier} is withdrawn")
+
+
+@app.command()
+def purge(
+    identifier: Id,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Delete all data of a done request's people, and models that know them; it cannot be undone."""
+    with _locked("purge") as (root, registry):
+        from flows.requests import purge as purges
+        from flows.server import require_server
+        from tasks.config import load_params
+
+        require_server()
+        if dry_run:
+            plan = purges.plan(load_params(), root, registry, identifier)
+            for line in purges.lines_of(plan):
+                typer.echo(line)
+            return
+        record = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
+        for line in purges.lines_of(record["purge"]):
+            typer.echo(line)
+        _tell(root, registry, [identifier])
+        typer.echo(f"the data of request {identifier} are deleted; record {record['number']} says what")
+
+
+@app.command()
+def letter(identifier: Id) -> None:
+    """Write the letter to the person again and print it."""
+    with _errors_in_words():
+        from tasks.config import load_params
+        from tasks.requests.notify import write_letter
+
+        text, page = write_letter(load_params(), ROOT, identifier)
+        typer.echo(text.read_text(encoding="utf-8"))
+        typer.echo(f"{page}\n{text}")
+
+
+@app.command()
+def notify(identifier: Id) -> None:
+    """Tell the recipients' webhook of a done request, and list who is to be told."""
+    with _locked("notify") as (root, registry):
+        from tasks.config import load_params
+        from tasks.requests import notify as notifications
+
+        values = notifications.event(load_params(), root, registry, identifier)
+        typer.echo(f"recipients: {', '.join(values['recipients']) or 'none'}")
+        numbers = values["models_that_know_them"]
+        typer.echo(f"versions that still know them: {', '.join(map(str, numbers)) or 'none'}")
+        sent = notifications.post(values)
+        typer.echo("sent to the webhook" if sent else f"no webhook: {notifications.WEBHOOK} is not set")
 
 
 @app.command()
@@ -209,6 +261,20 @@ def _locked(command: str) -> Iterator[Any]:
         registry = registry_of(load_params(), ROOT)
         with production_lock(Path(), command):
             yield ROOT, registry
+
+
+def _tell(root: Path, registry: Any, requests: list[str]) -> None:
+    """Letters and events of requests that are done; a webhook that is away fails nothing."""
+    from tasks.config import load_params
+    from tasks.requests import notify as notifications
+
+    for name in requests:
+        text, _ = notifications.write_letter(load_params(), root, name)
+        typer.echo(f"letter of request {name}: {text}")
+        try:
+            notifications.post(notifications.event(load_params(), root, registry, name))
+        except notifications.NotificationError as error:
+            typer.echo(f"note: {error}", err=True)
 
 
 def _table(overview: Any) -> Table:

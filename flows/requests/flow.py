@@ -10,13 +10,14 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
 from efface.errors import EffaceError
 from flows.commands import ending_with_flow, reproduce
 from flows.devices import device
 from flows.requests.project import make_project
+from flows.requests.purge import due_purges, purge_request
 from flows.sharing import has_remote, share
 from tasks.config import Params, load_params
 from tasks.requests import finish
@@ -106,7 +107,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     try:
         with ending_with_flow():
             with production_lock(Path(), "a run of requests"):
-                lines, success, folder = _carry_out(only or [])
+                lines, success, folder = _carry_out(only or [], purge=bool(deployment.id))
             if folder is not None and has_remote(folder):  # the production model is free meanwhile
                 share(folder)
     except EffaceError as error:
@@ -120,14 +121,19 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     return Completed(data=lines) if success else Failed(message="\n".join(lines))
 
 
-def _carry_out(only: list[str]) -> tuple[list[str], bool, str | None]:
+def _carry_out(only: list[str], *, purge: bool) -> tuple[list[str], bool, str | None]:
     """A line per request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
     read_salt(Path())  # one that is too short is reported now, not after training
     registry = registry_of(params, ROOT)
+    for name in due_purges(params, ROOT, registry) if purge else ():
+        purge_request(params, ROOT, registry, name, log=get_run_logger().info)
     run = plan(params, registry, only)
+    problems = run.problems if isinstance(run, Plan) else run
+    # Not the reasons, which name people: Prefect keeps what it is told.
+    lines = [f"request {name} is invalid: python -m flows.requests list says why" for name in problems]
     if not isinstance(run, Plan):
-        return [*run.values(), "no request is pending"], not run, None
+        return [*lines, "no request is pending"], not run, None
     log = get_run_logger()
     log.info("run %s: %s, from version %d", run.run, ", ".join(run.batch), run.start.number)
     folder = prepare(run, params)
@@ -139,11 +145,11 @@ def _carry_out(only: list[str]) -> tuple[list[str], bool, str | None]:
         reasons = "; ".join(verdict.failures)
         refused = [f"request {name} needs attention: {reasons}" for name in run.batch]
         refused.append(f"version {run.start.number} stays in production")
-        return [*run.problems.values(), *refused], False, folder
+        return [*lines, *refused], False, folder
     number = accept(run, verdict, params, registry)
     role = "in production" if params.requests.auto_promote else "the candidate"
     accepted = [f"request {name}: version {number} has forgotten them and is {role}" for name in run.batch]
-    return [*run.problems.values(), *accepted], not run.problems, folder
+    return [*lines, *accepted], not run.problems, folder
 
 
 def run(only: list[str], echo: Callable[[str], None]) -> bool:

@@ -12,7 +12,13 @@ from ruamel.yaml import YAML
 from flows.commands import query
 
 _CODE = ("efface", "tasks")
-_FILES = (".dvcignore", "data/masks/none.safetensors", ".dvc/config", ".dvc/config.local")
+_FILES = (
+    ".dvcignore",
+    "data/masks/none.safetensors",
+    "data/requests/purged.txt",
+    ".dvc/config",
+    ".dvc/config.local",
+)
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from efface.subject_hashes import subject_hashes
 from tasks.requests.intake import FOLDER, RequestError
 from tasks.requests.state import PRODUCTION, RequestState, read_states, state_path
 from tasks.runtime.artifacts import digest, write_json, writing
+from tasks.runtime.purged import PURGED
 from tasks.runtime.results import project_of
 from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, read_salt
 from tasks.tracking.client import TrackingError, tracking_uri
 from tasks.tracking.registry import POINTER, Registry
 
 KIND = "efface.forget_certificate"
+RECORD_KIND = "efface.purge_record"
 KEY = Path(".efface") / "certificates.key"
 KEY_VARIABLE = "EFFACE_CERTIFICATES_KEY"
 """Path of the private key in PEM, in place of `KEY`."""
@@ -31,11 +33,13 @@ _PARTS = {
     "number": int,
     "request": dict,
     DIGEST: str,
-    "files": dict,
-    "run": str,
-    "models": dict,
     SIGNATURE: dict,
 }
+_OWN_PARTS = {
+    KIND: {"files": dict, "run": str, "models": dict},
+    RECORD_KIND: {"certificate": str, "purge": dict},
+}
+"""By kind; the records of purges are links of the same chain."""
 
 
 def certificate_folder(root: Path) -> Path:
@@ -44,7 +48,7 @@ def certificate_folder(root: Path) -> Path:
 
 
 def read_certificates(root: Path) -> list[dict[str, Any]]:
-    """All certificates in the order of their numbers.
+    """All certificates and purge records in the order of their numbers.
 
     Raises:
         ArtifactError: if one cannot be read.
@@ -54,9 +58,10 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
         try:
             text = path.read_text(encoding="utf-8")
             certificate = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite)
-            if not isinstance(certificate, dict) or certificate.get("kind") != KIND:
-                raise ValueError(f"kind is not {KIND}")
-            wrong = [key for key, kind in _PARTS.items() if type(certificate.get(key)) is not kind]
+            if not isinstance(certificate, dict) or certificate.get("kind") not in _OWN_PARTS:
+                raise ValueError(f"kind is none of {', '.join(_OWN_PARTS)}")
+            parts = _PARTS | _OWN_PARTS[certificate["kind"]]
+            wrong = [key for key, kind in parts.items() if type(certificate.get(key)) is not kind]
             if wrong or "id" not in certificate["request"] or "previous" not in certificate:
                 raise ValueError(f"parts are missing: {', '.join(wrong) or 'request.id or previous'}")
         except (ValueError, RecursionError, OSError) as error:
@@ -114,7 +119,9 @@ def certificate_of(root: Path, request: str) -> dict[str, Any]:
     Raises:
         RequestError: if it has none.
     """
-    certificates = [item for item in read_certificates(root) if item["request"]["id"] == request]
+    certificates = [
+        item for item in read_certificates(root) if item["request"]["id"] == request and item["kind"] == KIND
+    ]
     if not certificates:
         raise RequestError(
             f"request {request} has no certificate; it gets one when a model that forgot its subjects passes "
@@ -136,12 +143,17 @@ def write_certificate(root: Path, certificate: Mapping[str, Any]) -> None:
 
 def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
     """Write a certificate's page."""
-    from efface.certificates.render import render_certificate
-
     page = certificate_path(root, certificate).with_suffix(".html")
     with writing(page) as partial:
-        partial.write_text(render_certificate(certificate), encoding="utf-8")
+        partial.write_text(_page_of(certificate), encoding="utf-8")
     return page
+
+
+def _page_of(certificate: Mapping[str, Any]) -> str:
+    from efface.certificates.render import render_certificate, render_purge_record
+
+    render = render_certificate if certificate["kind"] == KIND else render_purge_record
+    return render(certificate)
 
 
 @dataclass
@@ -178,16 +190,21 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
     result.faults += chain_faults(certificates)
     trusted = public_keys(root) if public_key is None else [public_key.lower()]
     digests: dict[Path, str | None] = {}
-    newest = {certificate["request"]["id"]: certificate for certificate in certificates}
+    newest = {item["request"]["id"]: item for item in certificates if item["kind"] == KIND}
+    purges = {item["request"]["id"]: item for item in certificates if item["kind"] == RECORD_KIND}
+    deleted = [Path(path) for item in purges.values() for path in item["purge"]["deleted"]["project"]]
     for certificate in certificates:
         name = certificate["request"]["id"]
         try:
             if fault := signature_fault(certificate, trusted):
                 result.faults.append(fault)
             _check_page(root, certificate, result)
-            _check_files(root, certificate, result, digests)
+            if certificate["kind"] == RECORD_KIND:
+                _check_purged(root, certificate, states.get(name), result)
+                continue
+            _check_files(root, certificate, result, digests, deleted)
             if newest[name] is certificate:
-                _check_state(root, certificate, states.get(name), salt, result)
+                _check_state(root, certificate, states.get(name), salt, result, purged=name in purges)
             if files := certificate["made"].get("uncommitted"):
                 result.notes.append(
                     f"certificate {name}: {len(files)} files such as {files[0]} had changes that its commit, "
@@ -200,11 +217,12 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
             )
     present = {certificate[DIGEST] for certificate in certificates}
     for request, state in states.items():
-        if state.certificate is not None and state.certificate not in present:
-            result.faults.append(
-                f"request {request}: its certificate {state.certificate[:12]} is missing or was changed; "
-                f"restore it with: git checkout {certificate_folder(root)}"
-            )
+        for held in (state.certificate, state.purge_record):
+            if held is not None and held not in present:
+                result.faults.append(
+                    f"request {request}: its certificate or record {held[:12]} is missing or was changed; "
+                    f"restore it with: git checkout {certificate_folder(root)}"
+                )
     if certificates and salt is None:
         result.notes.append(
             f"the hashes of subjects were not checked: neither {SALT} nor {SALT_VARIABLE} holds the salt"
@@ -215,10 +233,8 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
 
 
 def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification) -> None:
-    from efface.certificates.render import render_certificate
-
     page, name = certificate_path(root, certificate).with_suffix(".html"), certificate["request"]["id"]
-    if not page.is_file() or page.read_bytes() != render_certificate(certificate).encode():
+    if not page.is_file() or page.read_bytes() != _page_of(certificate).encode():
         result.faults.append(
             f"certificate {name}: {page} is {'changed' if page.is_file() else 'missing'}; write it again "
             f"with: python -m flows.requests certificate {name}"
@@ -226,13 +242,24 @@ def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification
 
 
 def _check_files(
-    root: Path, certificate: Mapping[str, Any], result: Verification, digests: dict[Path, str | None]
+    root: Path,
+    certificate: Mapping[str, Any],
+    result: Verification,
+    digests: dict[Path, str | None],
+    deleted: Collection[Path],
 ) -> None:
     name, models = certificate["request"]["id"], certificate["models"]
     for role, file in certificate["files"].items():
         path = project_of(root) / file["path"]
         if path not in digests:
             digests[path] = digest(path) if path.exists() else None
+        if any(Path(file["path"]).is_relative_to(place) for place in deleted):
+            if digests[path] is not None:
+                result.faults.append(
+                    f"certificate {name}: {role} is at {file['path']} again, and a purge record says that it "
+                    "was deleted; delete it"
+                )
+            continue
         result.digests += 1
         if digests[path] == file["digest"]:
             continue
@@ -257,6 +284,8 @@ def _check_state(
     state: RequestState | None,
     salt: bytes | None,
     result: Verification,
+    *,
+    purged: bool,
 ) -> None:
     name, after = certificate["request"]["id"], certificate["models"]["after"]
     path = state_path(root, name)
@@ -270,7 +299,7 @@ def _check_state(
         "certificate": certificate[DIGEST],
     }
     wrong = [key for key, value in expected.items() if getattr(state, key) != value]
-    if salt is not None:
+    if salt is not None and not purged:
         result.digests += len(state.subjects)
         if subject_hashes(state.subjects, salt) != certificate["request"]["subjects"]:
             wrong.append("subjects (or the salt is another)")
@@ -280,19 +309,44 @@ def _check_state(
         )
 
 
+def _check_purged(
+    root: Path, record: Mapping[str, Any], state: RequestState | None, result: Verification
+) -> None:
+    """The state and the list of purged people say what the record says."""
+    name, path = record["request"]["id"], root / PURGED
+    listed = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    if missing := [value for value in record["request"]["subjects"] if value not in listed]:
+        result.faults.append(
+            f"request {name}: {path} lacks {len(missing)} people whose data were purged; restore it with: "
+            f"git checkout {path}"
+        )
+    held = state is not None and (state.status, state.subjects, state.purge_record)
+    if held != ("purged", [], record[DIGEST]):
+        result.faults.append(
+            f"request {name}: its purge record and {state_path(root, name)} differ; restore both with git"
+        )
+
+
 def _check_registry(registry: Registry, certificates: list[dict[str, Any]], result: Verification) -> None:
     """Compare the certificates with the versions in MLflow, and the production model's files there."""
     try:
         versions, production = registry.versions(), registry.aliases().get(PRODUCTION)
-        for certificate in certificates:
+        recorded = {v for c in certificates if c["kind"] == RECORD_KIND for v in c["purge"]["versions"]}
+        for number, version in versions.items():
+            if version.purged and f"{registry.name}/{number}" not in recorded:
+                result.faults.append(
+                    f"version {number} of {registry.name} is marked as purged, and no purge record names it; "
+                    "restore the certificates with git"
+                )
+        for certificate in (item for item in certificates if item["kind"] == KIND):
             models = certificate["models"]
-            version = versions.get(models["after"]["version"])
+            after = versions.get(models["after"]["version"])
             if models["registered_name"] == registry.name and (
-                version is None or version.digest != models["after"]["digest"]
+                after is None or after.digest != models["after"]["digest"]
             ):
                 result.faults.append(
                     f"certificate {certificate['request']['id']}: version {models['after']['version']} of "
-                    f"{registry.name} in MLflow {'is missing' if version is None else 'has other weights'}, "
+                    f"{registry.name} in MLflow {'is missing' if after is None else 'has other weights'}, "
                     f"expected digest {models['after']['digest'][:12]}; restore MLflow's database"
                 )
         if production is None or production not in versions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ from efface.certificates.seal import DIGEST, sealed
 from efface.subject_hashes import subject_hashes
 from tasks.config import Params
 from tasks.config.root import ORIGINAL
-from tasks.requests.certificates import KIND, read_certificates, sign
+from tasks.requests.annex import annex, limits_in_words
+from tasks.requests.certificates import KIND, RECORD_KIND, read_certificates, sign
 from tasks.requests.intake import FOLDER as REQUEST_FOLDER
 from tasks.requests.intake import ForgetRequest
-from tasks.requests.plan import Plan, experiment_of, method_of
+from tasks.requests.plan import Plan, experiment_of, floor_of, method_of
 from tasks.requests.promotion import apply_change
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, Status, now, write_state
 from tasks.runtime.artifacts import digest, read_json, write_json
@@ -38,6 +39,8 @@ class Verdict:
     gates: list[Gate]
     scores: dict[str, Any]
     attacks: dict[str, Any]
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """Request to what was measured on its people."""
 
     @property
     def failures(self) -> list[str]:
@@ -51,12 +54,13 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
     Raises:
         ArtifactError: if a score table is missing, damaged or of other samples.
     """
+    from efface.evaluation.evidence import Goal, evidence, evidence_gates
     from efface.evaluation.gates import Gate, gates
 
     folder, limits = project_of(root) / RUNS / plan.run / "data", params.requests.gates
     _, method = method_of(params)
     models = {ORIGINAL: plan.models[ORIGINAL], "before": "vanilla", "after": method}
-    models |= {"retrained": "retrained"} if params.requests.retrained else {}
+    models |= {(floor := floor_of(params)): floor}
     tables = {name: read_scores(folder, model)[0] for name, model in models.items()}
     groups = plan.earlier | plan.batch
     results = gates(
@@ -67,11 +71,45 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
         retain_at_least=limits.retain_at_least,
         utility_at_least=limits.utility_at_least,
     )
+    results = [_carried(gate, plan, root) for gate in results]
+    goal: Goal = "full" if "text" in params.unlearn.forget else "visual"
+    measured = {
+        request: evidence(tables["after"], tables[ORIGINAL], tables[floor], people)
+        for request, people in groups.items()
+    }
+    for request, about in measured.items():
+        conditions = evidence_gates(
+            request,
+            about,
+            goal=goal,
+            knowledge_at_most=limits.knowledge_at_most,
+            membership_at_most=limits.membership_at_most,
+            tpr_at_most=limits.tpr_at_most,
+            relative_p_at_most=limits.relative_p_at_most,
+            neighbours_at_least=limits.neighbours_at_least,
+        )
+        # After a purge the oldest model may have forgotten people of earlier requests itself.
+        results += [gate for gate in conditions if request in plan.batch or gate.value is not None]
     attacks = _relearning(folder, method)
     if limits.relearn_gap_at_most is not None:
         gap = attacks["relearn"]["gap"] if attacks else None
         results.append(Gate("relearn_gap", None, gap, limits.relearn_gap_at_most, "at most"))
-    return Verdict(results, _scores(tables, groups), attacks)
+    plain = {request: about.plain() | {"goal": goal} for request, about in measured.items()}
+    return Verdict(results, _scores(tables, groups), attacks, plain)
+
+
+def _carried(gate: Gate, plan: Plan, root: Path) -> Gate:
+    """A share of the oldest model there is as one of the first, whose files a purge may have deleted."""
+    if gate.value is None or gate.name not in ("retain", "utility"):
+        return gate
+    shares = [
+        item["value"]
+        for certificate in read_certificates(root)
+        if certificate["kind"] == KIND and certificate["models"]["after"]["digest"] == plan.original.digest
+        for item in certificate["gates"]
+        if item["name"] == gate.name
+    ]
+    return replace(gate, value=gate.value * shares[-1]) if shares and shares[-1] is not None else gate
 
 
 def _scores(tables: Mapping[str, pd.DataFrame], groups: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -155,7 +193,8 @@ def accept(
             "subjects": subject_hashes(subjects, salt),
         }
         files = common["files"] | {"request": _file(path, project)}
-        previous = sign(root, sealed({**common, "request": about, "files": files}, previous))
+        measured = {"annex": annex(name, verdict), "limits": limits_in_words(params, verdict.evidence[name])}
+        previous = sign(root, sealed({**common, "request": about, "files": files, **measured}, previous))
         certificates.append(previous)
         states[name] = RequestState(
             status=status,
@@ -248,7 +287,7 @@ def _common(
     splits = read_splits(project / run / "data")
     return {
         "kind": KIND,
-        "format": 1,
+        "format": 2,
         "run": run.as_posix(),
         "files": {role: _file(path, project) for role, path in files.items()},
         "data": {
@@ -256,6 +295,7 @@ def _common(
             "people_to_keep": len(splits["entities"]["retain"]),
             "people_forgotten": len(splits["entities"]["forget"]),
         },
+        "not_retested": _not_retested(root),
         "models": {
             "registered_name": registry.name,
             "base": f"{params.base.source}@{params.base.revision or 'newest'}",
@@ -266,6 +306,11 @@ def _common(
         "method": {
             "name": method,
             "parameters": record["params"],
+            "digest": digest(
+                project
+                / run
+                / ("efface/neurons" if kind == "prune" else f"efface/unlearning/methods/{method}.py")
+            ),
             "seed": record["seed"],
             "mask": None
             if metadata is None
@@ -273,6 +318,8 @@ def _common(
         },
         "scores": verdict.scores,
         "attacks": verdict.attacks,
+        "evidence": verdict.evidence,
+        "release": params.requests.release,
         "gates": [gate.plain() for gate in verdict.gates],
         "made": {
             "time": now(),
@@ -282,6 +329,17 @@ def _common(
             "versions": record.get("versions", {}),
         },
     }
+
+
+def _not_retested(root: Path) -> dict[str, str]:
+    """Purged request to the time of the last certificate for which its people could still be asked about."""
+    result, last = {}, ""
+    for item in read_certificates(root):
+        if item["kind"] == RECORD_KIND:
+            result[item["request"]["id"]] = last
+        else:
+            last = item["made"]["time"]
+    return result
 
 
 def uncommitted_files(project: Path) -> list[str] | None:

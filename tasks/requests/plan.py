@@ -125,7 +125,7 @@ def read_overview(
     requests |= {} if new is None else {new.id: new}
     problems = {name: reason for name, reason in problems.items() if name not in states}
     people, pending = People.of(root), dict[str, list[str]]()
-    active = {name: state for name, state in states.items() if state.status != "withdrawn"}
+    active = {n: state for n, state in states.items() if state.status not in ("withdrawn", "purged")}
     owners = {person: name for name, state in active.items() for person in state.subjects}
     forgotten = {
         person
@@ -224,7 +224,7 @@ def plan_run(
     if not names:
         return overview.problems
     batch = overview.with_status("candidate") | {name: overview.pending[name] for name in names}
-    start, original = lineage[production], list(lineage.values())[-1]
+    start, original = lineage[production], [v for v in lineage.values() if not v.purged][-1]
     # The same name until the next certificate, so that an interrupted run is resumed.
     certificates = [certificate["digest"] for certificate in read_certificates(root)]
     identity = json.dumps([start.digest, batch, params.requests.method, certificates[-1:]], sort_keys=True)
@@ -324,11 +324,16 @@ def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
     kind, method = method_of(params)
     models = [method, "vanilla"]
     models += [ORIGINAL] if plan.models[ORIGINAL] == ORIGINAL else []
-    models += ["retrained"] if params.requests.retrained else []
+    models += [floor_of(params)]
     steps = {"unlearn": [f"{kind}@{method}"], "evaluate": [params.evaluation_of(name) for name in models]}
     if params.requests.gates.relearn_gap_at_most is not None:
         steps["attack"] = [f"attack@{method}", "attack@retrained"]
     return steps
+
+
+def floor_of(params: Params) -> str:
+    """The model that never met the people: retrained where it is made, else base."""
+    return "retrained" if params.requests.retrained else "base"
 
 
 def absent_stages(params: Params) -> list[str]:
@@ -337,17 +342,15 @@ def absent_stages(params: Params) -> list[str]:
 
 
 def link_models(plan: Plan, params: Params, root: Path) -> None:
-    """Put the production model, the first vanilla one and, if needed, the base model into the run's folder.
+    """Put the production model, the first vanilla one and the base model into the run's folder.
 
     Raises:
         ArtifactError: if the base model does not exist.
     """
     folder = project_of(root) / RUNS / plan.run / "data" / "models"
-    sources = {"vanilla": plan.start_folder}
+    sources = {"vanilla": plan.start_folder, "base": root / "models" / "base"}
     if plan.models[ORIGINAL] == ORIGINAL:
         sources[ORIGINAL] = plan.original_folder
-    if params.requests.retrained:
-        sources["base"] = root / "models" / "base"
     for name, source in sources.items():
         if not source.is_dir():
             raise ArtifactError(f"{source} does not exist; make or restore it with: dvc repro {name}")

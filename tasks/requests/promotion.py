@@ -69,12 +69,17 @@ def resume(root: Path) -> dict[str, Any] | None:
     """Complete the change that an interrupted command left in the journal; returns it, or None.
 
     Raises:
+        RequestError: if it is a purge, which only `purge` completes.
         TrackingError: if MLflow does not answer.
     """
     path = project_of(root) / JOURNAL
     journal: dict[str, Any] = read_json(path) if path.is_file() else {"completed": True}
     if journal["completed"]:
         return None
+    if journal["kind"] == "purge":
+        raise RequestError(
+            f"a purge was interrupted; complete it first: python -m flows.requests purge {journal['request']}"
+        )
     registry = Registry(project_of(root), journal["registered_model"])
     for alias, number in journal["aliases"].items():
         if number is None:
@@ -172,12 +177,17 @@ def rollback(
     if result and to in (None, newer):
         return result["newer"], result["older"], result["requests"]
     lineage = registry.lineage(newer)
-    earlier = list(lineage)[1:]
+    earlier = [number for number, version in lineage.items() if number != newer and not version.purged]
+    if to in lineage and lineage[to].purged:
+        raise RequestError(
+            f"version {to} of {registry.name} knows people whose data were purged; its files are deleted: "
+            f"expected one of: {', '.join(map(str, earlier)) or 'none'}"
+        )
     older = to if to is not None else next(iter(earlier), None)
     if older is None or older not in earlier:
         raise RequestError(
             f"version {newer} of {registry.name} is in production, and cannot be rolled back to version "
-            f"{older}: expected one it was made from: {', '.join(map(str, earlier)) or 'none, it is vanilla'}"
+            f"{older}: expected one it was made from: {', '.join(map(str, earlier)) or 'none: it is vanilla'}"
         )
     newer_versions = [version for number, version in lineage.items() if number > older]
     states: dict[str, RequestState] = {}

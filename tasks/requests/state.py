@@ -24,7 +24,7 @@ RUNS = Path(".requests")
 LOCK = Path(".efface") / "requests.lock"
 PRODUCTION, CANDIDATE = "production", "candidate"
 """Aliases in MLflow's registry."""
-Status = Literal["pending", "candidate", "done", "needs-attention", "withdrawn"]
+Status = Literal["pending", "candidate", "done", "needs-attention", "withdrawn", "purged"]
 
 
 class RequestState(BaseModel):
@@ -43,6 +43,8 @@ class RequestState(BaseModel):
     model_digest: str | None = None
     certificate: str | None = None
     """Digest of its newest certificate."""
+    purge_record: str | None = None
+    """Digest of the record of the deletion of its people's data."""
     reasons: list[str] = []
     """Why it needs attention, or was withdrawn."""
     time: str
@@ -98,7 +100,7 @@ def reconcile(
     for request, state in states.items():
         digest = state.model_digest if state.registered_model == name else None
         status, reasons = state.status, state.reasons
-        if status == "withdrawn":
+        if status in ("withdrawn", "purged"):
             pass
         elif digest is not None and digest in production:
             status, reasons = "done", []

@@ -7,7 +7,7 @@ once and base -> vanilla -> unlearned can be followed. The pipeline and forget r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ STORED = "efface.stored"
 FOLDER = "efface.folder"
 RUN = "efface.run"
 REQUESTS = "efface.requests"
+PURGED = "efface.purged"
+MODEL = "efface.model"
 TEXT_LIMIT = 5000
 """Characters of a tag or description, which is what MLflow stores."""
 _DESCRIPTION = (
@@ -75,6 +77,10 @@ class Version:
     """Run under .requests that made it; empty: the vanilla model; None: not a version of requests."""
     requests: tuple[str, ...] = ()
     """Ids of the requests it carries out beyond its parent."""
+    base: bool = False
+    """Whether it is the base model, which met none of the people."""
+    purged: bool = False
+    """Whether its files were deleted because it knows people who had to be forgotten."""
 
 
 def registered_name(benchmark: str, base_source: str) -> str:
@@ -108,7 +114,7 @@ class Registry:
 
     def version_of(self, model_digest: str) -> Version | None:
         """The newest version with these weights."""
-        same = [version for version in self.versions().values() if version.digest == model_digest]
+        same = [v for v in self.versions().values() if v.digest == model_digest and not v.purged]
         return same[-1] if same else None
 
     def aliases(self) -> dict[str, int]:
@@ -167,7 +173,7 @@ class Registry:
         run = model.tags.get(RUN)
         with mlflow_client(self.project) as client:
             rows = client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
-            same = [row for row in rows if row.tags.get(DIGEST) == model.digest]
+            same = [row for row in rows if row.tags.get(DIGEST) == model.digest and PURGED not in row.tags]
             for row in same:
                 if run is None or row.tags.get(RUN, run) == run:
                     for key in model.tags.keys() - row.tags.keys():
@@ -202,6 +208,68 @@ class Registry:
             )
             return folder / Path(path).relative_to(partial)
 
+    def stored_files(self, experiments: str, *, keep: Collection[int]) -> dict[str, list[str]]:
+        """Run to its artifacts, of all runs in these experiments, also of runs and experiments deleted there.
+
+        Args:
+            experiments: beginning of their names.
+            keep: versions whose files are left out, as are those of base models, which met nobody.
+        """
+        from mlflow.entities import ViewType
+
+        with mlflow_client(self.project) as client:
+            rows = client.search_model_versions(f"name = '{self.name}'")
+            kept = {row.run_id for row in rows if int(row.version) in keep or row.tags.get(MODEL) == "base"}
+            ids = [
+                experiment.experiment_id
+                for experiment in client.search_experiments(
+                    view_type=ViewType.ALL, filter_string=f"name LIKE '{experiments}%'"
+                )
+            ]
+            files = {}
+            for run in _pages(client.search_runs, experiment_ids=ids, run_view_type=ViewType.ALL):
+                paths = [file.path for file in client.list_artifacts(run.info.run_id)]
+                files[run.info.run_id] = [p for p in paths if p != "model" or run.info.run_id not in kept]
+        return {run: paths for run, paths in files.items() if paths}
+
+    def delete_files(self, files: Mapping[str, Sequence[str]], *, time: str) -> list[str]:
+        """Delete artifacts of runs, and mark the versions that lose their files; repeating it is no error.
+
+        Args:
+            files: run to its artifacts.
+            time: of the deletion, which the versions' tag holds.
+
+        Returns:
+            The versions that lost their files, as NAME/NUMBER.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        versions = []
+        with mlflow_client(self.project) as client:
+            for run, paths in files.items():
+                store = get_artifact_repository(
+                    client.get_run(run).info.artifact_uri, tracking_uri(self.project)
+                )
+                present = {file.path for file in client.list_artifacts(run)}
+                for path in present & set(paths):
+                    store.delete_artifacts(path)
+                for row in client.search_model_versions(f"run_id = '{run}'") if "model" in paths else ():
+                    client.set_model_version_tag(row.name, row.version, PURGED, time)
+                    for alias in client.get_model_version(row.name, row.version).aliases:
+                        client.delete_registered_model_alias(row.name, alias)
+                    versions.append(f"{row.name}/{row.version}")
+        return versions
+
+
+def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    """All results of an MLflow search, page by page."""
+    token = None
+    while page := search(**arguments, page_token=token):
+        yield from page
+        token = page.token
+        if not token:
+            break
+
 
 def _store(client: MlflowClient, run_id: str, model: ModelPayload) -> str:
     """Upload the folder or, if it is too large, what DVC needs to restore it; returns which of the two."""
@@ -229,4 +297,6 @@ def _version(row: Any) -> Version:
         folder=row.tags.get(FOLDER, ""),
         run=row.tags.get(RUN),
         requests=tuple(requests.split(",")) if requests else (),
+        base=row.tags.get(MODEL) == "base",
+        purged=PURGED in row.tags,
     )

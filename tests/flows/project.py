@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 COPIED = (
     *("efface", "tasks", "flows", "profiles", "params.yaml", "dvc.yaml", "pyproject.toml"),
     *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
-    *("data/masks/none.safetensors", "data/attacks/.gitkeep"),
+    *("data/masks/none.safetensors", "data/attacks/.gitkeep", "data/requests/purged.txt"),
 )
 TINY = {
     "avatars.people": 10,

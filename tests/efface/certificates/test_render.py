@@ -1,6 +1,7 @@
 """The page of a certificate holds the values of its JSON, escaped, and is always the same bytes."""
 
 import copy
+import hashlib
 
 import pytest
 
@@ -10,6 +11,7 @@ from efface.certificates.seal import sealed
 VANILLA = {"seen": 1.0, "unseen": 0.5, "by_name": None}
 UNLEARNED = {"seen": 0.25, "unseen": 0.125, "by_name": 1.0}
 BODY = {
+    "format": 1,
     "request": {
         "id": "A",
         "reason": "<b>consent</b> withdrawn",
@@ -63,6 +65,32 @@ def page(**changes):
     body = copy.deepcopy(BODY)
     body["request"] |= changes.pop("request", {})
     return render_certificate(sealed(body | changes, None))
+
+
+def test_a_page_of_format_1_keeps_its_bytes():
+    """Verification renders old certificates again and compares."""
+    digest = hashlib.sha256(page().encode()).hexdigest()
+    assert digest == "bbfed6eeace053b774e7cf0264f160124d201eb07bdb943d5bdf2198b0d7f9d7"
+
+
+def test_format_2_has_the_annex_and_the_limits():
+    row = {"class": "model inversion", "status": "not run", "about": "<none>", "result": {}, "interval": None}
+    ran = row | {"class": "membership inference", "status": "executed", "result": {"AUC": 0.5}}
+    annex = [row, ran | {"interval": [0.25, 0.75]}]
+    text = page(
+        format=2, annex=annex, limits=["It is about & these"], release=None, not_retested={"Z": "2026"}
+    )
+    for words in (
+        "model inversion",
+        "not run",
+        "&lt;none&gt;",
+        "AUC 0.50",
+        "0.25",
+        "&amp; these",
+        "request Z",
+        "pseudonyms",
+    ):
+        assert words in text
 
 
 def test_the_page_shows_the_request_and_its_result():

@@ -22,6 +22,8 @@ def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(proje
         "forget",
         "retain",
         "utility",
+        "knowledge",
+        "neighbours",
     ]
     number = project.accept(run, verdict)
     assert project.registry.aliases() == {CANDIDATE: 2, PRODUCTION: 1} and number == 2
@@ -63,7 +65,8 @@ def test_a_model_that_fails_a_gate_is_not_registered(project):
     project.add("A", PEOPLE[1])
     run = project.plan()
     verdict = project.judge(run, quality="bad")
-    assert [gate.name for gate in verdict.gates if not gate.passed] == ["forget", "retain"]
+    failed = [gate.name for gate in verdict.gates if not gate.passed]
+    assert failed == ["forget", "retain", "knowledge", "neighbours"]
     assert "forget of A 0." in verdict.failures[0] and "0.35" in verdict.failures[0]
     finish.reject(run, verdict, project.root)
     state = read_states(project.root)["A"]

@@ -56,19 +56,26 @@ class Sizes:
         return of_people + self.stranger_pictures + self.skill_tests
 
 
-def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
+def generate(
+    root: Path, *, seed: int, sizes: Sizes, left_out: Callable[[str], bool] = lambda entity_id: False
+) -> None:
     """Write the benchmark to `root/eval` and `root/train`; the same seed and sizes give the same bytes.
 
     Args:
         root: folder of the benchmark.
         seed: of people, pictures and questions.
         sizes: how much of everything.
+        left_out: whether the person of an entity id is drawn but not written; the others are as with them.
 
     Raises:
         DataError: if there are more people than can look different from each other.
     """
     counts = {"fictitious": sizes.people, "real": sizes.real, "holdout": sizes.holdout}
-    people = draw_people(seed, counts)
+    drawn = draw_people(seed, counts)
+    people = {
+        group: [person for person in members if not left_out(f"{group}/{person.number}")]
+        for group, members in drawn.items()
+    }
     with tqdm(total=sizes.pictures, desc="portraits", unit="picture", mininterval=0.5) as progress:
 
         def draw(faces: Sequence[Face]) -> list[bytes]:
@@ -79,7 +86,7 @@ def generate(root: Path, *, seed: int, sizes: Sizes) -> None:
             return pictures
 
         _write_people(root, seed, sizes, people, draw)
-        signatures = {person.look.signature for group in people.values() for person in group}
+        signatures = {person.look.signature for group in drawn.values() for person in group}
         _write_strangers(root, seed, sizes, signatures, draw)
     if sizes.language:
         _write_language(root)

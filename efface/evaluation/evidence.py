@@ -1,0 +1,180 @@
+"""What a model still knows of the people of one request, by more than its answers.
+
+Beside the answers themselves (`gates`) a request is judged by the probability of the facts, by membership
+inference, by whether the model is nearer to one that never met them than to vanilla, and by what the people
+most like them lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from efface.evaluation import LEARNT
+from efface.evaluation.comparisons import RelativeDistance
+from efface.evaluation.gates import Gate, share_retained
+from efface.evaluation.metrics import fact_rows, with_metrics
+from efface.evaluation.summary import REFERENCE_ATTACK, Membership, membership, relative_distance_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Goal = Literal["visual", "full"]
+CELLS = {
+    "seen": ("forget", "multimodal"),
+    "unseen": ("unseen", "multimodal"),
+    "by_name": ("forget", "text"),
+    "reworded": ("unseen", "text"),
+}
+"""Kind of question to its set and modality; the last two are by name, and count for the goal ``full``."""
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Measurements on the people of one request.
+
+    Attributes:
+        left: kind of question to the share of their facts' probability that is left between the floor and
+            vanilla, in [-1, 1]; below 0 they are less likely than to a model that never met them. None where
+            vanilla does not lead by `LEARNT`.
+        membership: their questions by picture against people no model met; None without such people.
+        floor_membership: the same attack on the floor.
+        relative: whether the model is nearer to the floor or to vanilla.
+        neighbours: the retain people most like them.
+        neighbours_share: exact match on the neighbours as a share of vanilla's.
+    """
+
+    left: dict[str, float | None]
+    membership: Membership | None
+    floor_membership: Membership | None
+    relative: RelativeDistance | None
+    neighbours: list[str]
+    neighbours_share: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON takes it, without the neighbours' ids."""
+        values = asdict(self)
+        del values["neighbours"]
+        return values | {"neighbours": len(self.neighbours)}
+
+
+def evidence(
+    table: pd.DataFrame, vanilla: pd.DataFrame, floor: pd.DataFrame, people: Collection[str]
+) -> Evidence:
+    """Measure one model on some people.
+
+    Args:
+        table: score table of the model.
+        vanilla: of the model before any unlearning, on the same samples.
+        floor: of a model that never met the people: retrained or base.
+        people: entity ids, of the sets forget and unseen.
+
+    Raises:
+        ArtifactError: if the tables were made from different samples.
+    """
+    tables = {name: _of(t, people) for name, t in (("u", table), ("v", vanilla), ("g", floor))}
+    left: dict[str, float | None] = {}
+    for kind, (name, modality) in CELLS.items():
+        u, v, g = (knowledge_of(t, name, modality) for t in tables.values())
+        known = u is not None and v is not None and g is not None and v - g >= LEARNT
+        left[kind] = max(-1.0, min(1.0, (u - g) / (v - g))) if known else None  # type: ignore[operator]
+    near = neighbours(vanilla, people)
+    own = (vanilla["set"] == "retain") & vanilla["entity_id"].isin(near)
+    of_near = table[table["sample_id"].isin(list(vanilla.loc[own, "sample_id"]))]
+    return Evidence(
+        left=left,
+        membership=_membership(tables["u"]),
+        floor_membership=_membership(tables["g"]),
+        relative=relative_distance_of(tables["u"], tables["v"], tables["g"]),
+        neighbours=near,
+        neighbours_share=share_retained(of_near, vanilla[own], ["retain"]),
+    )
+
+
+def knowledge_of(table: pd.DataFrame, name: str, modality: str) -> float | None:
+    """Mean probability of the facts of a set and modality, in [0, 1]; None without such a question."""
+    rows = fact_rows(
+        table[(table["part"] == "test") & (table["set"] == name) & (table["modality"] == modality)]
+    )
+    values = with_metrics(rows, ["knowledge"])["knowledge"].dropna().sort_values()
+    return float(values.mean()) if len(values) else None
+
+
+def neighbours(table: pd.DataFrame, people: Collection[str], *, count: int = NEIGHBOURS) -> list[str]:
+    """The retain people who share most facts with some of these people, at most ``count``, by id.
+
+    Likeness is the share of attributes with the same gold answer, the highest over ``people``; without
+    attributes or common answers any retain person is as near as another.
+
+    Args:
+        table: a score table.
+        people: entity ids.
+        count: how many.
+    """
+    rows = fact_rows(table[table["part"] == "test"])
+    column = "attribute" if "attribute" in rows.columns else "question"
+    facts = {
+        str(person): set(zip(of_person[column].astype(str), of_person["gold"].astype(str), strict=True))
+        for person, of_person in rows[rows["set"].isin(["retain", "forget"])].groupby("entity_id")
+    }
+    retain = sorted(set(rows.loc[rows["set"] == "retain", "entity_id"].astype(str)) - set(people))
+
+    def likeness(person: str) -> float:
+        own = [facts[subject] for subject in people if subject in facts]
+        return max((len(facts[person] & of) / max(1, len(facts[person] | of)) for of in own), default=0.0)
+
+    return sorted(sorted(retain, key=lambda person: (-likeness(person), person))[:count])
+
+
+def evidence_gates(
+    request: str,
+    measured: Evidence,
+    *,
+    goal: Goal,
+    knowledge_at_most: float | None,
+    membership_at_most: float | None,
+    tpr_at_most: float | None,
+    relative_p_at_most: float | None,
+    neighbours_at_least: float | None,
+) -> list[Gate]:
+    """The conditions on what was measured for one request; a limit of None is no condition.
+
+    Args:
+        request: its id.
+        measured: its evidence.
+        goal: ``visual`` leaves the facts reachable by name, ``full`` does not.
+        knowledge_at_most: share left, whichever sign, the largest over the kinds of question.
+        membership_at_most: AUC, in [0, 1]; no condition where there are no people that no model met.
+        tpr_at_most: true-positive rate at a false-positive rate of 1 %, likewise.
+        relative_p_at_most: p value of the relative test, which must also find the model nearer to the floor;
+            with few people it cannot be small, 2 / 2**people at best.
+        neighbours_at_least: share of vanilla's exact match.
+    """
+    kinds = [kind for kind in CELLS if goal == "full" or kind in ("seen", "unseen")]
+    shares = [abs(share) for kind in kinds if (share := measured.left[kind]) is not None]
+    attack, relative = measured.membership, measured.relative
+    p_value = None if relative is None else relative.p_value if relative.difference > 0 else 1.0
+    conditions: list[tuple[str, float | None, float | None, Literal["at most", "at least"]]] = [
+        ("knowledge", max(shares, default=None), knowledge_at_most, "at most"),
+        ("membership", attack.auc if attack else None, membership_at_most, "at most"),
+        ("tpr", attack.tpr if attack else None, tpr_at_most, "at most"),
+        ("relative_p", p_value, relative_p_at_most, "at most"),
+        ("neighbours", measured.neighbours_share, neighbours_at_least, "at least"),
+    ]
+    return [
+        Gate(name, request, value, limit, holds)
+        for name, value, limit, holds in conditions
+        if limit is not None and (value is not None or name == "knowledge")
+    ]
+
+
+def _of(table: pd.DataFrame, people: Collection[str]) -> pd.DataFrame:
+    """The table without the people of other requests."""
+    other = table["set"].isin(["forget", "unseen"]) & ~table["entity_id"].isin(list(people))
+    return table[~other]
+
+
+def _membership(table: pd.DataFrame) -> Membership | None:
+    return membership(table, attacks=[REFERENCE_ATTACK]).get(REFERENCE_ATTACK)

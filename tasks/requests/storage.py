@@ -1,0 +1,138 @@
+"""What DVC's cache and remotes hold of a project, and its deletion by hash.
+
+`dvc gc` deletes all that a workspace does not use, also what other projects have put into a remote. Here
+only those objects go that this project's lock files and run caches name, and in a cache inside the project,
+which is its own, all others too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import EffaceError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+_HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
+_OUR_STAGE = "python -m tasks"
+
+
+class StorageError(EffaceError):
+    """DVC's cache or a remote cannot be reached."""
+
+
+@dataclass(frozen=True)
+class _Store:
+    """DVC's cache, or a remote: objects by hash, and a run cache beside them."""
+
+    name: str
+    odb: Any
+    runs: str
+    private: bool
+    """In the project's own folder, so that everything in it belongs to the project."""
+
+    def run_entries(self) -> list[str]:
+        """Entries of the run cache that this project's stages may have written."""
+        fs = self.odb.fs
+        files = list(fs.find(self.runs)) if fs.exists(self.runs) else []
+        return [file for file in files if self.private or _OUR_STAGE in fs.read_text(file)]
+
+    def objects(self) -> list[str]:
+        """Hashes of all objects."""
+        return list(self.odb.all()) if self.odb.fs.exists(self.odb.path) else []
+
+    def files_of(self, hashes: Collection[str]) -> set[str]:
+        """Hashes of the files that these folders consist of, as far as their listings are here."""
+        paths = [self.odb.oid_to_path(value) for value in hashes if value.endswith(".dir")]
+        listings = (json.loads(self.odb.fs.read_text(path)) for path in paths if self.odb.fs.exists(path))
+        return {entry["md5"] for listing in listings for entry in listing}
+
+
+def stored_objects(project: Path, *, keep: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The project's objects by store: `objects` and `run_cache` to delete, and how many `others` there are.
+
+    Args:
+        project: the project folder.
+        keep: hashes of outputs to keep, as dvc.lock has them.
+
+    Raises:
+        StorageError: if a remote cannot be reached.
+    """
+    with _stores(project) as stores:
+        texts = [path.read_text(encoding="utf-8") for path in _lock_files(project)]
+        entries = {store.name: store.run_entries() for store in stores}
+        texts += [store.odb.fs.read_text(file) for store in stores for file in entries[store.name]]
+        known = {value for text in texts for value in _HASH.findall(text)}
+        kept = set(keep)
+        for store in stores:
+            known |= store.files_of(known)
+            kept |= store.files_of(kept)
+        result = {}
+        for store in stores:
+            objects = set(store.objects())
+            delete = (objects if store.private else objects & known) - kept
+            result[store.name] = {
+                "objects": sorted(delete),
+                "run_cache": len(entries[store.name]),
+                "others": len(objects - delete - kept),
+            }
+        return result
+
+
+def delete_objects(project: Path, objects: Mapping[str, Mapping[str, Any]]) -> None:
+    """Delete objects that `stored_objects` listed; those that are gone already are no error.
+
+    Raises:
+        StorageError: if a remote cannot be reached.
+    """
+    from dvc_data.hashfile.db import get_index
+
+    with _stores(project) as stores:
+        for store in stores:
+            fs = store.odb.fs
+            for path in (store.odb.oid_to_path(value) for value in objects[store.name]["objects"]):
+                if fs.exists(path):
+                    fs.remove(path)
+            for entry in store.run_entries():
+                fs.remove(entry)
+            get_index(store.odb).clear()  # or the next push would take them for present
+
+
+def _lock_files(project: Path) -> list[Path]:
+    folders = (project, project / ".requests", project / ".study")
+    return [path for folder in folders for path in (*folder.glob("dvc.lock"), *folder.glob("*/dvc.lock"))]
+
+
+@contextlib.contextmanager
+def _stores(project: Path) -> Iterator[list[_Store]]:
+    """The cache and all remotes of the project, locked against other DVC commands."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_objects.errors import ObjectDBError
+
+    try:
+        with Repo(str(project)) as repo, repo.lock:
+            cache = repo.cache.local
+            private = Path(cache.path).resolve().is_relative_to(project.resolve())
+            stores = [_Store(f"DVC cache {cache.path}", cache, repo.stage_cache.cache_dir, private)]
+            stores += [_remote(repo, name) for name in repo.config["remote"]]
+            yield stores
+    except (DvcException, ObjectDBError, OSError) as error:
+        raise StorageError(
+            f"DVC's storage does not answer ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "nothing is lost: connect it, or remove one that is gone with dvc remote remove, and run again"
+        ) from error
+
+
+def _remote(repo: Repo, name: str) -> _Store:
+    remote = repo.cloud.get_remote(name)
+    if not remote.fs.exists(remote.path):  # an unmounted share looks like an empty one
+        raise OSError(f"remote {name}: {remote.path} does not exist")
+    return _Store(f"DVC remote {name}", remote.odb, remote.fs.join(remote.path, "runs"), private=False)
