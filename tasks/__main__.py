@@ -111,7 +111,7 @@ def _run_stage(stage: Stage, name: str | None) -> None:
         _print_remaining(params)
 
 
-def _print_remaining(params: Params) -> None:
+def _print_remaining(params: "Params") -> None:
     """One line on what is left of the run; a damaged record is the business of the stage that reads it."""
     from ruamel.yaml import YAMLError
 
