@@ -93,6 +93,40 @@ def evidence(
     )
 
 
+@dataclass(frozen=True)
+class Known:
+    """Whether a model knows some people before anything is unlearned.
+
+    Attributes:
+        numbers: `knowledge`, mean probability of their facts by picture or, without pictures, by name;
+            `floor`, the same of a model that never met them; `membership`, AUC. What cannot be measured is
+            left out.
+        learnt: whether the model leads by `LEARNT` on any kind of question.
+    """
+
+    numbers: dict[str, float]
+    learnt: bool
+
+
+def known(table: pd.DataFrame, floor: pd.DataFrame, people: Collection[str]) -> Known:
+    """What a model knows of people, against a model that never met them.
+
+    Args:
+        table: score table of the model.
+        floor: of a model that never met the people, on the same samples.
+        people: entity ids, of the sets forget and unseen.
+    """
+    own, other = _of(table, people), _of(floor, people)
+    values = {kind: (knowledge_of(own, *cell), knowledge_of(other, *cell)) for kind, cell in CELLS.items()}
+    pairs = {kind: (u, g) for kind, (u, g) in values.items() if u is not None and g is not None}
+    numbers = {}
+    if pairs:
+        numbers["knowledge"], numbers["floor"] = next(iter(pairs.values()))
+    if attack := _membership(own):
+        numbers["membership"] = attack.auc
+    return Known(numbers, learnt=any(u - g >= LEARNT for u, g in pairs.values()))
+
+
 def knowledge_of(table: pd.DataFrame, name: str, modality: str) -> float | None:
     """Mean probability of the facts of a set and modality, in [0, 1]; None without such a question."""
     rows = fact_rows(

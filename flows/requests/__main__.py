@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,9 +62,11 @@ def add(
 def list_requests() -> None:
     """Show every request and its state on disk."""
     with _errors_in_words():
+        from tasks.config import load_params
         from tasks.requests.plan import read_overview
 
-        _show(_table(read_overview(ROOT)))
+        share = load_params().requests.largest_share
+        _show(_table(read_overview(ROOT, largest_share=share)))
 
 
 @app.command()
@@ -149,6 +151,18 @@ def retry(identifier: Id) -> None:
         with production_lock(Path(), "retry"):
             promotion.retry(ROOT, identifier)
         typer.echo(f"request {identifier} is pending again")
+
+
+@app.command()
+def confirm(identifier: Id, reason: Annotated[str, typer.Option(help="Why; stored with it.")]) -> None:
+    """Carry a request out although many people are named, they are unknown, or people like them lose much."""
+    with _errors_in_words():
+        from tasks.requests import promotion
+        from tasks.requests.state import production_lock
+
+        with production_lock(Path(), "confirm"):
+            promotion.confirm(ROOT, identifier, reason)
+        typer.echo(f"request {identifier} is pending and confirmed")
 
 
 @app.command()
@@ -280,7 +294,7 @@ def _tell(root: Path, registry: Any, requests: list[str]) -> None:
 def _table(overview: Any) -> Table:
     from rich.markup import escape
 
-    table = _grid("requests", "request", "due", "people", "status", "version", "reason")
+    table = _grid("requests", "request", "due", "people", "known", "status", "version", "reason")
     today = dt.date.today()
     for name in dict.fromkeys([*overview.requests, *overview.states, *overview.problems]):
         state, subjects = overview.states.get(name), overview.pending.get(name, [])
@@ -291,12 +305,20 @@ def _table(overview: Any) -> Table:
             name,
             f"{due} overdue" if due and open_request and due < str(today) else due,
             str(len(state.subjects if state else subjects) or ""),
+            _known(overview.known.get(name, {})),
             status,
             str(state.version or "") if state else "",
             "; ".join(state.reasons) if state else overview.problems.get(name, ""),
         ]
         table.add_row(*map(escape, row))  # a request's text is no markup
     return table
+
+
+def _known(numbers: Mapping[str, float]) -> str:
+    """How likely the model in production found a request's facts, and one that never met the people."""
+    if "knowledge" not in numbers:
+        return ""
+    return f"{numbers['knowledge']:.2f} against {numbers['floor']:.2f}"
 
 
 def _grid(title: str, *columns: str) -> Table:

@@ -137,7 +137,16 @@ def _carry_out(only: list[str], *, purge: bool) -> tuple[list[str], bool, str | 
     log = get_run_logger()
     log.info("run %s: %s, from version %d", run.run, ", ".join(run.batch), run.start.number)
     folder = prepare(run, params)
-    for name, stages in stage_targets(run, params).items():
+    first, *later = stage_targets(run, params).items()
+    bring_up_to_date(first[0], folder, first[1])
+    if unknown := finish.unknown_requests(run, params, ROOT):
+        refused = [f"request {name} needs attention: its people are not in the model" for name in unknown]
+        others = [name for name in only if name not in unknown]
+        if only and not others:
+            return [*lines, *refused], False, folder
+        rest, _, last = _carry_out(others, purge=False)
+        return [*refused, *rest], False, last or folder
+    for name, stages in later:
         bring_up_to_date(name, folder, stages)
     verdict = finish.judge(run, params, ROOT)
     if verdict.failures:

@@ -56,6 +56,8 @@ class Requests(Section):
     """Train the retrained model of each run too, on the retain people: costs a fine-tuning."""
     release: Annotated[str | None, UNLISTED] = None
     """Who can use the model, and how, for the certificate: weights in the office, answers to the public."""
+    largest_share: Annotated[Weight, UNLISTED] = 0.2
+    """Share of the people that one request may name before it needs a confirmation."""
     recipients: Annotated[list[str], UNLISTED] = []
     """Who received the data or the model and is to be told of each request that is done."""
     purge_after_days: Count | None = None

@@ -19,7 +19,16 @@ from tasks.requests.intake import FOLDER as REQUEST_FOLDER
 from tasks.requests.intake import ForgetRequest
 from tasks.requests.plan import Plan, experiment_of, floor_of, method_of
 from tasks.requests.promotion import apply_change
-from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, Status, now, write_state
+from tasks.requests.state import (
+    CANDIDATE,
+    PRODUCTION,
+    RUNS,
+    RequestState,
+    Status,
+    now,
+    read_states,
+    write_state,
+)
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.runtime.results import mask_metadata, project_of, read_records, read_scores, read_splits
 from tasks.runtime.salt import create_salt
@@ -46,6 +55,37 @@ class Verdict:
     def failures(self) -> list[str]:
         """The gates that fail, with their numbers."""
         return [str(gate) for gate in self.gates if not gate.passed]
+
+
+def unknown_requests(plan: Plan, params: Params, root: Path) -> list[str]:
+    """Requests of the run whose people the model in production does not know; they then need attention.
+
+    What it knows of each request's people goes into the request's state. A confirmed request is carried out
+    all the same.
+
+    Raises:
+        ArtifactError: if a score table is missing, damaged or of other samples.
+    """
+    from efface.evaluation.evidence import known
+
+    folder = project_of(root) / RUNS / plan.run / "data"
+    before, floor = (read_scores(folder, model)[0] for model in ("vanilla", floor_of(params)))
+    states, unknown = read_states(root), []
+    for request, subjects in plan.batch.items():
+        state = states.get(request) or RequestState(status="pending", time=now())
+        measured = known(before, floor, subjects)
+        update: dict[str, Any] = {"known": measured.numbers}
+        if not measured.learnt and not state.confirmed:
+            unknown.append(request)
+            numbers = {"knowledge": 0.0, "floor": 0.0} | measured.numbers
+            reason = (
+                "the model in production does not know its people: probability of their facts "
+                f"{numbers['knowledge']:.3f}, and {numbers['floor']:.3f} in a model that never met them; "
+                f"withdraw it, or python -m flows.requests confirm {request}"
+            )
+            update |= {"status": "needs-attention", "subjects": subjects, "reasons": [reason], "time": now()}
+        write_state(root, request, state.model_copy(update=update))
+    return unknown
 
 
 def judge(plan: Plan, params: Params, root: Path) -> Verdict:
@@ -77,6 +117,7 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
         request: evidence(tables["after"], tables[ORIGINAL], tables[floor], people)
         for request, people in groups.items()
     }
+    confirmed = {request for request, state in read_states(root).items() if state.confirmed}
     for request, about in measured.items():
         conditions = evidence_gates(
             request,
@@ -89,7 +130,12 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
             neighbours_at_least=limits.neighbours_at_least,
         )
         # After a purge the oldest model may have forgotten people of earlier requests itself.
-        results += [gate for gate in conditions if request in plan.batch or gate.value is not None]
+        results += [
+            gate
+            for gate in conditions
+            if (request in plan.batch or gate.value is not None)
+            and not (gate.name == "neighbours" and request in confirmed)
+        ]
     attacks = _relearning(folder, method)
     if limits.relearn_gap_at_most is not None:
         gap = attacks["relearn"]["gap"] if attacks else None
@@ -149,11 +195,13 @@ def reject(plan: Plan, verdict: Verdict, root: Path) -> None:
         project_of(root) / RUNS / plan.run / "gates.json",
         {"gates": [gate.plain() for gate in verdict.gates], "scores": verdict.scores},
     )
+    earlier = read_states(root)
     for request, subjects in plan.batch.items():
         state = RequestState(
             status="needs-attention",
             run=plan.run,
             subjects=subjects,
+            known=earlier[request].known if request in earlier else {},
             reasons=verdict.failures,
             time=now(),
         )
@@ -179,7 +227,7 @@ def accept(
     status: Status = "done" if params.requests.auto_promote else "candidate"
     today = dt.datetime.now(dt.UTC).date()
     certificates, states = [], {}
-    previous = next(reversed(read_certificates(root)), None)
+    previous, earlier = next(reversed(read_certificates(root)), None), read_states(root)
     for name, subjects in plan.batch.items():
         request, path = requests[name], Path(root.name) / REQUEST_FOLDER / f"{name}.yaml"
         about = {
@@ -204,6 +252,8 @@ def accept(
             version=version.number,
             model_digest=version.digest,
             certificate=previous[DIGEST],
+            known=earlier[name].known if name in earlier else {},
+            confirmed=name in earlier and earlier[name].confirmed,
             time=now(),
         )
     aliases: dict[str, int | None] = {CANDIDATE: version.number}

@@ -61,6 +61,8 @@ class Overview:
     """Request to why it cannot be carried out as it stands."""
     pending: dict[str, list[str]]
     """Pending request to its subjects, the earliest due date first."""
+    known: dict[str, dict[str, float]]
+    """Request to what the production model knew of its people; see `RequestState.known`."""
 
     def with_status(self, status: str) -> dict[str, list[str]]:
         """Requests of that status and their subjects."""
@@ -101,7 +103,11 @@ def experiment_of(params: Params) -> str:
 
 
 def read_overview(
-    root: Path, registry: Registry | None = None, *, new: ForgetRequest | None = None
+    root: Path,
+    registry: Registry | None = None,
+    *,
+    new: ForgetRequest | None = None,
+    largest_share: float = 1.0,
 ) -> Overview:
     """Read all requests, and check those that are pending.
 
@@ -109,6 +115,7 @@ def read_overview(
         root: the data folder.
         registry: decides which requests are done; None: their states on disk do.
         new: a request without a file yet, checked after all others.
+        largest_share: of the people that a request may name without a confirmation.
 
     Raises:
         ArtifactError: if nothing is prepared, or the state of a request is damaged.
@@ -120,6 +127,8 @@ def read_overview(
         candidate = versions.get(aliases.get(CANDIDATE, 0))
         production = {version.digest for version in registry.lineage(aliases.get(PRODUCTION)).values()}
         states = reconcile(states, registry.name, production, candidate.digest if candidate else None)
+    known = {name: state.known for name, state in states.items()}
+    confirmed = {name for name, state in states.items() if state.confirmed}
     states = {name: state for name, state in states.items() if state.status != "pending"}
     requests, problems = read_requests(root)
     requests |= {} if new is None else {new.id: new}
@@ -143,6 +152,12 @@ def read_overview(
                     f"request {name}: with the requests before it, it names all {len(people.ids)} people, so "
                     "none would be left to keep; train a new model without these people instead"
                 )
+            if len(subjects) > largest_share * len(people.ids) and name not in confirmed:
+                raise RequestError(
+                    f"request {name} names {len(subjects)} of {len(people.ids)} people, more than "
+                    f"requests.largest_share {largest_share:g}; confirm it with: "
+                    f"python -m flows.requests confirm {name}"
+                )
             for person in subjects:
                 if owner := owners.get(person):
                     status = states[owner].status if owner in states else "pending"
@@ -156,7 +171,7 @@ def read_overview(
         pending[name] = subjects
         owners |= dict.fromkeys(subjects, name)
         forgotten |= set(subjects)
-    return Overview(requests, states, problems, pending)
+    return Overview(requests, states, problems, pending, known)
 
 
 def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.date) -> Path:
@@ -216,7 +231,7 @@ def plan_run(
     """
     production = registry.aliases().get(PRODUCTION) or _register_vanilla(params, root, registry).number
     lineage = registry.lineage(production)
-    overview = read_overview(root, registry)
+    overview = read_overview(root, registry, largest_share=params.requests.largest_share)
     if unknown := sorted(set(only) - overview.pending.keys()):
         reasons = [overview.problems.get(name, f"request {name} is not pending") for name in unknown]
         raise RequestError("\n".join(reasons))
@@ -320,12 +335,20 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
 
 
 def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
-    """Stages of the run in steps: those that make the new model, evaluate it and others, and attack it."""
+    """Stages of the run in steps: a look at the models there are, the new one, its evaluation, attacks.
+
+    After the first step `finish.unknown_requests` says whether there is anything to forget.
+    """
     kind, method = method_of(params)
     models = [method, "vanilla"]
     models += [ORIGINAL] if plan.models[ORIGINAL] == ORIGINAL else []
     models += [floor_of(params)]
-    steps = {"unlearn": [f"{kind}@{method}"], "evaluate": [params.evaluation_of(name) for name in models]}
+    before = [name for name in models if name in ("vanilla", "base")]
+    steps = {
+        "look at the production model": [params.evaluation_of(name) for name in before],
+        "unlearn": [f"{kind}@{method}"],
+        "evaluate": [params.evaluation_of(name) for name in models if name not in before],
+    }
     if params.requests.gates.relearn_gap_at_most is not None:
         steps["attack"] = [f"attack@{method}", "attack@retrained"]
     return steps

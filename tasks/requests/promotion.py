@@ -223,6 +223,45 @@ def retry(root: Path, request: str) -> None:
     write_state(root, request, state.model_copy(update=update))
 
 
+def confirm(root: Path, request: str, reason: str) -> None:
+    """Let a request be carried out that takes many people, names unknown ones, or costs people like them.
+
+    Raises:
+        RequestError: if there is no such request, or it is closed or carried out.
+    """
+    state = read_states(root).get(request) or RequestState(status="pending", time=now())
+    exists = (root / FOLDER / f"{request}.yaml").is_file()
+    if not exists or state.status not in ("pending", "needs-attention"):
+        status = state.status if exists else "unknown"
+        raise RequestError(f"request {request} is {status}: expected one that is pending or needs attention")
+    update = {"status": "pending", "confirmed": True, "reasons": [reason], "time": now()}
+    write_state(root, request, state.model_copy(update=update))
+
+
+def decline(root: Path, registry: Registry, reason: str) -> tuple[int, list[str]]:
+    """Drop the candidate; its requests need attention.
+
+    Returns:
+        Its version, and its requests.
+
+    Raises:
+        RequestError: if there is no candidate.
+        TrackingError: if MLflow does not answer.
+    """
+    resume(root)
+    candidate = registry.versions().get(registry.aliases().get(CANDIDATE, 0))
+    if candidate is None:
+        raise RequestError("there is no candidate; make one with: python -m flows.requests run")
+    update = {"status": "needs-attention", "reasons": [f"declined: {reason}"], "time": now()}
+    states = {
+        request: state.model_copy(update=update)
+        for request, state in _states_of(root, registry, candidate).items()
+    }
+    result = {"version": candidate.number, "requests": list(states)}
+    apply_change(root, registry, "decline", aliases={CANDIDATE: None}, states=states, result=result)
+    return candidate.number, list(states)
+
+
 def withdraw(root: Path, request: str, reason: str) -> None:
     """Close a request that is pending, invalid or needs attention; its file stays as it is.
 

@@ -45,6 +45,12 @@ class RequestState(BaseModel):
     """Digest of its newest certificate."""
     purge_record: str | None = None
     """Digest of the record of the deletion of its people's data."""
+    known: dict[str, float] = {}
+    """What the model in production knew of its people before unlearning, on the last run: `knowledge`, the
+    probability of their facts; `floor`, the same of a model that never met them; `membership`, AUC."""
+    confirmed: bool = False
+    """Whether somebody confirmed it although it takes many people, its people are unknown, or people like
+    them lose much."""
     reasons: list[str] = []
     """Why it needs attention, or was withdrawn."""
     time: str

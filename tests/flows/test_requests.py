@@ -8,11 +8,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
 from tasks.requests.state import production_lock
 from tests.flows.project import Project, make_project, until
+from tests.traces import traces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some twenty processes, one after the other
 
@@ -24,6 +26,7 @@ REASON = ("--reason", "a test", "--legal-basis", "GDPR Art. 17", "--requester", 
 def project(tmp_path_factory) -> Project:
     """A tiny sandbox with its vanilla model, which knows little, and gates to match."""
     gates = {"forget_at_most": 1.0, "retain_at_least": 0.0, "utility_at_least": 0.0}
+    gates |= dict.fromkeys(("knowledge_at_most", "membership_at_most", "tpr_at_most", "neighbours_at_least"))
     project = make_project(
         tmp_path_factory.mktemp("requests") / "project",
         {f"requests.gates.{name}": limit for name, limit in gates.items()},
@@ -105,6 +108,54 @@ def test_requests_go_from_intake_to_certificate_and_back(project):
     assert re.search(r"│ 1 +│ +│ none \(vanilla\) +│ production", status)
     assert re.search(r"│ 2 +│ 1 +│ A +│", status) and "rolled back from version 2 to 1: complaints" in status
     assert "1 certificates hold" in project.run("flows.requests", "verify")
+
+
+def test_after_a_purge_nothing_of_the_person_is_left_and_the_next_run_goes_on(project):
+    (first,) = state_of(project, "A")["subjects"]
+    name = splits(project, "data")["names"][first]
+    storage, prefect = project.folder.parent / "storage", project.folder.parent / "prefect"
+    storage.unlink(missing_ok=True)
+    storage.mkdir(exist_ok=True)
+    rows = pq.read_table(project.folder / "data/prepared/samples.parquet").to_pylist()
+    pictures = {row["image"]["bytes"] for row in rows if row["entity_id"] == first and row["image"]}
+    assert len(pictures) > 1
+    project.set({"requests.gates.retain_at_least": 0.0})
+    project.run("flows.requests", "retry", "A")
+    project.run("flows.requests", "run", "--request", "A", seconds=600)
+    letter = project.run("flows.requests", "promote").split("letter of request A: ")[1].split()[0]
+    assert "types a name" in " ".join(project.read(letter).split())
+    project.run("flows.requests", "withdraw", "B", "--reason", "a test")
+
+    def left() -> set[str]:
+        code = ("efface", "tasks", "flows", "profiles")
+        paths = traces(project.folder, (first, name), pictures) | traces(storage, (first, name), pictures)
+        paths |= traces(prefect, (first, name), pictures)
+        relative = {path.relative_to(project.folder.parent).as_posix() for path in paths}
+        return {path for path in relative if path.split("/")[1] not in code}
+
+    before = left()
+    for place in (
+        "project/.dvc/cache/",
+        "project/.requests/",
+        "project/data/",
+        "storage/",
+        "project/mlartifacts/",
+    ):
+        assert any(path.startswith(place) for path in before), place
+    listed = project.run("flows.requests", "purge", "A", "--dry-run")
+    assert "delete in the project: data/prepared" in listed and left() == before
+    output = project.run("flows.requests", "purge", "A", seconds=600)
+    assert "record 3 says what" in output
+    assert left() == set()
+    assert "3 certificates hold" in project.run("flows.requests", "verify")
+    assert first not in splits(project, "data")["entities"]["retain"], "prepared again, without them"
+    refused = project.run("flows.requests", "rollback", "--reason", "again", "--to", "1", success=False)
+    assert "purged" in refused
+    *_, other = splits(project, "data")["entities"]["retain"]
+    project.run("flows.requests", "add", "--id", "D", "--subject", other, *REASON)
+    assert "request D: version" in project.run("flows.requests", "run", "--request", "D", seconds=600)
+    assert left() == set()
+    assert "4 certificates hold" in project.run("flows.requests", "verify")
 
 
 def test_sigterm_in_mid_training_frees_the_model_and_keeps_the_request(project):

@@ -1,6 +1,7 @@
 """Gates decide: a model that passes is registered and certified, one that fails changes nothing."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -136,3 +137,45 @@ def test_uncommitted_files_are_those_that_make_a_model(project):
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     (folder / ".gitignore").write_text("mlflow.db\n")
     assert finish.uncommitted_files(folder) == [".gitignore", "params.yaml"]
+
+
+def test_people_whom_the_model_does_not_know_need_attention_unless_confirmed(project):
+    project.add("A", PEOPLE[1])
+    project.add("B", PEOPLE[2])
+    run = project.plan()
+    project.judge(run)
+    assert finish.unknown_requests(run, project.params, project.root) == []
+    known = read_states(project.root)["A"].known
+    assert known["knowledge"] > 0.5 > known["floor"]
+    scores = project.root.parent / RUNS / run.run / "data" / "scores"
+    shutil.copy(scores / "base.parquet", scores / "vanilla.parquet")
+    promotion.confirm(project.root, "B", "they insist")
+    assert finish.unknown_requests(run, project.params, project.root) == ["A"]
+    states = read_states(project.root)
+    assert states["A"].status == "needs-attention" and "confirm A" in states["A"].reasons[0]
+    assert list(project.plan().batch) == ["B"]
+    promotion.confirm(project.root, "A", "they insist too")
+    assert sorted(project.plan().batch) == ["A", "B"]
+
+
+def test_a_confirmed_request_has_no_gate_on_its_neighbours(project):
+    project.add("A", PEOPLE[1])
+    promotion.confirm(project.root, "A", "they insist")
+    verdict = project.judge(project.plan(), quality="bad")
+    assert "neighbours" not in [gate.name for gate in verdict.gates]
+
+
+def test_the_annex_has_every_class_once_and_says_what_was_not_run(project):
+    project.forget("A", PEOPLE[1])
+    certificate = certificate_of(project.root, "A")
+    status = {row["class"]: row["status"] for row in certificate["annex"]}
+    assert status == {
+        "attribute inference": "executed",
+        "membership inference": "not run",
+        "regurgitation of training data": "executed",
+        "exfiltration": "out of scope",
+        "model inversion": "not run",
+        "reconstruction": "not run",
+    }
+    assert certificate["format"] == 2 and len(certificate["method"]["digest"]) == 64
+    assert any("by picture" in line for line in certificate["limits"]) and certificate["not_retested"] == {}

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from efface.errors import ArtifactError
-from tasks.requests import plan
+from tasks.requests import plan, promotion
 from tasks.requests.intake import RequestError
 from tasks.requests.plan import Plan, add_request, read_overview
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, read_states, write_state
@@ -54,11 +54,13 @@ def test_subjects_of_earlier_requests_are_neither_forgotten_again_nor_retained(p
     assert values["prepare.forgotten_people"] == [PEOPLE[1]]
     assert run.start_folder != run.original_folder
     assert digest(run.start_folder) == run.start.digest != run.original.digest
-    assert plan.stage_targets(run, project.params)["evaluate"] == [
-        "evaluate_unlearned@mmunlearner",
+    targets = plan.stage_targets(run, project.params)
+    assert [stage for stages in targets.values() for stage in stages] == [
         "evaluate@vanilla",
-        "evaluate@original",
         "evaluate@base",
+        "unlearn@mmunlearner",
+        "evaluate_unlearned@mmunlearner",
+        "evaluate@original",
     ]
 
 
@@ -114,6 +116,19 @@ def test_a_person_who_is_forgotten_already_is_named_with_the_request(project):
     project.add("B", PEOPLE[1])
     problem = project.plan_or_problems()["B"]
     assert PEOPLE[1] in problem and "request A" in problem and "done" in problem
+
+
+def test_a_request_for_many_people_waits_for_a_confirmation(project):
+    project.params = params_with(largest_share=0.3)
+    project.add("A", *PEOPLE[:3])
+    project.add("B", PEOPLE[5])
+    run = project.plan()
+    assert list(run.batch) == ["B"] and "3 of 8 people" in run.problems["A"]
+    promotion.confirm(project.root, "A", "a class action")
+    assert sorted(project.plan().batch) == ["A", "B"]
+    for name in ("C", "D"):
+        with pytest.raises(RequestError):
+            promotion.confirm(project.root, name, "no such request")
 
 
 def test_requests_that_leave_none_to_keep_are_invalid_together(project):

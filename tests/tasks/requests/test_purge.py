@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
@@ -24,31 +23,9 @@ from tasks.runtime.purged import PURGED
 from tasks.runtime.salt import SALT
 from tasks.tracking.client import TrackingError, mlflow_client
 from tests.requests_project import NAMES, PEOPLE, params_with, write_benchmark
+from tests.traces import traces
 
 PERSON = PEOPLE[1]
-
-
-def traces(folder, words, pictures):
-    """Files that hold a word or a picture, also inside parquet tables; git's history aside."""
-    found = set()
-    for path in (p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts):
-        content = path.read_bytes()
-        parts = [content, path.as_posix().encode()]
-        if content[:4] == b"PAR1":
-            parts += [repr(pq.read_table(path).to_pydict()).encode()]
-            parts += [value for row in pictures_of(path) for value in row]
-        if any(word.encode() in part for word in words for part in parts):
-            found.add(path)
-        if any(picture in part for picture in pictures for part in parts):
-            found.add(path)
-    return found
-
-
-def pictures_of(path):
-    table = pq.read_table(path)
-    columns = [table[name].to_pylist() for name in table.column_names if name in ("image", "images")]
-    for cell in (cell for column in columns for cell in column if cell is not None):
-        yield [picture["bytes"] for picture in (cell if isinstance(cell, list) else [cell])]
 
 
 @pytest.fixture
