@@ -91,6 +91,17 @@ def track(
         run(load_params(), root=ROOT, quiet_if_unreachable=quiet_if_unreachable)
 
 
+@app.command()
+def rescore(
+    folder: Annotated[Path, typer.Argument(help="Score tables, <model>.parquet each; reference models too.")],
+) -> None:
+    """Score finished score tables again, also those of earlier versions, without a model."""
+    with _short_errors():
+        from tasks import rescore
+
+        rescore.run(folder)
+
+
 def _run_stage(stage: Stage, name: str | None) -> None:
     """Check the parameters, then import the stage's module and run it."""
     with _short_errors():
