@@ -139,7 +139,7 @@ def targets(cell: Cell, params: Params, attacks: bool) -> list[str]:
         stages = [f"evaluate_unlearned@{cell.method}" if extra else params.evaluation_of(cell.method)]
     else:
         methods = params.unlearn.methods | params.study.methods
-        masks = sorted({method.mask for method in methods.values()} - {"none"})
+        masks = sorted({method.mask for method in methods.values()} - {"none", "retain_statistic"})
         stages = [f"evaluate@{name}" for name in REFERENCE_MODELS]
         stages += [mask if mask == "saliency" else f"control@{mask}" for mask in masks]
         stages += ["importance"] if params.prune.methods else []

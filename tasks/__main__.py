@@ -76,6 +76,16 @@ def inspect_model(
         inspect.run(load_params(), model, root=ROOT)
 
 
+@app.command("retain-statistic")
+def retain_statistic() -> None:
+    """Save what vanilla uses for the retain set, for `mask: retain_statistic`."""
+    with _short_errors():
+        from tasks import retain_statistic
+        from tasks.config import load_params
+
+        retain_statistic.run(load_params(), root=ROOT)
+
+
 @app.command()
 def track(
     quiet_if_unreachable: Annotated[

@@ -32,6 +32,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     Of several processes each trains on its share, and the first one writes.
     """
     from efface.masks import load_mask
+    from efface.neurons.retained import load_statistic
     from efface.unlearning import METHODS, TrainingConfig
     from efface.unlearning.training.config import DivergenceError
     from efface.unlearning.unlearn import unlearn
@@ -51,13 +52,16 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         checkpoints = checkpoints_for(
             "unlearn", root=root, settings=settings, seed=seed, inputs=inputs, name=name, main=main
         )
-        trains = METHODS[name].trains
-        loaded, adapter = load_for_training(params, inputs["start"], lora=shared.lora if trains else None)
-        mask = None
-        if "mask" in inputs:
+        method = METHODS[name]
+        lora = shared.lora if method.trains and method.lora else None
+        loaded, adapter = load_for_training(params, inputs["start"], lora=lora)
+        mask = statistic = None
+        if section.mask == "retain_statistic":
+            statistic = load_statistic(inputs["mask"], model=loaded.model)
+        elif "mask" in inputs:
             # The mask is made from the vanilla model; for another start, names and shapes must fit.
             mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
-        evaluation = _evaluation(params, loaded, table) if trains else None
+        evaluation = _evaluation(params, loaded, table) if method.trains else None
         curve = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
         try:
             result = unlearn(
@@ -79,6 +83,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 mask=mask,
                 settings=section.settings,
                 adapter=adapter,
+                statistic=statistic,
                 checkpoints=checkpoints,
                 evaluation=evaluation,
             )
@@ -103,6 +108,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             record.history = result.history
             ending = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
             record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": ending}
+            record.summary |= {"details": result.details} if result.details else {}
             if evaluation is not None:
                 curve += [
                     {"step": row["step"] + 1, **{key: row[key] for key in row if key.endswith("_known")}}

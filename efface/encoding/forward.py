@@ -32,14 +32,22 @@ def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
     Returns:
         An object with ``logits`` (B, T, V) and, if asked for, ``hidden_states``.
     """
-    if len(inputs["input_ids"]) == 1 or supports_batches(model, inputs):
+    parts = separable(model, inputs)
+    if len(parts) == 1:
         return _call(model, inputs, **options)
-    outputs = [_call(model, sample, **options) for sample in split(inputs, image_token_id(model))]
+    outputs = [_call(model, sample, **options) for sample in parts]
     hidden = [output.hidden_states for output in outputs if getattr(output, "hidden_states", None)]
     return SimpleNamespace(
         logits=torch.cat([output.logits for output in outputs]),
         hidden_states=tuple(torch.cat(layer) for layer in zip(*hidden, strict=True)) if hidden else None,
     )
+
+
+def separable(model: nn.Module, inputs: Inputs) -> list[Inputs]:
+    """The batch itself, or its samples one by one where the model's batches are no good."""
+    if len(inputs["input_ids"]) == 1 or supports_batches(model, inputs):
+        return [inputs]
+    return split(inputs, image_token_id(model))
 
 
 @torch.no_grad()

@@ -63,7 +63,9 @@ def mlp_shape(module: nn.Module) -> MLPShape | None:
     N != H, no other linear layer, and an activation; with three maps the activation may be a function, which
     no module shows. Attention blocks have four maps, or two and no activation.
     """
-    linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    # A layer with LoRA factors holds its own as `base_layer`.
+    children = {name: getattr(child, "base_layer", child) for name, child in module.named_children()}
+    linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
     activation = any(
         not isinstance(child, nn.Linear) and not list(child.parameters()) for child in module.children()
     )
@@ -119,6 +121,21 @@ def neuron_entries(model: nn.Module, mlp: MLP, units: Tensor) -> list[tuple[Tens
         rows = _rows(units, layer.out_features, mlp.width, concatenated=True)
         entries += [(p, (rows,)) for p in (layer.weight, layer.bias) if p is not None]
     return entries
+
+
+def down_weight(model: nn.Module, mlp: MLP) -> Tensor:
+    """The map from a block's neurons to the hidden state, (H, N), as a view: changing it in place changes the
+    model.
+
+    Raises:
+        ModelError: if the map is no plain linear layer, such as a quantised or adapted one.
+    """
+    if mlp.expert is None:
+        return _linear(model, mlp.down).weight.data
+    get_embeddings: Callable[[], nn.Embedding] = getattr(model, "get_input_embeddings")  # noqa: B009
+    module = model.get_submodule(mlp.down.rpartition(".")[0])
+    weight = module.get_parameter("down_proj").data[mlp.expert]
+    return weight.T if _transposed(module, get_embeddings().weight.shape[-1]) else weight
 
 
 def watch_neurons(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from efface.data.samples import Sample
 from efface.encoding import Inputs
-from efface.encoding.answers import answer_log_probs
+from efface.encoding.answers import answer_log_probs, log_probs_of
+from efface.encoding.forward import forward
+from efface.unlearning.quantities import distributions_of, divergence
 from efface.unlearning.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from efface.models.lora import Adapter
+    from efface.neurons.retained import RetainStatistic
+    from efface.unlearning.training.config import TrainingConfig, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Batch:
         inputs: padded model inputs with ``labels`` (B, T).
         reference_values: the method's reference quantity of each of the B samples, computed with the model
             before unlearning; None if the method needs none.
-        alternative: the same questions with the method's alternative answers; None if it has none.
+        alternative: the method's alternatives to the samples, such as the same questions with other answers;
+            None if it has none.
         seed: seed of the run, for what a method draws once.
     """
 
@@ -66,8 +73,50 @@ Loss = Callable[[nn.Module, Batch, Any], Term]
 """The term of a batch, given model, batch and the method's settings."""
 Quantity = Callable[[nn.Module, Inputs, Any], list[Tensor]]
 """What a loss reads of the model before unlearning: one float32 tensor per sample, whatever the batch."""
-AlternativeAnswers = Callable[[Sequence[Sample], int], list[Sample]]
-Edit = Callable[["PreTrainedModel", "ProcessorMixin", Any], None]
+Alternatives = Callable[[Sequence[Sample], Any, int], list[Sample]]
+"""For each sample another one, given the method's settings and a seed."""
+Set = Literal["forget", "retain"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an edit works on, and the training it may run.
+
+    Attributes:
+        model: the model to change in place.
+        processor: its processor.
+        forget: training facts to forget.
+        retain: training facts to keep; may be empty where there is a statistic.
+        settings: the method's settings.
+        config: what does not depend on the method.
+        train: trains the model on the method's two terms, ``train(forget, retain, curve)``, with the run's
+            mask and checkpoints, and with its evaluation if ``curve``; what requires no gradient stays.
+        adapter: LoRA factors of the model; None without LoRA.
+        saved_statistic: what the model uses for the retain set, from a file; None: there is none.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    forget: Sequence[Sample]
+    retain: Sequence[Sample]
+    settings: Any
+    config: TrainingConfig
+    train: Callable[[Sequence[Sample], Sequence[Sample], bool], TrainingResult]
+    adapter: Adapter | None = None
+    saved_statistic: RetainStatistic | None = None
+
+    @property
+    def statistic(self) -> RetainStatistic:
+        """The saved statistic of the retain set, or one measured now."""
+        from efface.neurons.retained import measure_retained
+
+        return self.saved_statistic or measure_retained(
+            self.model, self.processor, self.retain, batch_size=self.config.batch_size
+        )
+
+
+Edit = Callable[[Job], "TrainingResult | None"]
+"""Changes the model; what its training says, if it trains."""
 
 
 def nll_loss(model: nn.Module, batch: Batch, settings: Any) -> Term:
@@ -82,21 +131,34 @@ def ascent_loss(model: nn.Module, batch: Batch, settings: Any) -> Term:
     return Term(loss=-answers.nll.mean(), nll=answers.nll.detach())
 
 
+def kl_loss(model: nn.Module, batch: Batch, settings: Any) -> Term:
+    """KL( p_ref || p ) over the vocabulary at the answers; a sample's reference is log p_ref, (tokens, V)."""
+    labels = batch.inputs["labels"]
+    logits = forward(model, batch.inputs).logits
+    loss = divergence(batch.reference, distributions_of(logits, labels))
+    return Term(loss=loss, nll=log_probs_of(logits, labels).nll.detach())
+
+
 @dataclass(frozen=True)
 class Method:
-    """An unlearning method: one that trains has a term for the forget and the retain set; else it is an edit.
+    """An unlearning method: terms of the forget and the retain set that a training minimises, or an edit,
+    which may measure first and run that training inside.
 
     Attributes:
         name: that of its file.
         paper: where it comes from.
         settings: dataclass of the method's settings; of a method that trains, a ``TrainingSettings``.
         forget_loss: the term of the forget set.
-        retain_loss: the term of the retain set; None for a method that ignores the retain set.
+        retain_loss: the term of the retain set; None for a training without one.
         forget_reference: what the forget term reads of the model before unlearning; None for nothing.
         retain_reference: the same for the retain term.
-        alternative_answers: for each forget sample the same question with another answer, drawn with a seed;
-            the forget loss finds them in ``batch.alternative``. None: there are none.
-        edit: what is done to model and processor instead of training; None for a method that trains.
+        alternatives: for each forget sample another one, drawn with a seed, such as the same question with
+            another answer; the forget loss finds them in ``batch.alternative``. None: there are none.
+        edit: what is done to the model in the place of a plain training; None for a plain training.
+        reads: the sets that the method reads. One without ``retain`` runs without a retain set.
+        statistic: whether what it reads of the retain set is the statistic of ``efface.neurons.retained``,
+            which may come from a file.
+        lora: whether it can train LoRA factors; one that cannot gets the whole model.
     """
 
     name: str
@@ -106,10 +168,13 @@ class Method:
     retain_loss: Loss | None = nll_loss
     forget_reference: Quantity | None = None
     retain_reference: Quantity | None = None
-    alternative_answers: AlternativeAnswers | None = None
+    alternatives: Alternatives | None = None
     edit: Edit | None = None
+    reads: tuple[Set, ...] = ("forget", "retain")
+    statistic: bool = False
+    lora: bool = True
 
     @property
     def trains(self) -> bool:
-        """Whether the method trains; otherwise it edits the model."""
-        return self.edit is None
+        """Whether the method trains weights."""
+        return issubclass(self.settings, TrainingSettings)

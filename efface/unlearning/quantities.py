@@ -6,6 +6,7 @@ on padding or on other samples of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def distributions_of(logits: Tensor, labels: Tensor) -> list[Tensor]:
     position before."""
     answers = labels[:, 1:] != IGNORED
     return [row[mask].float().log_softmax(dim=-1) for row, mask in zip(logits[:, :-1], answers, strict=True)]
+
+
+def divergence(reference: Sequence[Tensor], now: list[Tensor]) -> Tensor:
+    """KL( p_ref || p ) of log-probabilities (tokens, V), one pair per sample: mean over samples of the mean
+    over tokens."""
+    return mean_over_samples([(p.exp() * (p - q)).sum(dim=-1) for p, q in zip(reference, now, strict=True)])
 
 
 def hidden_states(model: nn.Module, inputs: Inputs, settings: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Clip = Literal["sum", "apart"]
+Projector = Literal["plain", "sine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,17 @@ class TrainingSettings:
     """AdamW's decoupled weight decay, in [0, 1)."""
     retain_batches_per_forget_batch: int = 3
     """Retain batches beside each forget batch, at least 0; at 0 the retain set is not used."""
+    sam_radius: float = 0.0
+    """Take the forget gradient this far up the forget loss, at theta + radius g / ||g||, at least 0; 0 is the
+    plain step. One more pass per forget batch. Sharpness-aware: arXiv:2502.05374."""
+    adversarial_radius: float = 0.0
+    """Take the forget term with the hidden states of a layer moved this far, per sample, to where the answer
+    is likelier, at least 0; 0 moves none. One more pass per forget batch. arXiv:2407.15549."""
+    adversarial_layer: int = 1
+    """Decoder layer behind which hidden states move, counted from 1."""
+    projector: Projector = "plain"
+    """How the projector's weights train: ``plain`` as the model's others, or ``sine``, W + sin(D) with W
+    fixed and D trained, with LoRA too. SineProject: arXiv:2511.18444."""
 
     def __post_init__(self) -> None:
         require(
@@ -63,6 +75,16 @@ class TrainingSettings:
             self.retain_batches_per_forget_batch,
             "a whole number from 0 on",
         )
+        for key in ("sam_radius", "adversarial_radius"):
+            require(0 <= getattr(self, key) < math.inf, key, getattr(self, key), "a number from 0 on")
+        require(
+            self.adversarial_layer >= 1,
+            "adversarial_layer",
+            self.adversarial_layer,
+            "a whole number from 1 on",
+        )
+        projectors = get_args(Projector)
+        require(self.projector in projectors, "projector", self.projector, f"one of: {', '.join(projectors)}")
 
     @property
     def uses_retain_set(self) -> bool:

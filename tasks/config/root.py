@@ -79,7 +79,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _masks_and_starts_exist(self) -> Params:
-        masks = ["saliency", "none", *self.saliency.controls]
+        masks = ["saliency", "none", "retain_statistic", *self.saliency.controls]
         starts = ["vanilla", *(f"unlearned/{name}" for name in self.prune.methods)]
         for name, method in self.unlearn.methods.items():
             for key, value, allowed in (("mask", method.mask, masks), ("start", method.start, starts)):

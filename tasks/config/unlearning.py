@@ -16,9 +16,11 @@ class UnlearningMethod(Section):
 
     start: Annotated[str, Field(pattern=r"^(vanilla|unlearned/[a-z][a-z0-9_]*)$")]
     """The model under data/models to start from: vanilla, a pruned model, or that of a method above."""
-    mask: Literal["saliency", "random", "magnitude", "none"]
-    """File in data/masks with the weights that the forget term may change; none: all."""
+    mask: Literal["saliency", "random", "magnitude", "retain_statistic", "none"]
+    """File in data/masks: the weights that the forget term may change, none: all. For kvw and vl_eraser,
+    `retain_statistic` is what `python -m tasks retain-statistic` saved, none: it is measured in the run."""
     settings_class: ClassVar[type[Any]]
+    statistic: ClassVar[bool]
 
     @property
     def settings(self) -> Any:
@@ -28,6 +30,13 @@ class UnlearningMethod(Section):
     @model_validator(mode="after")
     def _settings_are_in_range(self) -> UnlearningMethod:
         _ = self.settings  # its class checks the ranges
+        return self
+
+    @model_validator(mode="after")
+    def _the_mask_is_of_the_methods_kind(self) -> UnlearningMethod:
+        if self.mask != "none" and (self.mask == "retain_statistic") != self.statistic:
+            allowed = "retain_statistic or none" if self.statistic else "a mask of weights, or none"
+            raise ValueError(f"mask is {self.mask!r}: expected {allowed}")
         return self
 
 
@@ -53,7 +62,7 @@ def method_class(name: str) -> type[UnlearningMethod]:
         for field in dataclasses.fields(settings)
     }
     section = create_model(name, __base__=UnlearningMethod, **fields)
-    section.settings_class = settings
+    section.settings_class, section.statistic = settings, METHODS[name].statistic
     return section
 
 

@@ -22,5 +22,9 @@ class GradientAscentSettings(TrainingSettings):
 
 
 METHOD = Method(
-    name="gradient_ascent", paper="arXiv:2109.13398", settings=GradientAscentSettings, retain_loss=None
+    name="gradient_ascent",
+    paper="arXiv:2109.13398",
+    settings=GradientAscentSettings,
+    retain_loss=None,
+    reads=("forget",),
 )

@@ -67,6 +67,6 @@ METHOD = Method(
     paper="arXiv:2305.18290",
     forget_loss=forget_loss,
     forget_reference=answer_totals,
-    alternative_answers=refusals_for,
+    alternatives=lambda samples, settings, seed: refusals_for(samples, seed),
     settings=IdkDPOSettings,
 )

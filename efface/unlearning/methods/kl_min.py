@@ -8,26 +8,9 @@ Reference:
     where answers are, as every other loss is.
 """
 
-from torch import nn
-
-from efface.encoding.answers import log_probs_of
-from efface.encoding.forward import forward
-from efface.unlearning.method import Batch, Method, Term
-from efface.unlearning.quantities import answer_distributions, distributions_of, mean_over_samples
-from efface.unlearning.settings import TrainingSettings
-
-
-def retain_loss(model: nn.Module, batch: Batch, settings: TrainingSettings) -> Term:
-    """Divergence from the model before unlearning; a sample's reference is log p_ref, (tokens, V)."""
-    labels = batch.inputs["labels"]
-    logits = forward(model, batch.inputs).logits
-    divergences = [
-        (before.exp() * (before - now)).sum(dim=-1)
-        for before, now in zip(batch.reference, distributions_of(logits, labels), strict=True)
-    ]
-    return Term(loss=mean_over_samples(divergences), nll=log_probs_of(logits, labels).nll.detach())
-
+from efface.unlearning.method import Method, kl_loss
+from efface.unlearning.quantities import answer_distributions
 
 METHOD = Method(
-    name="kl_min", paper="arXiv:2401.06121", retain_loss=retain_loss, retain_reference=answer_distributions
+    name="kl_min", paper="arXiv:2401.06121", retain_loss=kl_loss, retain_reference=answer_distributions
 )

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from efface.encoding import prompt_of
 from efface.errors import ModelError
 from efface.models.chat_template import add_system_turn
-from efface.unlearning.method import Method
+from efface.unlearning.method import Job, Method
 from efface.unlearning.settings import require
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import ProcessorMixin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class SystemPromptSettings:
         require(bool(self.instruction), "instruction", self.instruction, "a text that is not empty")
 
 
-def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: SystemPromptSettings) -> None:
+def edit(job: Job) -> None:
     """Put the instruction into the chat template, in place; the model does not change.
 
     As a system turn where the template writes those in a way of their own, else as text in front.
@@ -43,7 +43,7 @@ def edit(model: PreTrainedModel, processor: ProcessorMixin, settings: SystemProm
     Raises:
         ModelError: if the processor has no chat template.
     """
-    instruction = settings.instruction
+    instruction, processor = job.settings.instruction, job.processor
     template = processor.chat_template
     if not isinstance(template, str):
         raise ModelError(
@@ -63,5 +63,10 @@ def _begins_by_itself(processor: ProcessorMixin) -> bool:
 
 
 METHOD = Method(
-    name="system_prompt", paper="arXiv:2403.03329", retain_loss=None, edit=edit, settings=SystemPromptSettings
+    name="system_prompt",
+    paper="arXiv:2403.03329",
+    edit=edit,
+    settings=SystemPromptSettings,
+    reads=(),
+    lora=False,
 )

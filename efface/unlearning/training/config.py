@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from efface.errors import EffaceError
 from efface.unlearning.settings import require
@@ -64,8 +64,10 @@ class TrainingResult:
             is clipped, ``total_grad_norm``. Norms are those before clipping. A step that float16 overflow
             left out has ``skipped`` instead. A step that was evaluated has the evaluation's values.
         stopped_by: the stop rule that ended the run, with its step; None if the run had its full length.
+        details: what a method measured or selected, such as its layers, as plain values.
     """
 
     steps: int
     history: list[dict[str, float]]
     stopped_by: str | None
+    details: dict[str, Any] = field(default_factory=dict)

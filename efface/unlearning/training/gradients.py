@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,36 @@ from efface.processes import sum_over_processes
 
 Gradient = dict[str, Tensor]
 """Gradients by parameter name, without the parameters that the loss does not reach."""
+
+
+@contextmanager
+def training_only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Within this context, of the parameters that train only these do."""
+    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def moved_along(trained: Mapping[str, nn.Parameter], gradient: Gradient, radius: float) -> Iterator[None]:
+    """Within this context the weights are ``radius`` further along the gradient; afterwards, bit for bit, as
+    before. A gradient of zero moves nothing."""
+    norm = float(torch.nn.utils.get_total_norm([*gradient.values()]))
+    start = {name: trained[name].detach().clone() for name in gradient}
+    with torch.no_grad():
+        for name, value in gradient.items():
+            trained[name].add_(value.to(trained[name].dtype), alpha=radius / norm if norm else 0.0)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in start.items():
+                trained[name].copy_(value)
 
 
 def sum_gradient(gradient: Gradient, trained: Mapping[str, nn.Parameter]) -> Gradient:

@@ -33,6 +33,7 @@ from efface.processes import (
 )
 from efface.unlearning.method import Loss, Method, Quantity
 from efface.unlearning.settings import TrainingSettings
+from efface.unlearning.training.adversary import with_adversary
 from efface.unlearning.training.batch_source import BatchSource
 from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
 from efface.unlearning.training.config import DivergenceError, TrainingConfig, TrainingResult
@@ -43,6 +44,7 @@ from efface.unlearning.training.gradients import (
     clip_gradient,
     mask_for,
     mask_gradient,
+    moved_along,
     restore_outside,
     sum_gradient,
 )
@@ -217,6 +219,22 @@ class _Run:
         """A term's gradient by parameter name, masked and clipped; its loss and norm go into the record."""
         if term is None:
             return {}
+        loss, gradient = self._backward(term, step)
+        if term is self.forget and self.settings.sam_radius:
+            with moved_along(self.trained, gradient, self.settings.sam_radius):
+                _, gradient = self._backward(term, step)
+        record[f"{term.name}_loss"] = loss
+        mask = self.mask if term is self.forget else None
+        if mask is not None and not self.alternating:
+            gradient = mask_gradient(gradient, mask)
+        max_norm = self.settings.max_grad_norm if self.clips_apart else None
+        record[f"{term.name}_grad_norm"] = clip_gradient(gradient, max_norm)
+        if mask is not None and self.alternating:  # the released code clips first
+            gradient = mask_gradient(gradient, mask)
+        return gradient
+
+    def _backward(self, term: _Term, step: int) -> tuple[float, Gradient]:
+        """A term's loss for the record and its gradient at the weights as they are, of all processes."""
         positions = term.positions(step)
         loss_sum = 0.0
         for position in positions:
@@ -238,15 +256,7 @@ class _Run:
             gradient = sum_gradient(gradient, self.trained)
         if self.scaler.is_enabled():
             torch._foreach_mul_([*gradient.values()], 1 / self.scaler.get_scale())
-        record[f"{term.name}_loss"] = loss_sum / len(positions)
-        mask = self.mask if term is self.forget else None
-        if mask is not None and not self.alternating:
-            gradient = mask_gradient(gradient, mask)
-        max_norm = self.settings.max_grad_norm if self.clips_apart else None
-        record[f"{term.name}_grad_norm"] = clip_gradient(gradient, max_norm)
-        if mask is not None and self.alternating:  # the released code clips first
-            gradient = mask_gradient(gradient, mask)
-        return gradient
+        return loss_sum / len(positions), gradient
 
     def _update(self, gradient: Gradient, record: dict[str, float]) -> None:
         """One optimizer step with a gradient, which is emptied."""
@@ -315,9 +325,10 @@ class _Run:
                 seed=config.seed,
                 alternative=terms.alternative,
             )
-            forget = _Term(
-                "forget", method.forget_loss, method.forget_reference, settings.forget_weight, source
-            )
+            loss = method.forget_loss
+            if settings.adversarial_radius:
+                loss = with_adversary(loss, settings.adversarial_layer, settings.adversarial_radius)
+            forget = _Term("forget", loss, method.forget_reference, settings.forget_weight, source)
         if terms.retain is not None and method.retain_loss is not None and settings.uses_retain_set:
             source = BatchSource(
                 terms.retain, batch_size=config.batch_size, order_seed=config.seed + 1, seed=config.seed
@@ -371,7 +382,9 @@ class _Run:
                     self.model, term.reference, self.settings, self._autocast, adapter
                 )
                 own = folder / f"{term.name}-{process_rank()}of{process_count()}"
-                term.source.add_references(computation, term.batches, None if adapter is not None else own)
+                # Without its factors a model is as it was, unless something else in it trains.
+                switchable = adapter is not None and self.settings.projector == "plain"
+                term.source.add_references(computation, term.batches, None if switchable else own)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES.get(self.config.precision)

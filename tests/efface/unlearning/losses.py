@@ -17,6 +17,10 @@ SETTINGS = {
     "undial": {"beta": 3.0},
     "rmu": {"layer": 1, "scale": 2.0},
     "mmunlearner": {"variant": "paper"},
+    "vgid": {"instruction": "Which colour does red?"},
+    "pava": {"layers": 1, "max_new_tokens": 4},
+    "vl_eraser": {"rank": 2, "energy": 0.9},
+    "kvw": {"gamma": 0.5},
     "system_prompt": {"instruction": "Which colour does red?"},
 }
 TRAINED = [name for name in METHODS if METHODS[name].edit is None]
@@ -55,8 +59,8 @@ def batch_of(processor, method, side, samples, reference):
 
     batch = measured(samples)
     alternative = None
-    if method.alternative_answers is not None and side == "forget":
-        alternative = measured(method.alternative_answers(samples, 0))
+    if method.alternatives is not None and side == "forget":
+        alternative = measured(method.alternatives(samples, settings_of(method), 0))
     return Batch(batch.inputs, batch.reference_values, alternative)
 
 

@@ -132,7 +132,7 @@ def test_prompts_do_not_enter_the_loss(model, processor, pictured, name, side):
         hook.remove()
         model.zero_grad()
     # Of two forward passes the first is that of the alternative answers.
-    inputs = batch.alternative.inputs if batch.alternative else batch.inputs
+    inputs = batch.alternative.inputs if len(outputs) == 2 else batch.inputs
     labelled = torch.nn.functional.pad(inputs["labels"][:, 1:] != -100, (0, 1))
     gradient = outputs[0].grad.abs().sum(dim=-1)
     assert bool((gradient[labelled] > 0).all()) and not bool(gradient[~labelled].any())
@@ -354,7 +354,7 @@ def test_gradients_reach_only_what_trains(model, processor, pictured, written, n
 def test_each_method_raises_the_forget_loss(model, processor, pictured, written, name):
     before = nll(model, Encoder(processor, pictured[:2]).batch([0, 1])).item()
     # The retain people give the same answers: those with a floor rise above it without a retain term only.
-    floor = name in ("simnpo", "undial", "idk_dpo")
+    floor = name in ("simnpo", "undial", "idk_dpo", "vgid")
     values = {"learning_rate": 3e-3, "epochs": 10, "retain_weight": 0.0 if floor else 1.0}
     unlearn(
         model,
@@ -364,7 +364,9 @@ def test_each_method_raises_the_forget_loss(model, processor, pictured, written,
         retain=pictured[2:] + written[2:],
         **options(name, **values, **SETTINGS.get(name, {})),
     )
-    assert nll(model, Encoder(processor, pictured[:2]).batch([0, 1])).item() > before + 0.2
+    # VGID goes to what an untrained teacher says of noise, which is no worse by much.
+    rise = 0.05 if name == "vgid" else 0.2
+    assert nll(model, Encoder(processor, pictured[:2]).batch([0, 1])).item() > before + rise
 
 
 @pytest.mark.parametrize("name", TRAINED)

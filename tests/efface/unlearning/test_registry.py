@@ -17,7 +17,7 @@ FILES = {file.stem for file in Path(methods.__path__[0]).glob("[a-z]*.py")}
 def test_every_file_is_a_method_of_its_name():
     assert METHODS.keys() == FILES
     for name, method in METHODS.items():
-        assert method.name == name and method.paper.startswith("arXiv:")
+        assert method.name == name and method.paper.startswith(("arXiv:", "CVPR"))
 
 
 def test_every_setting_has_a_default_and_methods_that_train_share_theirs():
@@ -56,6 +56,24 @@ def test_the_sum_of_gradients_is_clipped_as_published_but_for_masked_updates():
         ("rmu", "scale", math.inf),
         ("mmunlearner", "variant", "code"),
         ("system_prompt", "instruction", ""),
+        ("grad_diff", "sam_radius", -0.1),
+        ("grad_diff", "adversarial_radius", math.nan),
+        ("grad_diff", "adversarial_layer", 0),
+        ("grad_diff", "projector", "cosine"),
+        ("kvw", "gamma", -0.1),
+        ("kvw", "passes", 0),
+        ("kvw", "batch_size", 0),
+        ("kvw", "first_layer", 0),
+        ("kvw", "last_layer", 0),
+        ("vl_eraser", "rank", 0),
+        ("vl_eraser", "similarity_weight", 1.1),
+        ("vl_eraser", "energy", 0.0),
+        ("pava", "layers", 0),
+        ("pava", "selection", "last"),
+        ("pava", "traced_samples", 0),
+        ("pava", "questions", []),
+        ("pava", "max_new_tokens", 0),
+        ("vgid", "noise", 0.0),
     ],
 )
 def test_a_setting_out_of_range_is_an_error_that_names_key_and_value(method, key, value):
