@@ -229,6 +229,18 @@ def notify(identifier: Id) -> None:
 
 
 @app.command()
+def webhook(url: Annotated[str, typer.Argument(help="Address that Prefect posts to.")]) -> None:
+    """Have Prefect post to an address: a gate failed, a request is overdue, a candidate waits."""
+    with _errors_in_words():
+        from flows.requests.approval import connect_webhook
+        from flows.server import require_server
+
+        require_server()
+        connect_webhook(url)
+        typer.echo("Prefect posts each event of a request there from now on")
+
+
+@app.command()
 def certificate(identifier: Id) -> None:
     """Write a certificate's page again and print the paths of both files."""
     with _errors_in_words():

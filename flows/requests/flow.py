@@ -16,6 +16,14 @@ from prefect.states import Completed, Failed
 from efface.errors import EffaceError
 from flows.commands import ending_with_flow, reproduce
 from flows.devices import device
+from flows.requests.approval import (
+    NEEDS_ATTENTION,
+    WAITING,
+    decide,
+    own_candidate,
+    tell,
+    tell_overdue,
+)
 from flows.requests.project import make_project
 from flows.requests.purge import due_purges, purge_request
 from flows.sharing import has_remote, share
@@ -93,7 +101,8 @@ def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
 def accept(run: Plan, verdict: finish.Verdict, params: Params, registry: Registry) -> int:
     """Register the new model and write the certificates."""
     requests_by_id, _ = read_requests(ROOT)
-    return finish.accept(run, verdict, params, ROOT, registry, requests_by_id).number
+    own = str(flow_run.get_id() or "")
+    return finish.accept(run, verdict, params, ROOT, registry, requests_by_id, flow_run=own).number
 
 
 @flow(name="requests")
@@ -106,10 +115,16 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     started = time.monotonic()
     try:
         with ending_with_flow():
-            with production_lock(Path(), "a run of requests"):
-                lines, success, folder = _carry_out(only or [], purge=bool(deployment.id))
-            if folder is not None and has_remote(folder):  # the production model is free meanwhile
-                share(folder)
+            deployed, registry = bool(deployment.id), registry_of(load_params(), ROOT)
+            candidate = own_candidate(registry) if deployed else None
+            if candidate is None:
+                with production_lock(Path(), "a run of requests"):
+                    lines, success, folder = _carry_out(only or [], deployed=deployed)
+                if folder is not None and has_remote(folder):  # the production model is free meanwhile
+                    share(folder)
+                candidate = own_candidate(registry) if deployed else None
+            if candidate is not None:  # this run ends here, and starts again with the decision
+                lines, success = decide(ROOT, registry, candidate), True
     except EffaceError as error:
         return Failed(message=str(error))
     lines.append(f"{time.monotonic() - started:.0f} seconds")
@@ -121,12 +136,14 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
     return Completed(data=lines) if success else Failed(message="\n".join(lines))
 
 
-def _carry_out(only: list[str], *, purge: bool) -> tuple[list[str], bool, str | None]:
+def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str | None]:
     """A line per request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
     read_salt(Path())  # one that is too short is reported now, not after training
     registry = registry_of(params, ROOT)
-    for name in due_purges(params, ROOT, registry) if purge else ():
+    if deployed:
+        tell_overdue(ROOT)
+    for name in due_purges(params, ROOT, registry) if deployed else ():
         purge_request(params, ROOT, registry, name, log=get_run_logger().info)
     run = plan(params, registry, only)
     problems = run.problems if isinstance(run, Plan) else run
@@ -140,22 +157,28 @@ def _carry_out(only: list[str], *, purge: bool) -> tuple[list[str], bool, str | 
     first, *later = stage_targets(run, params).items()
     bring_up_to_date(first[0], folder, first[1])
     if unknown := finish.unknown_requests(run, params, ROOT):
+        for name in unknown:
+            tell(NEEDS_ATTENTION, name)
         refused = [f"request {name} needs attention: its people are not in the model" for name in unknown]
         others = [name for name in only if name not in unknown]
         if only and not others:
             return [*lines, *refused], False, folder
-        rest, _, last = _carry_out(others, purge=False)
+        rest, _, last = _carry_out(others, deployed=False)
         return [*refused, *rest], False, last or folder
     for name, stages in later:
         bring_up_to_date(name, folder, stages)
     verdict = finish.judge(run, params, ROOT)
     if verdict.failures:
         finish.reject(run, verdict, ROOT)
+        for name in run.batch:
+            tell(NEEDS_ATTENTION, name)
         reasons = "; ".join(verdict.failures)
         refused = [f"request {name} needs attention: {reasons}" for name in run.batch]
         refused.append(f"version {run.start.number} stays in production")
         return [*lines, *refused], False, folder
     number = accept(run, verdict, params, registry)
+    for name in run.batch if not params.requests.auto_promote else ():
+        tell(WAITING, name)
     role = "in production" if params.requests.auto_promote else "the candidate"
     accepted = [f"request {name}: version {number} has forgotten them and is {role}" for name in run.batch]
     return [*lines, *accepted], not run.problems, folder

@@ -32,7 +32,7 @@ from tasks.requests.state import (
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.runtime.results import mask_metadata, project_of, read_records, read_scores, read_splits
 from tasks.runtime.salt import create_salt
-from tasks.tracking.registry import FOLDER, REQUESTS, RUN, ModelPayload, Registry, Version
+from tasks.tracking.registry import FLOW_RUN, FOLDER, REQUESTS, RUN, ModelPayload, Registry, Version
 from tasks.tracking.runs import model_payload, send
 
 if TYPE_CHECKING:
@@ -215,14 +215,25 @@ def accept(
     root: Path,
     registry: Registry,
     requests: Mapping[str, ForgetRequest],
+    *,
+    flow_run: str = "",
 ) -> Version:
     """Register the new model, certify each request, and set the alias.
+
+    Args:
+        plan: of the run.
+        verdict: all gates passed.
+        params: the whole file.
+        root: the data folder.
+        registry: the registered model.
+        requests: by id.
+        flow_run: Prefect's id of this run, which then decides on the candidate.
 
     Raises:
         TrackingError: if MLflow does not answer; the next run resumes here.
     """
     project, salt = project_of(root), create_salt(project_of(root))
-    version = _register(plan, verdict, params, root, registry)
+    version = _register(plan, verdict, params, root, registry, flow_run)
     common = _common(plan, verdict, params, root, registry, version)
     status: Status = "done" if params.requests.auto_promote else "candidate"
     today = dt.datetime.now(dt.UTC).date()
@@ -271,7 +282,9 @@ def accept(
     return version
 
 
-def _register(plan: Plan, verdict: Verdict, params: Params, root: Path, registry: Registry) -> Version:
+def _register(
+    plan: Plan, verdict: Verdict, params: Params, root: Path, registry: Registry, flow_run: str
+) -> Version:
     """Send the run to MLflow and register its model."""
     project, (_, method) = project_of(root), method_of(params)
     run = project / RUNS / plan.run
@@ -309,6 +322,7 @@ def _register(plan: Plan, verdict: Verdict, params: Params, root: Path, registry
                 FOLDER: folder.as_posix(),
                 RUN: plan.run,
                 REQUESTS: ",".join(plan.batch),
+                **({FLOW_RUN: flow_run} if flow_run else {}),
             },
         ),
     )

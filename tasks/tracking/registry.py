@@ -30,6 +30,7 @@ RUN = "efface.run"
 REQUESTS = "efface.requests"
 PURGED = "efface.purged"
 MODEL = "efface.model"
+FLOW_RUN = "efface.flow_run"
 TEXT_LIMIT = 5000
 """Characters of a tag or description, which is what MLflow stores."""
 _DESCRIPTION = (
@@ -77,6 +78,8 @@ class Version:
     """Run under .requests that made it; empty: the vanilla model; None: not a version of requests."""
     requests: tuple[str, ...] = ()
     """Ids of the requests it carries out beyond its parent."""
+    flow_run: str = ""
+    """Prefect's id of the flow run of requests that made it."""
     base: bool = False
     """Whether it is the base model, which met none of the people."""
     purged: bool = False
@@ -297,6 +300,7 @@ def _version(row: Any) -> Version:
         folder=row.tags.get(FOLDER, ""),
         run=row.tags.get(RUN),
         requests=tuple(requests.split(",")) if requests else (),
+        flow_run=row.tags.get(FLOW_RUN, ""),
         base=row.tags.get(MODEL) == "base",
         purged=PURGED in row.tags,
     )
