@@ -48,7 +48,7 @@ class Importance(Section):
 
     variant: Literal["paper", "official_code"] = "paper"
     """MANU's score as the paper defines it, or as the released code computes it."""
-    active_above: Weight = 0.1
+    active_above: Annotated[Weight, UNLISTED] = 0.1
     """A neuron counts as active when |activation| exceeds this."""
     samples: Count | None = 1500
     """Samples drawn from each set; null: all."""

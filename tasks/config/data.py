@@ -31,7 +31,7 @@ class Avatars(Section):
     """Training questions about strangers; a fifth as many test questions are added."""
     picture_size: Annotated[int, Field(ge=32, le=512), UNLISTED] = 96
     """Side of a portrait, pixels."""
-    language: bool = False
+    language: Annotated[bool, UNLISTED] = False
     """Facts of the world and plain English in words alone, half to keep in training and half to test; for a
     decoder that knows language (`base.decoder`)."""
 

@@ -19,7 +19,7 @@ class Base(Section):
     """Branch, tag or commit on the Hub; null: the newest, whose commit is recorded."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto`: as saved."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, UNLISTED] = None
     """File with a Jinja template, for a model without one; a changed template needs another name."""
     template_arguments: Annotated[dict[str, bool | int | float | str] | None, UNLISTED] = None
     """Values for variables of the chat template, such as `enable_thinking: false`; null: its own defaults."""
@@ -29,10 +29,10 @@ class Base(Section):
     """Padding token, for a tokenizer without one."""
     trust_remote_code: Annotated[bool, UNLISTED] = False
     """Whether code that comes with the model may run; read it first."""
-    decoder: Annotated[str, Field(min_length=1)] | None = None
+    decoder: Annotated[Annotated[str, Field(min_length=1)] | None, UNLISTED] = None
     """Language model in the sandbox's model: `smollm2`, a Hub id, a folder, or a GGUF file; null: a small one
     of random weights. The vision tower and the projector are the sandbox's own."""
-    align_steps: Annotated[int, Field(ge=0)] = 0
+    align_steps: Annotated[int, Field(ge=0), UNLISTED] = 0
     """Optimizer steps in which the projector alone learns the skills, at ten times the learning rate, before
     a decoder that knows language."""
     image_size: Annotated[int, Field(ge=16, le=512), UNLISTED] = 48
