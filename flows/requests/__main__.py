@@ -356,6 +356,13 @@ def _errors_in_words() -> Iterator[None]:
     except EffaceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        from tasks.runtime.artifacts import disk_is_full
+
+        if not disk_is_full(error):
+            raise
+        typer.echo(f"error: {error}; make room and run the same command again: it goes on", err=True)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":
