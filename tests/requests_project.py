@@ -39,7 +39,7 @@ SHARES = {
 def params_with(**changes: object) -> Params:
     """The project's parameters with keys of the section `requests` replaced."""
     data = json.loads(_project_params())
-    data["requests"] |= changes
+    data["requests"] |= {"largest_share": 1.0} | changes
     return Params.model_validate(data)
 
 

@@ -31,9 +31,9 @@ def letter(
     people = "you" if len(request["subjects"]) == 1 else "the people whom you named"
     counts = {model: _of_hundred(own[model]) for model in ("before", "after")}
     done = [
-        f"We changed our model, {certificate['models']['registered_name']}, so that it no longer recognises "
-        f"{people} in pictures. The changed model is version {certificate['models']['after']['version']}; we "
-        f"made and checked it on {certificate['made']['time'][:10]}."
+        f"We changed our model, {certificate['models']['registered_name']}, so that it forgets {people} "
+        f"when it sees a picture. The changed model is version {certificate['models']['after']['version']}; "
+        f"we made and checked it on {certificate['made']['time'][:10]}."
     ]
     if deleted is not None:
         done.append(
@@ -60,9 +60,9 @@ def letter(
         )
     limits.append("Copies that others made of the data or the model are not in our hands.")
     told = (
-        [f"We told those who received the data or the model from us: {', '.join(recipients)}."]
+        [f"These received the data or the model from us and are told: {', '.join(recipients)}."]
         if recipients
-        else ["We gave the data and the model to nobody else."]
+        else ["We have no record of others who received the data or the model from us."]
     )
     rights = [
         f"The certificate has the number {certificate['number']}; ask us for it. If you are not satisfied, "

@@ -121,7 +121,8 @@ def plan_purge(
         f"efface-{params.benchmark.name}", keep=[version.number for version in kept]
     )
     stores = stored_objects(project, keep=[*outs.values(), *_base_outputs(project)])
-    place = redact(tracking_uri(project))
+    uri = tracking_uri(project)
+    place = "mlflow.db" if uri == f"sqlite:///{project / 'mlflow.db'}" else redact(uri)
     return {
         "kind": "purge",
         "completed": False,

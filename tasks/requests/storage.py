@@ -121,7 +121,8 @@ def _stores(project: Path) -> Iterator[list[_Store]]:
         with Repo(str(project)) as repo, repo.lock:
             cache = repo.cache.local
             private = Path(cache.path).resolve().is_relative_to(project.resolve())
-            stores = [_Store(f"DVC cache {cache.path}", cache, repo.stage_cache.cache_dir, private)]
+            name = "DVC cache" if private else f"DVC cache {cache.path}"
+            stores = [_Store(name, cache, repo.stage_cache.cache_dir, private)]
             stores += [_remote(repo, name) for name in repo.config["remote"]]
             yield stores
     except (DvcException, ObjectDBError, OSError) as error:
