@@ -56,6 +56,7 @@ lint:
 	mypy
 
 ui: $(READY)              ## MLflow's pages on http://127.0.0.1:5000
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 server: $(READY) $(LOGIN) ## Prefect on http://127.0.0.1:4200; its pages ask for the line in .prefect/login

@@ -14,7 +14,7 @@ from rich.table import Table
 from efface.errors import ArtifactError
 from tasks.runtime.artifacts import read_json
 from tasks.tracking.client import redact
-from tasks.tracking.runs import RECEIPT
+from tasks.tracking.runs import PAGE_QUERY, RECEIPT, VIEW
 
 REPORT = Path("data/report/index.html")
 _LOCAL_PAGES = "http://127.0.0.1:5000"
@@ -48,24 +48,29 @@ def publish(rows: list[Row], *, title: str = "pipeline", page: Path = REPORT) ->
     create_table_artifact(
         [{"name": row.name, "outcome": row.outcome, "seconds": round(row.seconds, 1)} for row in rows],
         key=title,
-        description=closing,
+        description=f"{closing}; {page.resolve()}" if page.is_file() else closing,
     )
-    if page == REPORT and (run := mlflow_run()):
-        create_link_artifact(run, key=f"{title}-mlflow", link_text="All numbers in MLflow")
-        create_link_artifact(f"{run}/artifacts/report/index.html", key=f"{title}-report", link_text="Report")
+    if page == REPORT:
+        for key, (text, address) in mlflow_links().items():
+            create_link_artifact(address, key=f"{title}-{key}", link_text=text)
 
 
-def mlflow_run() -> str | None:
-    """Address of the newest result's run in MLflow's pages; None if MLflow has none.
+def mlflow_links() -> dict[str, tuple[str, str]]:
+    """Key to text and address of the newest result in MLflow's pages; empty if MLflow has none.
 
     The pages are at EFFACE_MLFLOW_PAGES, at the tracking server, or where `make ui` shows them.
     """
     if not RECEIPT.is_file():
-        return None
+        return {}
     try:
         receipt = read_json(RECEIPT)
-        server, path = str(receipt["at"]), f"#/experiments/{receipt['experiment']}/runs/{receipt['run']}"
-    except (ArtifactError, KeyError, TypeError):  # a damaged receipt costs the link alone
-        return None
+        server, experiment, run = (str(receipt[key]) for key in ("at", "experiment", "run"))
+    except (ArtifactError, KeyError, TypeError):  # a damaged receipt costs the links alone
+        return {}
     pages = os.environ.get("EFFACE_MLFLOW_PAGES") or (server if server.startswith("http") else _LOCAL_PAGES)
-    return f"{redact(pages).replace('***@', '').rstrip('/')}/{path}"
+    root = f"{redact(pages).replace('***@', '').rstrip('/')}/#/experiments/{experiment}/runs"
+    return {
+        "report": ("Report", f"{root}/{run}/artifacts/report/index.html?{PAGE_QUERY}"),
+        "models": ("Models compared by ten metrics", f"{root}?{PAGE_QUERY}&viewStateShareKey={VIEW}"),
+        "mlflow": ("All numbers in MLflow", f"{root}/{run}?{PAGE_QUERY}"),
+    }

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from efface.errors import ArtifactError
+from efface.evaluation.summary import METRICS_FILE, model_metrics
 from efface.model_card import without_metadata
 from tasks.config import REFERENCE_MODELS, Params
 from tasks.runtime.artifacts import digest, read_json, write_json
@@ -52,6 +53,10 @@ _DESCRIPTIONS = {
     "vanilla": "base, trained on all people; unlearning starts from it.",
     "retrained": "base, trained on all people but those to forget; the reference for unlearning.",
 }
+PAGE_QUERY = "workflowType=machine_learning"
+"""What an address of MLflow's pages needs to open them for model training; GenAI is their default."""
+VIEW = "efface"
+"""Share key of an experiment's view with a row per model and its ten metrics: `?viewStateShareKey=efface`."""
 _BATCH = 1000
 _TAG_BATCH = 100
 
@@ -256,7 +261,8 @@ def _experiment(client: MlflowClient, name: str, project: Path) -> Experiment:
     location = None if uri.startswith("http") else (project / "mlartifacts" / name).as_uri()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return client.get_experiment(client.create_experiment(name, artifact_location=location))
+        created = client.create_experiment(name, artifact_location=location, tags=_experiment_tags())
+        return client.get_experiment(created)
     if experiment.lifecycle_stage != "active":
         client.restore_experiment(experiment.experiment_id)
     place = urlsplit(experiment.artifact_location)
@@ -267,6 +273,35 @@ def _experiment(client: MlflowClient, name: str, project: Path) -> Experiment:
             "database away and run: python -m tasks track"
         )
     return experiment
+
+
+def _experiment_tags() -> dict[str, str]:
+    """The kind of the experiment, and the state of its view of models.
+
+    MLflow documents no format of a shared view; this is what its pages (3.17) store for one.
+    """
+    state = {
+        "searchFilter": f"tags.`{ROLE}` != 'pipeline' and tags.`{ROLE}` != 'study'",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            *(f"tags.`efface.{tag}`" for tag in ("seed", "fold")),
+            *(f"metrics.`{key}`" for key in (*METRICS_FILE, "fluency")),
+        ],
+        **{key: {} for key in ("columnWidths", "groupsExpanded", "runsExpanded", "runsVisibilityMap")},
+        **{key: [] for key in ("columnOrder", "runsHidden", "runsPinned")},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+    }
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(state),
+    }
 
 
 def pipeline_payload(params: Params, root: Path) -> RunPayload:
@@ -281,7 +316,9 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
     splits, records = read_splits(root), {record.label: record for record in read_records(root)}
     benchmark, locked = str(splits["benchmark"]), locked_digests(project)
     data = locked.get(f"{root.absolute().name}/prepared", "")[:36] or digest(root / "prepared")[:36]
+    facts = ("benchmark", "forget_fraction", "seed", "fold")
     tags = _shared_tags(list(records.values()), project)
+    tags |= {f"efface.{key}": str(splits[key]) for key in facts if splits.get(key) is not None}
     digests = {model: str(read_scores(root, model)[1].get("digest")) for model in params.models}
     children = []
     for model, folder in params.models.items():
@@ -289,7 +326,7 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
         hashes = {f"dvc/{path}": md5 for path, md5 in locked.items() if path.endswith(outputs)}
         child = replace(
             child,
-            tags={**tags, **hashes, **child.tags},
+            tags={**tags, **hashes, **child.tags, "efface.method": model},
             datasets=_datasets(model, benchmark, root, data),
         )
         start = params.unlearn.methods[model].start if model in params.unlearn.methods else "vanilla"
@@ -347,14 +384,14 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
 
 def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunPayload:
     """The run of one model: how it was trained or pruned, and its scores."""
-    _, summary = read_scores(root, model)
+    scores, summary = read_scores(root, model)
     trainings = (record for record in records.values() if record.stage in TRAINING_STAGES)
     training = next((record for record in trainings if (record.name or record.stage) == model), None)
     evaluation = records.get(f"evaluate@{model}")
     sources = [root / "scores" / f"{model}{suffix}" for suffix in (".parquet", ".json")]
     sources += [root / "runs" / f"{record.label}.json" for record in (training, evaluation) if record]
     curve = root / "report" / "plots" / f"training_{model}.svg"
-    metrics = scores_of(summary)
+    metrics = scores_of(summary) | model_metrics(scores)
     history: list[tuple[int, dict[str, float]]] = []
     tags, started, ended = {}, 0, 0  # without a record: always the same time, so that a run is logged once
     if record := training or evaluation:
@@ -411,7 +448,12 @@ def study_payload(cells: Cells, folder: Path) -> RunPayload:
                     role="cell",
                     digest=_combined(name, child.digest),
                     params={**child.params, **settings, "study.model": model},
-                    tags={**child.tags, "study.folder": str(cell["folder"])},
+                    tags={
+                        **child.tags,
+                        "study.folder": str(cell["folder"]),
+                        "efface.method": model,
+                        **{f"efface.{key}": str(cell[key]) for key in ("seed", "fold") if key in cell},
+                    },
                 )
             )
     results = read_json(folder / "results.json")

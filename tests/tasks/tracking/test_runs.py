@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from efface.errors import ArtifactError
+from efface.evaluation.summary import METRICS_FILE, model_metrics
 from tasks.runtime.artifacts import digest, read_json
 from tasks.tracking.client import TrackingError
-from tasks.tracking.runs import RECEIPT, run
+from tasks.tracking.runs import RECEIPT, VIEW, run
 from tests.study_results import FEW, params_for, write_scores
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -51,6 +52,10 @@ def check_numbers(client, root):
             for modality, metrics in modalities.items():
                 for metric, cell in metrics.items():
                     assert logged_run.data.metrics[f"{set_name}/{modality}/{metric}"] == cell["value"]
+        expected = model_metrics(pd.read_parquet(root / "scores" / f"{model}.parquet"))
+        assert expected.items() <= logged_run.data.metrics.items()
+        tags = logged_run.data.tags
+        assert tags["efface.method"] == model and {"efface.seed", "efface.forget_fraction"} <= tags.keys()
     history = read_json(root / "runs" / "unlearn@mmunlearner.json")["history"]
     for key in ("forget_loss", "retain_loss", "learning_rate", "retain_grad_norm"):
         logged = client.get_metric_history(runs["mmunlearner"].info.run_id, f"training/{key}")
@@ -72,6 +77,10 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     assert "sent 6 runs, 5 model versions, 5 aliases, 1 reports" in capsys.readouterr().out
     client = client_of(root)
     check_numbers(client, root)
+    tags = client.get_experiment_by_name("efface-avatars").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    columns = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])["selectedColumns"]
+    assert {f"metrics.`{key}`" for key in METRICS_FILE} < set(columns)
     (parent,) = runs_of(client, "pipeline")
     assert parent.data.tags["prefect.flow_run_id"] == "flow-7"
     assert parent.data.tags["dvc/data/prepared"] == "ab12.dir"
