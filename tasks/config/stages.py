@@ -59,7 +59,7 @@ STAGES: dict[str, Stage] = {
             gpu=True,
             shared=True,
             module="finetune",
-            seconds=400,
+            seconds=470,
         ),
         Stage("saliency", "Make the saliency mask.", gpu=True, shared=True, seconds=30),
         Stage(
@@ -70,9 +70,9 @@ STAGES: dict[str, Stage] = {
             shared=True,
             seconds=30,
         ),
-        Stage("importance", "Score every MLP neuron.", gpu=True, shared=True, seconds=40),
+        Stage("importance", "Score every MLP neuron.", gpu=True, shared=True, seconds=45),
         Stage(
-            "prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True, seconds=5
+            "prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True, seconds=2
         ),
         Stage(
             "unlearn",
@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
             per="method",
             gpu=True,
             shared=True,
-            seconds=60,
+            seconds=130,
         ),
         Stage(
             "evaluate",
@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
             per="model",
             gpu=True,
             dvc=("evaluate", "evaluate_unlearned", "evaluate_pruned"),
-            seconds=30,
+            seconds=42,
         ),
         Stage(
             "attack",
