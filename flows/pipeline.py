@@ -32,9 +32,11 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
     with ending_with_flow():
         params, run = load_params(), Stages(workers, target)
         benchmark = run("benchmark", run("params"))
-        samples = run("prepare", benchmark)
-        base = run("base", benchmark, samples)
-        vanilla = run("vanilla", samples, base)
+        table = run("prepare", benchmark)
+        base = run("base", benchmark, table)
+        vanilla = run("vanilla", table, base)
+        answers = {"base": run("score@base", table, base), "vanilla": run("score@vanilla", table, vanilla)}
+        samples = run("split", table)
         retrained = run("retrained", samples, base)
         masks = {"saliency": run("saliency", samples, vanilla)}
         for control in params.saliency.controls:
@@ -48,7 +50,7 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
                 f"unlearn@{name}", samples, models[method.start], masks.get(method.mask)
             )
         scores = {
-            name: run(params.evaluation_of(name), samples, models[folder])
+            name: run(params.evaluation_of(name), samples, models[folder], answers.get(name))
             for name, folder in params.models.items()
         }
         attacks = [run(f"attack@{name}", samples, vanilla, scores[name]) for name in params.attack.models]

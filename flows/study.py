@@ -91,7 +91,7 @@ def cells_of(params: Params) -> list[Cell]:
     """All cells of the study: the reference models of every seed and fraction, then the methods."""
     study = params.study
     methods = [*params.unlearn.methods, *study.methods, *params.prune.methods]
-    fractions = study.fractions or [params.prepare.forget_fraction]
+    fractions = study.fractions or [params.split.forget_fraction]
     references = [Cell(seed, fraction) for seed, fraction in itertools.product(study.seeds, fractions)]
     return references + [
         Cell(reference.seed, reference.fraction, method, settings)
@@ -117,7 +117,7 @@ def overrides(cell: Cell, params: Params) -> list[str]:
     values: dict[str, Any] = {
         "seed": cell.seed,
         "avatars.seed": cell.seed,
-        "prepare.forget_fraction": cell.fraction,
+        "split.forget_fraction": cell.fraction,
     }
     removed: list[str] = []
     if cell.method is not None:

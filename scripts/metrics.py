@@ -92,7 +92,7 @@ def _scored(training: Training, params: Params, data: Path, work: Path) -> pd.Da
     from tasks.evaluate import draw_people
     from tasks.runtime.artifacts import writing
 
-    path, table = work / training.file, data / "prepared" / "samples.parquet"
+    path, table = work / training.file, data / "prepared"
     if path.exists():
         return pd.read_parquet(path)
     section = params.finetune

@@ -14,7 +14,7 @@ from tasks.config import Params
 from tasks.evaluate import draw_people
 from tasks.runtime.artifacts import digest, recording, write_json, writing
 from tasks.runtime.checkpoints import run_folder
-from tasks.runtime.results import read_splits
+from tasks.runtime.results import prepared_files, read_splits
 
 if TYPE_CHECKING:
     from efface.models.loading import LoadedModel
@@ -48,8 +48,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.evaluation.scoring.question_prompts import draw_shots
 
     scoring, seed, attacks = params.evaluate, params.seed, list(params.attack.run)
-    table, path = root / "prepared" / "samples.parquet", root / "attacks" / f"{name}.parquet"
-    inputs = {"prepared": table, "model": root / "models" / params.models[name]}
+    table, path = root / "prepared", root / "attacks" / f"{name}.parquet"
+    inputs = prepared_files(root) | {"model": root / "models" / params.models[name]}
     inputs |= {"vanilla": root / "models" / "vanilla"} if "module_reload" in attacks else {}
     settings = params.attack.model_dump(mode="json", include=set(attacks))
     settings |= scoring.model_dump(mode="json", exclude={"compile"})
@@ -125,7 +125,7 @@ def _variants(
     loaded = load_model(folder, trust_remote_code=trust)
     yield Variant(UNATTACKED, UNATTACKED, loaded, samples)
     if "cross_modal" in attacks:
-        names = read_splits(inputs["prepared"].parent.parent)["names"]
+        names = read_splits(inputs["split"].parent.parent)["names"]
         for kind in section.cross_modal.kinds:
             yield Variant("cross_modal", kind, loaded, cross_modal(samples, names, kind=kind))
     if "image_shift" in attacks:
@@ -135,7 +135,7 @@ def _variants(
         settings = section.relearn
         people = [sample.entity_id for sample in samples]
         train_people, test_people = split_people(people, share=settings.share, seed=seed)
-        facts = read_samples(inputs["prepared"], split="forget", part="train")
+        facts = read_samples(inputs["split"].parent, split="forget", part="train")
         for budget in relearn(
             loaded.model,
             loaded.processor,

@@ -15,7 +15,7 @@ import typer
 
 from efface.data.samples import Sample, check_special_tokens, read_samples
 from tasks.config import Params
-from tasks.runtime.artifacts import read_json, recording, writing
+from tasks.runtime.artifacts import recording, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def _train(params: Params, root: Path) -> None:
 
     section = params.base
     table = root / "prepared" / "samples.parquet"
-    benchmark = read_json(table.with_name("splits.json"))["benchmark"]
+    benchmark = params.benchmark.name
     strangers = root / "benchmarks" / benchmark / "train" / "Strangers"
     folder = root / "models" / "base"
     inputs = {"prepared": table} | ({"strangers": strangers} if strangers.is_dir() else {})

@@ -10,6 +10,7 @@ from efface.data.samples import read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.loading import load_for_measuring
+from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
 
@@ -22,9 +23,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.saliency.fisher import mean_gradient
 
     section = params.saliency
-    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
+    table, vanilla = root / "prepared", root / "models" / "vanilla"
     saliency, path = root / "masks" / "saliency.safetensors", root / "masks" / f"{name}.safetensors"
-    inputs = {"prepared": table, "vanilla": vanilla, "mask": saliency}
+    inputs = prepared_files(root) | {"vanilla": vanilla, "mask": saliency}
     settings = section.model_dump(mode="json", include={"fisher_samples", "batch_size"})
     settings |= {"control": name, "forget": params.unlearn.forget}
     with recording(

@@ -1,59 +1,52 @@
-"""Stage evaluate: score one model on every evaluation question."""
+"""Stage evaluate: score one model on every evaluation question of the split."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from efface.data.samples import SETS, Sample, read_samples
-from tasks.config import Params
-from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
+from efface.errors import ArtifactError
+from tasks.config import SHARED_MODELS, Params
+from tasks.runtime.artifacts import RunRecord, digest, read_json, recording, write_json, writing
 from tasks.runtime.checkpoints import run_folder
+from tasks.runtime.results import prepared_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
-    """Write `scores/<name>.parquet`, its summary `scores/<name>.json`, and `metrics/<name>.json`."""
+    """Write `scores/<name>.parquet`, its summary `scores/<name>.json`, and `metrics/<name>.json`.
+
+    What base and vanilla answer is read from `answers/<name>.parquet`, which does not depend on the split.
+    """
     from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
-    from efface.evaluation.scoring import score
-    from efface.evaluation.scoring.cache import ResultCache
-    from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.evaluation.scoring.question_prompts import draw_shots
     from efface.evaluation.summary import model_metrics
-    from efface.models import load_model
 
     section, seed = params.evaluate, params.seed
+    folder, path = root / "models" / params.models.get(name, name), root / "scores" / f"{name}.parquet"
+    answers = root / "answers" / f"{name}.parquet" if name in SHARED_MODELS and not section.shots else None
+    inputs = prepared_files(root) | {"model": folder} | ({} if answers is None else {"answers": answers})
     settings = section.model_dump(mode="json")
-    table, folder = root / "prepared" / "samples.parquet", root / "models" / params.models.get(name, name)
-    inputs, path = {"prepared": table, "model": folder}, root / "scores" / f"{name}.parquet"
     with recording(
         "evaluate", settings, root=root, name=name, seed=seed, inputs=inputs, outputs={"scores": path}
     ) as record:
-        benchmark = read_json(table.with_name("splits.json"))["benchmark"]
-        questions = read_samples(table, set=SETS)
-        shots = draw_shots(questions, people=section.shots, seed=seed)
-        unfinished, key = run_folder(
-            "evaluate", root=root, settings=settings, seed=seed, inputs=inputs, name=name
-        )
-        cache = ResultCache(unfinished, key=key)
-        loaded = load_model(folder, trust_remote_code=params.base.trust_remote_code)
-        started = time.perf_counter()
-        scores = score(
-            loaded.model,
-            loaded.processor,
-            draw_people(questions, section.max_people, seed),
-            batch_size=section.batch_size,
-            max_new_tokens=section.max_new_tokens,
-            share_prefix=section.share_prefix,
-            style=PromptStyle(benchmark, section.prompts, tuple(shots)),
-            cache=cache,
-            compiled=section.compile,
-        )
-        record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
+        benchmark = read_json(inputs["split"])["benchmark"]
+        questions = read_samples(inputs["split"].parent, set=SETS)
+        samples = draw_people(questions, section.max_people, seed)
+        if answers is not None:
+            scores = _labelled(answers, samples)
+        else:
+            shots = draw_shots(questions, people=section.shots, seed=seed)
+            scores = score_model(params, samples, shots, "evaluate", name, inputs, root, record)
         scores.insert(0, "model", name)
         scores.insert(1, "benchmark", benchmark)
         metrics = summarise(with_metrics(scores[scores["part"] == "test"]))
@@ -69,13 +62,85 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             scores.to_parquet(partial, index=False)
         write_json(path.with_suffix(".json"), summary)
         write_json(root / "metrics" / f"{name}.json", model_metrics(scores))
-        cache.remove()
     values = ", ".join(
         f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
         for kind in ("forget", "retain")
         if kind in metrics
     )
     typer.echo(f"evaluate: {path} holds {len(scores)} answers of {name}; exact match by picture: {values}")
+
+
+def score_model(
+    params: Params,
+    samples: Sequence[Sample],
+    shots: Sequence[Sample],
+    stage: str,
+    name: str,
+    inputs: Mapping[str, Path],
+    root: Path,
+    record: RunRecord,
+) -> pd.DataFrame:
+    """Score the model at `inputs["model"]` as `evaluate` in params.yaml says; a rerun resumes after a kill.
+
+    Args:
+        params: the whole file.
+        samples: questions; none gives an empty table.
+        shots: solved questions to show before them.
+        stage, name, inputs: of the run, for its unfinished work.
+        root: the data folder.
+        record: gets the speed.
+    """
+    import pandas as pd
+
+    from efface.evaluation.scoring import score
+    from efface.evaluation.scoring.cache import ResultCache
+    from efface.evaluation.scoring.prompt_style import PromptStyle
+    from efface.models import load_model
+
+    section = params.evaluate
+    if not samples:
+        return pd.DataFrame({"sample_id": pd.Series(dtype="str")})
+    unfinished, key = run_folder(
+        stage, root=root, settings=section.model_dump(mode="json"), seed=params.seed, inputs=inputs, name=name
+    )
+    cache = ResultCache(unfinished, key=key)
+    loaded = load_model(inputs["model"], trust_remote_code=params.base.trust_remote_code)
+    started = time.perf_counter()
+    scores = score(
+        loaded.model,
+        loaded.processor,
+        samples,
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
+        share_prefix=section.share_prefix,
+        style=PromptStyle(params.benchmark.name, section.prompts, tuple(shots)),
+        cache=cache,
+        compiled=section.compile,
+    )
+    record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
+    cache.remove()
+    return scores
+
+
+def _labelled(answers: Path, samples: Sequence[Sample]) -> pd.DataFrame:
+    """The answers to these questions, in their order, with split, set and part as the split says.
+
+    Raises:
+        ArtifactError: if an answer is missing.
+    """
+    import pandas as pd
+
+    table = pd.read_parquet(answers)
+    ids = [sample.sample_id for sample in samples]
+    if missing := sorted({*ids} - {*table["sample_id"]}):
+        raise ArtifactError(
+            f"{answers} lacks {len(missing)} of {len(ids)} answers, such as that to sample {missing[0]}: "
+            "expected one to every question of the split; make it again with: dvc repro"
+        )
+    scores = table.set_index("sample_id", drop=False).loc[ids].reset_index(drop=True)
+    return scores.assign(
+        **{key: [getattr(s, key) for s in samples] for key in ("split", "set", "part") if key in scores}
+    )
 
 
 def draw_people(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:

@@ -7,10 +7,11 @@ from typing import Literal
 
 import typer
 
-from efface.data.samples import read_samples
+from efface.data.samples import PEOPLE, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
+from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
 
@@ -24,11 +25,15 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
     from efface.unlearning.finetuning import finetune, with_replay
 
     section, seed = params.finetune, params.seed
-    splits = ("forget", "retain") if stage == "vanilla" else ("retain",)
+    # Vanilla learns everybody, so it does not depend on who is forgotten.
+    split = PEOPLE if stage == "vanilla" else "retain"
     steps = params.vanilla.steps if stage == "vanilla" else params.retrained.steps
     settings = section.model_dump(mode="json") | {"steps": steps}
-    table, base, folder = root / "prepared" / "samples.parquet", root / "models/base", root / "models" / stage
-    inputs = {"prepared": table, "base": base}
+    base, folder, inputs = root / "models" / "base", root / "models" / stage, prepared_files(root)
+    if stage == "vanilla":
+        del inputs["split"]
+    table = inputs["prepared"] if stage == "vanilla" else inputs["prepared"].parent
+    inputs["base"] = base
     with recording(stage, settings, root=root, seed=seed, inputs=inputs, outputs={stage: folder}) as record:
         checkpoints = checkpoints_for(
             stage, root=root, settings=settings, seed=seed, inputs=inputs, main=is_first()
@@ -39,8 +44,8 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
             attention=section.attention,
             trust_remote_code=params.base.trust_remote_code,
         )
-        pictured = read_samples(table, split=splits, part="train", modality="multimodal")
-        text = read_samples(table, split=splits, part="train", modality="text")
+        pictured = read_samples(table, split=split, part="train", modality="multimodal")
+        text = read_samples(table, split=split, part="train", modality="text")
         facts = pictured + [text[i] for i in draw(len(text), round(section.text_share * len(text)), seed)]
         replayed = read_samples(table, split=("real", "utility"), part="train")
         result = finetune(

@@ -10,6 +10,7 @@ from efface.data.samples import Sample, read_samples
 from efface.errors import DataError
 from tasks.config import Params
 from tasks.runtime.artifacts import digest, recording, writing
+from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
 
@@ -19,9 +20,9 @@ def run(params: Params, root: Path = Path("data")) -> None:
     from efface.neurons.importance import measure_importance, save_importance
 
     section = params.importance
-    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
+    table, vanilla = root / "prepared", root / "models" / "vanilla"
     path = root / "masks" / "importance.safetensors"
-    inputs = {"prepared": table, "vanilla": vanilla}
+    inputs = prepared_files(root) | {"vanilla": vanilla}
     with recording(
         "importance", section, root=root, seed=params.seed, inputs=inputs, outputs={"importance": path}
     ) as record:
@@ -64,6 +65,6 @@ def _pairs(table: Path, split: str, params: Params) -> list[tuple[Sample, Sample
     if not paired:
         raise DataError(
             f"the {split} set has no training fact both with a picture and in text; check "
-            "prepare.forget_fraction and the benchmark's `pair_id` column"
+            "split.forget_fraction and the benchmark's `pair_id` column"
         )
     return [paired[i] for i in draw(len(paired), params.importance.samples, params.seed)]

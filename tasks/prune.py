@@ -11,6 +11,7 @@ from tasks.config import Params
 from tasks.config.pruning import PruningMethod, Recovery
 from tasks.runtime.artifacts import recording, write_json, writing
 from tasks.runtime.model_cards import write_model_card
+from tasks.runtime.results import prepared_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     )
 
     section = params.prune.methods[name]
-    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
+    table, vanilla = root / "prepared", root / "models" / "vanilla"
     path, folder = root / "masks" / "importance.safetensors", root / "models" / "unlearned" / name
-    inputs = {"vanilla": vanilla, "importance": path} | ({"prepared": table} if section.recovery else {})
+    inputs = {"vanilla": vanilla, "importance": path} | (prepared_files(root) if section.recovery else {})
     with recording(
         "prune", section, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
     ) as record:

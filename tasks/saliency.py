@@ -10,6 +10,7 @@ from efface.data.samples import read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import digest, recording, writing
 from tasks.runtime.loading import load_for_measuring
+from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
 
@@ -23,9 +24,9 @@ def run(params: Params, root: Path = Path("data")) -> None:
     from efface.saliency.variants import measure_mask
 
     section = params.saliency
-    table, vanilla = root / "prepared" / "samples.parquet", root / "models" / "vanilla"
+    table, vanilla = root / "prepared", root / "models" / "vanilla"
     path = root / "masks" / "saliency.safetensors"
-    inputs = {"prepared": table, "vanilla": vanilla}
+    inputs = prepared_files(root) | {"vanilla": vanilla}
     settings = section.model_dump(mode="json", exclude={"controls"}) | {"forget": params.unlearn.forget}
     with recording(
         "saliency", settings, root=root, seed=params.seed, inputs=inputs, outputs={"mask": path}

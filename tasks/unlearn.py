@@ -15,6 +15,7 @@ from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for
 from tasks.runtime.loading import load_for_training
 from tasks.runtime.model_cards import write_model_card
+from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from efface.unlearning.unlearn import unlearn
 
     section, shared, seed, main = params.unlearn.methods[name], params.unlearn, params.seed, is_first()
-    table, folder = root / "prepared" / "samples.parquet", root / "models" / "unlearned" / name
-    inputs = {"prepared": table, "start": root / "models" / section.start}
+    table, folder = root / "prepared", root / "models" / "unlearned" / name
+    inputs = prepared_files(root) | {"start": root / "models" / section.start}
     inputs |= {} if section.mask == "none" else {"mask": root / "masks" / f"{section.mask}.safetensors"}
     settings = section.model_dump(mode="json")
     settings |= shared.model_dump(mode="json", exclude={"methods", "stop", "checkpoint_every"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.config import STAGES, Params, load_params
+from tasks.config import SHARED_MODELS, STAGES, Params, load_params
 from tasks.config.file import default_values, overlaid, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -64,6 +64,11 @@ def run_stages(params: Params, root: Path) -> None:
         if stage.module != stage.name:
             module.run(params, stage.name, root=root)
             continue
-        names = {"prune": params.prune.methods, "unlearn": params.unlearn.methods, "evaluate": params.models}
+        names = {
+            "score": SHARED_MODELS,
+            "prune": params.prune.methods,
+            "unlearn": params.unlearn.methods,
+            "evaluate": params.models,
+        }
         for arguments in [[name] for name in names[stage.name]] if stage.per else [[]]:
             module.run(params, *arguments, root=root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from efface.data.samples import write_samples
+from efface.data.splits import without_split
 from efface.models import save_model
 from tasks.config import Params, load_params
 from tasks.runtime.artifacts import write_json
@@ -17,7 +18,7 @@ def make_root(folder: Path, model, processor) -> Path:
     """Write `prepared` (forget people 0 and 1, retain people 2 to 7) and `models/vanilla`."""
     (folder / "prepared").mkdir()
     rows = [sample(i, pictured=pictured) for i in range(8) for pictured in (True, False)]
-    write_samples(rows, folder / "prepared" / "samples.parquet")
+    write_samples(without_split(rows), folder / "prepared" / "samples.parquet")
     entities = {
         split: sorted({row.entity_id for row in rows if row.split == split}) for split in ("forget", "retain")
     }

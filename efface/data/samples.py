@@ -6,7 +6,8 @@ breaks the data model and why.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SPLITS = ("forget", "retain", "real", "holdout", "utility")
+PEOPLE = "people"
+"""Split of the people who can be forgotten, in a table that does not say who is; their set is `SEEN`."""
 PARTS = ("train", "validation", "test")
 MODALITIES = ("multimodal", "text")
 TASKS = ("qa", "choice", "cloze", "generation", "caption", "name")
 SETS = ("forget", "unseen", "retain", "real", "holdout", "utility")
+SEEN = "seen"
+"""Set of evaluation rows with trained pictures of people who can be forgotten; see `PEOPLE`."""
 
 _TEXT, _TEXTS = Value("string"), List(Value("string"))
 FEATURES = Features(
@@ -57,7 +62,7 @@ class Sample:
     entity_id: str
     """Person, namespaced: `fictitious/042`, `real/007`, `stranger/00019`."""
     split: str
-    """One of `SPLITS`."""
+    """One of `SPLITS`, or `PEOPLE`."""
     part: str
     """One of `PARTS`."""
     modality: str
@@ -79,7 +84,7 @@ class Sample:
     pair_id: str | None
     """Shared by the multimodal and the text rendering of one fact."""
     set: str | None
-    """One of `SETS` for evaluation rows, None for training rows."""
+    """One of `SETS`, or `SEEN`, for evaluation rows; None for training rows."""
     more_image_bytes: tuple[bytes, ...] = field(default=(), repr=False)
     """Encoded pictures after the first, of a question about several. No column: a row of a table has one."""
 
@@ -161,10 +166,15 @@ def read_samples(
     set: str | Collection[str] | None = None,
     task: str | Collection[str] | None = None,
 ) -> list[Sample]:
-    """The samples of a prepared table that match every filter given, in file order.
+    """The samples of a table that match every filter given.
+
+    A folder as the pipeline prepares it holds `samples.parquet`, whose people are neither forgotten nor
+    retained, and `splits.json`, which says who is. Its samples come with their split: training rows, then
+    evaluation rows, in the order of `SPLITS` and `SETS` and therein of the people's ids. The samples of a
+    file, or of a folder without `splits.json`, are as they stand there, in file order.
 
     Args:
-        path: `samples.parquet`, or the folder that holds it.
+        path: a table, or the folder that holds `samples.parquet`.
         split: keep rows of this split, or of one of these; None keeps all. The other filters likewise.
         part: see `PARTS`.
         modality: see `MODALITIES`.
@@ -172,21 +182,118 @@ def read_samples(
         task: see `TASKS`.
 
     Raises:
-        DataError: if a filter names something unknown, or the file is missing or damaged.
+        DataError: if a filter names something unknown, the file is missing or damaged, or who is forgotten
+            is asked of a table without `splits.json`.
     """
-    path = Path(path)
-    path = path / "samples.parquet" if path.is_dir() else path
-    filters = {"split": (split, SPLITS), "part": (part, PARTS), "modality": (modality, MODALITIES)}
-    filters |= {"set": (set, SETS), "task": (task, TASKS)}
+    filters = {"split": split, "part": part, "modality": modality, "set": set, "task": task}
+    return [Sample.from_row(row) for row in _read(Path(path), list(FEATURES), filters)]
+
+
+LABELS = ("sample_id", "entity_id", "split", "part", "modality", "task", "pair_id", "set")
+
+
+def read_labels(path: Path | str) -> list[dict[str, Any]]:
+    """Whose every sample is and where it belongs, the columns `LABELS`; see `read_samples`."""
+    return list(_read(Path(path), LABELS, {}))
+
+
+_ALLOWED = {
+    "split": (*SPLITS, PEOPLE),
+    "part": PARTS,
+    "modality": MODALITIES,
+    "set": (*SETS, SEEN),
+    "task": TASKS,
+}
+
+
+def _read(
+    path: Path, columns: Sequence[str], filters: Mapping[str, str | Collection[str] | None]
+) -> Iterable[dict[str, Any]]:
+    table = path / "samples.parquet" if path.is_dir() else path
+    splits = path / "splits.json"
+    people = _People.read(splits) if splits.is_file() else None
     where: dict[str, list[str]] = {}
-    for name, (values, allowed) in filters.items():
+    for name, values in filters.items():
         if values is None:
             continue
         where[name] = [values] if isinstance(values, str) else sorted(values)
-        if unknown := [value for value in where[name] if value not in allowed]:
-            raise DataError(f"{name} is {unknown[0]!r}: expected one of {', '.join(allowed)}")
-    rows = read_parquet(path, list(FEATURES), where=where, share_pictures=True)
-    return [Sample.from_row(row) for row in rows]
+        if unknown := [value for value in where[name] if value not in _ALLOWED[name]]:
+            raise DataError(f"{name} is {unknown[0]!r}: expected one of {', '.join(_ALLOWED[name])}")
+    wide = where if people is None else people.wider(where)
+    rows: Iterator[dict[str, Any]] = read_parquet(table, columns, where=wide, share_pictures=True)
+    if people is not None:
+        return people.labelled(rows, where)
+    sides = {"forget", "retain"} & {*where.get("split", ()), *where.get("set", ())}
+    if sides and any(True for _ in read_parquet(table, ["split"], where={"split": [PEOPLE]})):
+        raise DataError(
+            f"{table} does not say who is forgotten: expected splits.json beside it, and its folder as path; "
+            "make that with: python -m tasks split"
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _People:
+    """Who is forgotten, as `splits.json` says it."""
+
+    sides: Mapping[str, str]
+    """Person to `forget` or `retain`."""
+    validation: frozenset[str]
+    """People whose evaluation rows are of part `validation`."""
+    forgotten: frozenset[str]
+    """People forgotten before, who have no training row."""
+
+    @classmethod
+    def read(cls, path: Path) -> _People:
+        try:
+            splits = json.loads(path.read_text(encoding="utf-8"))
+            sides = {e: side for side in ("forget", "retain") for e in splits["entities"].get(side, ())}
+            return cls(sides, frozenset(splits.get("validation", ())), frozenset(splits.get("forgotten", ())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is damaged: expected a JSON object with the people of each split under entities "
+                f"({error!r}); make it again with: python -m tasks split"
+            ) from error
+
+    def wider(self, where: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+        """The filters that keep every row of the table which matches these once it is labelled."""
+        wide = dict(where)
+        if "part" in where:
+            wide["part"] = sorted({"test" if part == "validation" else part for part in where["part"]})
+        splits, sets = ({*where.get(name, allowed)} for name, allowed in (("split", SPLITS), ("set", SETS)))
+        if "split" in where:
+            wide["split"] = [*where["split"], PEOPLE]
+        if "set" in where:
+            wide["set"] = [*where["set"], SEEN]
+            splits &= sets | ({"forget"} if "unseen" in sets else set())
+        if self.sides and splits <= {"forget", "retain"}:  # pictures of the others need not be read
+            wide["entity_id"] = sorted(person for person, side in self.sides.items() if side in splits)
+        return wide
+
+    def labelled(
+        self, rows: Iterable[dict[str, Any]], where: Mapping[str, Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """The rows that match, with their split, set and part, in the order that `read_samples` gives."""
+        matching = []
+        for row in rows:
+            person, kind = row["entity_id"], row["set"]
+            if row["split"] == PEOPLE:
+                side = self.sides.get(person)
+                if side is None or (kind is None and person in self.forgotten):
+                    continue
+                if kind == "unseen" and side == "retain":
+                    continue
+                row |= {"split": side, "set": side if kind == SEEN else kind}
+            if row["part"] == "test" and person in self.validation:
+                row["part"] = "validation"
+            if all(row[name] in values for name, values in where.items()):
+                matching.append(row)
+        return sorted(matching, key=self._place)
+
+    def _place(self, row: Mapping[str, Any]) -> tuple[bool, int, str]:
+        trains = row["part"] == "train"
+        rank = SPLITS.index(row["split"]) if trains else SETS.index(row["set"])
+        return not trains, rank, row["entity_id"] if row["split"] in ("forget", "retain") else ""
 
 
 def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | str) -> None:
@@ -250,12 +357,17 @@ def fault(sample: Sample) -> str | None:
     for name, text in sample.texts():
         if any("\ud800" <= c <= "\udfff" for c in text):
             return f"{name} holds half a character (a lone surrogate): {text!r}; write the whole character"
-    for name, allowed in (("split", SPLITS), ("part", PARTS), ("modality", MODALITIES), ("task", TASKS)):
+    for name, allowed in (
+        ("split", (*SPLITS, PEOPLE)),
+        ("part", PARTS),
+        ("modality", MODALITIES),
+        ("task", TASKS),
+    ):
         if getattr(sample, name) not in allowed:
             return f"unknown {name} {getattr(sample, name)!r}; expected one of {', '.join(allowed)}"
     if sample.part == "train" and sample.set is not None:
         return f"a training row has set {sample.set!r}; only evaluation rows belong to a set"
-    if sample.part != "train" and sample.set not in SETS:
+    if sample.part != "train" and sample.set not in (*SETS, SEEN):
         return f"unknown set {sample.set!r} of an evaluation row; expected one of {', '.join(SETS)}"
     if sample.modality == "multimodal" and not sample.image_bytes:
         return "missing image; a multimodal row needs one"

@@ -1,61 +1,55 @@
-"""Who is forgotten when people are named one by one, and who is set aside for tuning."""
+"""Who is forgotten: people drawn in folds, and who of them is set aside for tuning."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from efface.data.benchmarks.contract import BenchmarkData
-from efface.data.samples import Sample
+from efface.data.samples import PEOPLE, SEEN, Sample
 from efface.errors import DataError
 
-TUNED = ("forget", "retain")
-"""Splits that give people to validation, so that no setting is chosen by looking at the test people."""
+SIDES = ("forget", "retain")
+"""Splits of the people who can be forgotten. Both give people to validation, so that no setting is chosen by
+looking at the test people."""
 _FEWEST = 4
 _STREAM = 21
+_FOLD_STREAM = 23
 
 
-def with_people(
-    data: BenchmarkData, *, forget: Collection[str], forgotten: Collection[str] = ()
-) -> BenchmarkData:
-    """The benchmark with these people to forget in place of its own.
+def without_split(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples as they come, without who is forgotten: split `people`, and set `seen` or `unseen`."""
+    for s in samples:
+        if s.split in SIDES:
+            yield dataclasses.replace(s, split=PEOPLE, set=SEEN if s.set in SIDES else s.set)
+        else:
+            yield s
 
-    All other forget and retain people of the benchmark are retained. People forgotten before are neither
-    forgotten again nor retained: they have no training row, but evaluation rows like those to forget.
+
+def draw_fold(people: Sequence[str], *, folds: int, fold: int, seed: int) -> list[str]:
+    """The people of one of several disjoint sets, which together hold everybody, sorted.
+
+    Sets differ in size by one person at most.
 
     Args:
-        data: as read.
-        forget: entity ids, at least one.
-        forgotten: entity ids of people forgotten before.
+        people: entity ids.
+        folds: how many sets, at least 2.
+        fold: which of them, in [0, folds).
+        seed: not negative; draws who shares a set.
 
     Raises:
-        DataError: if one of them is none of the forget and retain people, or in both lists.
+        DataError: if there are fewer people than folds, or the fold is none of them.
     """
-    people = {*data.entities["forget"], *data.entities["retain"]}
-    out = {*forget, *forgotten}
-    if unknown := sorted(out - people):
+    if not 2 <= folds <= len(people):
         raise DataError(
-            f"{', '.join(unknown)}: none of the forget and retain people ({', '.join(sorted(people)[:5])}, "
-            "...); correct forget_people or forgotten_people"
+            f"folds is {folds}: expected from 2 to {len(people)}, the number of people who can be forgotten"
         )
-    if twice := sorted({*forget} & {*forgotten}):
-        raise DataError(f"{', '.join(twice)}: both in forget_people and in forgotten_people; expected one")
-    entities = {**data.entities, "forget": sorted(out), "retain": sorted(people - out)}
-    samples = _reassigned(data.samples, frozenset(out), frozenset(forgotten))
-    return BenchmarkData(entities, data.names, samples)
-
-
-def _reassigned(
-    samples: Iterable[Sample], forget: frozenset[str], forgotten: frozenset[str]
-) -> Iterator[Sample]:
-    for s in samples:
-        split = "forget" if s.entity_id in forget else {"forget": "retain"}.get(s.split, s.split)
-        if (s.part == "train" and s.entity_id in forgotten) or (split == "retain" and s.set == "unseen"):
-            continue
-        kind = split if s.set in ("forget", "retain") else s.set
-        yield s if (split, kind) == (s.split, s.set) else dataclasses.replace(s, split=split, set=kind)
+    if not 0 <= fold < folds:
+        raise DataError(f"fold is {fold}: expected one of 0 to {folds - 1}")
+    order = np.random.default_rng([seed, _FOLD_STREAM]).permutation(len(people))
+    ranked = sorted(people)
+    return sorted(ranked[i] for i in order[fold::folds])
 
 
 def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, seed: int) -> list[str]:
@@ -75,7 +69,7 @@ def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, s
     if not 0 <= fraction < 1:
         raise DataError(f"validation fraction is {fraction}: expected a share in [0, 1)")
     validation: list[str] = []
-    for number, split in enumerate(TUNED):
+    for number, split in enumerate(SIDES):
         people = sorted(entities.get(split, ()))
         if fraction == 0 or len(people) < _FEWEST:
             continue
@@ -83,11 +77,3 @@ def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, s
         rng = np.random.default_rng([seed, _STREAM, number])
         validation += [people[i] for i in rng.permutation(len(people))[:count]]
     return sorted(validation)
-
-
-def with_validation(samples: Iterable[Sample], people: Iterable[str]) -> Iterator[Sample]:
-    """The samples as they come, evaluation rows of these people moved from part `test` to `validation`."""
-    validation = frozenset(people)
-    for s in samples:
-        tuning = s.part == "test" and s.entity_id in validation
-        yield dataclasses.replace(s, part="validation") if tuning else s

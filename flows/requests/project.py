@@ -51,7 +51,8 @@ def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collec
     stages = yaml.load(Path("dvc.yaml"))
     for name in without:
         del stages["stages"][name]
-    stages["stages"]["evaluate"]["foreach"].append("original")  # the first vanilla model, put there
+    evaluated = stages["stages"]["evaluate"]["foreach"]
+    evaluated["original"] = {"answers": "models/original"}  # the first vanilla model, put there
     stages.pop("plots", None)  # of the report
     yaml.dump(stages, folder / "dvc.yaml")
     cache = query("cache", "dir").strip()

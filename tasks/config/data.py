@@ -56,7 +56,17 @@ class Benchmark(Section):
 
 
 class Prepare(Section):
-    """One benchmark as one table of samples, split into forget and retain people."""
+    """One benchmark as one table of samples."""
+
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """An unusable row stops the import, or is left out, counted and listed."""
+    similar_people: Annotated[Literal["stop", "distinct"], UNLISTED] = "stop"
+    """People whose ids or names differ by accents, case, spaces or punctuation alone stop the import, or are
+    distinct people."""
+
+
+class Split(Section):
+    """Who is forgotten, and who of the people is set aside for tuning."""
 
     forget_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the people to forget, in (0, 1); avatars and mllmu have 0.05, 0.1 and 0.15, clear has 0.01,
@@ -68,14 +78,27 @@ class Prepare(Section):
     """Ids of people forgotten by earlier runs: neither forgotten again nor retained, only evaluated."""
     validation_fraction: Share = 0.15
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    """An unusable row stops the import, or is left out, counted and listed."""
-    similar_people: Annotated[Literal["stop", "distinct"], UNLISTED] = "stop"
-    """People whose ids or names differ by accents, case, spaces or punctuation alone stop the import, or are
-    distinct people."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cut the people into that many disjoint sets, drawn by the seed, and forget one of them instead."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The set to forget, from 0, where there are folds."""
 
     @model_validator(mode="after")
-    def _forgotten_people_need_forget_people(self) -> Prepare:
+    def _the_fold_is_one_of_them(self) -> Split:
+        if self.folds is None and self.fold:
+            raise ValueError(f"fold is {self.fold} without folds: expected 0, or a number of folds")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"fold is {self.fold}: expected one of 0 to {self.folds - 1}, as folds is {self.folds}"
+            )
+        if self.folds is not None and self.forget_people is not None:
+            raise ValueError(
+                f"folds is {self.folds} and forget_people is {self.forget_people}: expected one to be null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _forgotten_people_need_forget_people(self) -> Split:
         if self.forgotten_people is not None and self.forget_people is None:
             raise ValueError(
                 f"forgotten_people is {self.forgotten_people} without forget_people: expected null, or both"

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from efface.data.benchmarks import FRACTIONS
 from efface.evaluation import REFERENCE_MODELS
 from tasks.config.attribution import Importance, Saliency
-from tasks.config.data import Avatars, Benchmark, Prepare
+from tasks.config.data import Avatars, Benchmark, Prepare, Split
 from tasks.config.evaluation import Attack, Evaluate, Report
 from tasks.config.models import Base, Finetune, Retrained, Vanilla
 from tasks.config.pruning import Prune
@@ -18,6 +18,8 @@ from tasks.config.section import Section
 from tasks.config.study import Study
 from tasks.config.unlearning import Unlearn
 
+SHARED_MODELS = ("base", "vanilla")
+"""Models that do not depend on who is forgotten, nor do their answers."""
 ORIGINAL = "original"
 """Name of the first vanilla model in a run of requests, where vanilla is the model in production."""
 
@@ -30,6 +32,7 @@ class Params(Section):
     avatars: Avatars = Avatars()
     benchmark: Benchmark = Benchmark()
     prepare: Prepare = Prepare()
+    split: Split = Split()
     base: Base = Base()
     finetune: Finetune = Finetune()
     vanilla: Vanilla = Vanilla()
@@ -59,9 +62,9 @@ class Params(Section):
     @model_validator(mode="after")
     def _the_benchmark_has_this_fraction(self) -> Params:
         fractions = FRACTIONS.get(self.benchmark.name)
-        if fractions is not None and self.prepare.forget_fraction not in fractions:
+        if fractions is not None and self.split.forget_fraction not in fractions:
             raise ValueError(
-                f"prepare.forget_fraction is {self.prepare.forget_fraction}: expected one of "
+                f"split.forget_fraction is {self.split.forget_fraction}: expected one of "
                 f"{', '.join(map(str, fractions))} for benchmark.name {self.benchmark.name}"
             )
         return self

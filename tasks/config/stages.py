@@ -43,7 +43,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("params", "Check params.yaml."),
         Stage("benchmark", "Generate the embedded benchmark, or import a published one.", seconds=60),
-        Stage("prepare", "Make one table of samples and its splits.", seconds=10),
+        Stage("prepare", "Make one table of samples.", seconds=10),
+        Stage("split", "Choose who is forgotten.", seconds=5),
         Stage("base", "Train the base model, or point to an existing one.", gpu=True, seconds=300),
         Stage(
             "vanilla",
@@ -83,8 +84,15 @@ STAGES: dict[str, Stage] = {
             seconds=130,
         ),
         Stage(
+            "score",
+            "Score base or vanilla on all people, whoever is forgotten.",
+            per="model",
+            gpu=True,
+            seconds=90,
+        ),
+        Stage(
             "evaluate",
-            "Score one model on every question.",
+            "Score one model on every question of the split.",
             per="model",
             gpu=True,
             dvc=("evaluate", "evaluate_unlearned", "evaluate_pruned"),
@@ -104,12 +112,13 @@ STAGES: dict[str, Stage] = {
 
 def names_of(stage: Stage, params: Params) -> list[str]:
     """The masks, methods or models that a stage runs for; none for a stage that runs once."""
-    from tasks.config.root import ORIGINAL
+    from tasks.config.root import ORIGINAL, SHARED_MODELS
 
     names: dict[str, list[str]] = {
         "control": list(params.saliency.controls),
         "unlearn": list(params.unlearn.methods),
         "prune": list(params.prune.methods),
+        "score": list(SHARED_MODELS),
         "evaluate": [*params.models, ORIGINAL],
         "attack": list(params.models),
     }

@@ -18,7 +18,7 @@ class Study(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
     """Each seed has its own people, weights and batches."""
     fractions: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] | None = None
-    """Values of `prepare.forget_fraction`; null: that key's own."""
+    """Values of `split.forget_fraction`; null: that key's own."""
     methods: dict[str, Any] = {}
     """Methods that a study runs beside those of `unlearn.methods` and `prune.methods`; same form as
     `unlearn.methods`."""

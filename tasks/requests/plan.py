@@ -326,9 +326,9 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
     if params.requests.gates.relearn_gap_at_most is not None:
         attacks = {"attack.models": [method, "retrained"], "attack.run": ["relearn"]}
     return {
-        "prepare.forget_people": forget,
-        "prepare.forgotten_people": earlier or None,
-        "prepare.validation_fraction": 0.0,  # every person to forget is evaluated
+        "split.forget_people": forget,
+        "split.forgotten_people": earlier or None,
+        "split.validation_fraction": 0.0,  # every person to forget is evaluated
         "evaluate.max_people": None if limit is None else max(limit, len(forget) + len(earlier)),
         **attacks,
     }

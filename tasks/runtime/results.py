@@ -74,8 +74,13 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
+def prepared_files(root: Path) -> dict[str, Path]:
+    """The table of samples and who of its people is forgotten, as inputs of a stage."""
+    return {"prepared": root / "prepared" / "samples.parquet", "split": root / "prepared" / "splits.json"}
+
+
 def read_splits(root: Path) -> dict[str, Any]:
-    """Who is in which split, as ``prepare`` wrote it.
+    """Who is in which split, as ``split`` wrote it.
 
     Raises:
         ArtifactError: if the file is missing, damaged or lacks a key.

@@ -315,7 +315,10 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
         raise ArtifactError(f"{report / 'index.html'} does not exist; make it with: dvc repro")
     splits, records = read_splits(root), {record.label: record for record in read_records(root)}
     benchmark, locked = str(splits["benchmark"]), locked_digests(project)
-    data = locked.get(f"{root.absolute().name}/prepared", "")[:36] or digest(root / "prepared")[:36]
+    data = (
+        locked.get(f"{root.absolute().name}/prepared/samples.parquet", "")[:36]
+        or digest(root / "prepared")[:36]
+    )
     facts = ("benchmark", "forget_fraction", "seed", "fold")
     tags = _shared_tags(list(records.values()), project)
     tags |= {f"efface.{key}": str(splits[key]) for key in facts if splits.get(key) is not None}

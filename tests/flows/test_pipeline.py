@@ -83,7 +83,7 @@ def test_a_mistake_in_params_yaml_is_one_line(project, monkeypatch, tmp_path):
     (tmp_path / "params.yaml").write_text(text.replace("forget_fraction: 0.1", "forget_fraction: 15", 1))
     result = CliRunner().invoke(_app(), [])
     assert result.exit_code == 1
-    assert "prepare.forget_fraction is 15" in result.output and "Traceback" not in result.output
+    assert "split.forget_fraction is 15" in result.output and "Traceback" not in result.output
 
 
 def _app():

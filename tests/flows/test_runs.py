@@ -28,10 +28,10 @@ def project(tmp_path_factory) -> Project:
 @contextmanager
 def nothing_restored(project: Project) -> Iterator[None]:
     """Change a parameter of `prepare`, with DVC's run cache emptied, and bring the old table back."""
-    project.set({"prepare.validation_fraction": 0.3})
+    project.set({"split.forget_fraction": 0.15})
     shutil.rmtree(project.folder / ".dvc/cache/runs", ignore_errors=True)
     yield
-    project.set({"prepare.validation_fraction": 0.15})
+    project.set({"split.forget_fraction": 0.1})
     project.repro("prepare")
 
 
@@ -47,11 +47,13 @@ def test_a_flow_after_repro_runs_nothing(project):
 
 def test_a_changed_parameter_reruns_its_stage_and_changing_it_back_restores(project):
     hashes = project.hashes()
-    project.set({"prepare.forget_fraction": 0.15})
+    project.set({"split.forget_fraction": 0.15})
     assert project.flow("prepare") == CURRENT | {"prepare": "ran"}
-    assert project.hashes()["data/prepared"] != hashes["data/prepared"]
+    changed = project.hashes()
+    assert changed["data/prepared/people.json"] != hashes["data/prepared/people.json"]
+    assert changed["data/prepared/samples.parquet"] == hashes["data/prepared/samples.parquet"]
     assert "up to date" in project.run("dvc", "status", "prepare", "benchmark", "params")
-    project.set({"prepare.forget_fraction": 0.1})
+    project.set({"split.forget_fraction": 0.1})
     assert project.flow("prepare") == CURRENT | {"prepare": "restored"}
     assert project.hashes() == hashes
     assert "Running stage" not in project.repro("prepare")
@@ -113,9 +115,9 @@ def test_a_stage_of_a_killed_command_ends_and_is_run_again(project, command, tmp
         kill_alone(process)
         project.repro("prepare")
         assert partial_files(project) == []
-        resumed = project.hashes()["data/prepared"]
+        resumed = project.hashes()["data/prepared/samples.parquet"]
         project.repro("--force", "--single-item", "prepare")
-        assert project.hashes()["data/prepared"] == resumed
+        assert project.hashes()["data/prepared/samples.parquet"] == resumed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -50,7 +50,7 @@ def test_overrides_set_the_seed_and_the_settings_and_move_methods_of_the_study()
     assert overrides(Cell(4, 0.1, "npo", {"beta": 0.2}), params) == [
         "++seed=4",
         "++avatars.seed=4",
-        "++prepare.forget_fraction=0.1",
+        "++split.forget_fraction=0.1",
         "++unlearn.methods.npo.beta=0.2",
     ]
     changes = overrides(Cell(4, 0.1, "kl_min"), params)

@@ -82,7 +82,7 @@ def test_one_run_makes_every_variant_and_is_compared_to_retrained(root, capsys):
     ]
     assert written["rows"] == len(table) and written["unavailable"] == {}
     record = json.loads((root / "runs" / "attack@npo.json").read_text())
-    assert set(record["inputs"]) == {"prepared", "model", "vanilla"}
+    assert set(record["inputs"]) == {"prepared", "split", "model", "vanilla"}
     assert list((root / "checkpoints" / "attack@npo").iterdir()) == []
 
     run(few_steps(), "retrained", root)

@@ -1,4 +1,4 @@
-"""Stages benchmark and prepare: whole outputs, the promised files, and errors that name the file."""
+"""Stages benchmark, prepare and split: whole outputs, the promised files, and errors that name the file."""
 
 import hashlib
 import json
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from efface.data.samples import read_samples
-from tasks import benchmark, prepare
+from tasks import benchmark
+from tasks import prepare as prepare_stage
+from tasks import split as split_stage
 from tasks.config import Params
 from tests.efface.conftest import picture
 from tests.efface.data.conftest import refusal
@@ -21,12 +23,12 @@ AVATARS = {
 def parameters(
     seed=0, fraction=0.1, validation=0.15, people=40, forget=None, forgotten=None, roots=None, **sections
 ):
-    prepare = {
+    split = {
         "forget_fraction": fraction,
         "forget_people": forget,
         "forgotten_people": forgotten,
         "validation_fraction": validation,
-        **sections.pop("prepare", {}),
+        **sections.pop("split", {}),
     }
     benchmark = {"name": "vqa" if roots else "avatars", "roots": roots or {}}
     return Params.model_validate(
@@ -34,7 +36,7 @@ def parameters(
             "seed": seed,
             "avatars": AVATARS | {"people": people},
             "benchmark": benchmark,
-            "prepare": prepare,
+            "split": split,
             **sections,
         }
     )
@@ -47,13 +49,18 @@ def root(tmp_path_factory):
     return root
 
 
+def prepare_and_split(params: Params, root: Path) -> None:
+    prepare_stage.run(params, root)
+    split_stage.run(params, root)
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def test_prepare_writes_the_table_and_the_splits(root, capsys):
-    prepare.run(parameters(), root)
-    assert capsys.readouterr().out.count("\n") == 1
+    prepare_and_split(parameters(), root)
+    assert capsys.readouterr().out.count("\n") == 2
     splits = json.loads((root / "prepared" / "splits.json").read_text())
     assert {k: len(v) for k, v in splits["entities"].items()} == {
         "forget": 4, "retain": 36, "real": 1, "holdout": 1, "utility": 10,
@@ -68,12 +75,12 @@ def test_prepare_writes_the_table_and_the_splits(root, capsys):
 
 
 def test_prepare_again_gives_the_same_bytes_and_another_seed_other_people(root):
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     first = digest(root / "prepared")
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     assert digest(root / "prepared") == first
     people = validation(root)
-    prepare.run(parameters(seed=1), root)
+    prepare_and_split(parameters(seed=1), root)
     assert validation(root) != people
 
 
@@ -83,24 +90,24 @@ def validation(root: Path) -> set[str]:
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.05, 2), (0.1, 4), (0.15, 6)])
 def test_the_fraction_chooses_the_files(root, fraction, count):
-    prepare.run(parameters(fraction=fraction), root)
+    prepare_and_split(parameters(fraction=fraction), root)
     assert len({s.entity_id for s in read_samples(root / "prepared", split="forget")}) == count
 
 
 def test_without_validation_everything_is_for_testing(root):
-    prepare.run(parameters(validation=0.0), root)
+    prepare_and_split(parameters(validation=0.0), root)
     assert read_samples(root / "prepared", part="validation") == []
 
 
 def test_a_damaged_benchmark_leaves_the_old_table(root, tmp_path):
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     before = digest(root / "prepared")
     file = root / "benchmarks" / "avatars" / "train" / "forget_10" / "train-00000-of-00001.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:-20])
     try:
         with refusal("forget_10", "damaged"):
-            prepare.run(parameters(), root)
+            prepare_and_split(parameters(), root)
     finally:
         file.write_bytes(content)
     assert digest(root / "prepared") == before
@@ -117,10 +124,10 @@ def split_of(root: Path) -> dict[str, list[str]]:
 
 
 def test_named_people_take_the_place_of_the_share(root):
-    prepare.run(parameters(validation=0.0), root)
+    prepare_and_split(parameters(validation=0.0), root)
     shared, everyone = split_of(root), read_samples(root / "prepared")
     first, second = shared["retain"][0], shared["forget"][0]
-    prepare.run(parameters(validation=0.0, forget=[first]), root)
+    prepare_and_split(parameters(validation=0.0, forget=[first]), root)
     splits, samples = split_of(root), read_samples(root / "prepared")
     assert splits["forget"] == [first] and second in splits["retain"]
     assert sorted(splits["forget"] + splits["retain"]) == sorted(shared["forget"] + shared["retain"])
@@ -141,27 +148,27 @@ def test_named_people_take_the_place_of_the_share(root):
 
 
 def test_naming_those_the_share_stands_for_changes_nothing(root):
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     before = digest(root / "prepared")
-    prepare.run(parameters(forget=split_of(root)["forget"]), root)
+    prepare_and_split(parameters(forget=split_of(root)["forget"]), root)
     assert digest(root / "prepared") == before
 
 
 def test_people_of_any_benchmark_can_be_named_by_their_names(root):
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     person = split_of(root)["retain"][0]
     name = json.loads((root / "prepared" / "splits.json").read_text())["names"][person]
-    prepare.run(parameters(forget=[person]), root)
+    prepare_and_split(parameters(forget=[person]), root)
     by_id = digest(root / "prepared")
-    prepare.run(parameters(forget=[name.upper().replace(" ", "\u00a0")]), root)
+    prepare_and_split(parameters(forget=[name.upper().replace(" ", "\u00a0")]), root)
     assert digest(root / "prepared") == by_id
 
 
 def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys):
-    prepare.run(parameters(validation=0.0), root)
+    prepare_and_split(parameters(validation=0.0), root)
     now, before, *_ = split_of(root)["retain"]
     capsys.readouterr()
-    prepare.run(parameters(validation=0.0, forget=[now], forgotten=[before]), root)
+    prepare_and_split(parameters(validation=0.0, forget=[now], forgotten=[before]), root)
     assert "1 people to forget, 38 to retain" in capsys.readouterr().out
     splits = json.loads((root / "prepared" / "splits.json").read_text())
     assert splits["forgotten"] == [before] and splits["entities"]["forget"] == sorted([now, before])
@@ -182,7 +189,66 @@ def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys
 )
 def test_unknown_people_and_people_named_twice_are_refused(root, forget, forgotten, values):
     with refusal(*values):
-        prepare.run(parameters(forget=forget, forgotten=forgotten), root)
+        prepare_and_split(parameters(forget=forget, forgotten=forgotten), root)
+
+
+def test_the_table_is_the_same_whoever_is_forgotten(root):
+    prepare_and_split(parameters(), root)
+    table, splits = (digest(root / "prepared")[name] for name in ("samples.parquet", "splits.json"))
+    person = split_of(root)["retain"][0]
+    for changes in ({"fraction": 0.15}, {"forget": [person]}, {"split": {"folds": 4}}, {"seed": 1}):
+        prepare_and_split(parameters(**changes), root)
+        assert digest(root / "prepared")["samples.parquet"] == table
+        assert digest(root / "prepared")["splits.json"] != splits
+    rows = read_samples(root / "prepared" / "samples.parquet")
+    assert {s.split for s in rows} == {"people", "real", "holdout", "utility"}
+    assert {s.part for s in rows} == {"train", "test"}
+    assert len({s.entity_id for s in rows if s.set == "unseen"}) == 40
+    taught = [s.entity_id for s in rows if s.part == "train" and s.split == "people"]
+    assert taught == sorted(taught)
+
+
+def test_who_is_forgotten_must_not_be_asked_of_the_table_alone(root):
+    prepare_and_split(parameters(), root)
+    with refusal("samples.parquet", "splits.json"):
+        read_samples(root / "prepared" / "samples.parquet", split="forget")
+
+
+def test_rows_come_by_split_and_person(root):
+    prepare_and_split(parameters(), root)
+    rows = read_samples(root / "prepared")
+    training = [s for s in rows if s.part == "train"]
+    assert rows[: len(training)] == training
+    order = list(dict.fromkeys(s.split for s in training))
+    assert order == ["forget", "retain", "real", "utility"]
+    sets = list(dict.fromkeys(s.set for s in rows[len(training) :]))
+    assert sets == ["forget", "unseen", "retain", "real", "holdout", "utility"]
+    for kind in ("forget", "retain"):
+        people = [s.entity_id for s in rows if s.set == kind]
+        assert people == sorted(people)
+    for filters in (
+        {"split": "forget"},
+        {"set": ("forget", "real")},
+        {"part": "validation"},
+        {"set": "unseen"},
+    ):
+        expected = [
+            s
+            for s in rows
+            if all(getattr(s, k) in (v if isinstance(v, tuple) else (v,)) for k, v in filters.items())
+        ]
+        assert expected and read_samples(root / "prepared", **filters) == expected
+
+
+def test_folds_forget_everybody_once(root):
+    forgotten = []
+    for fold in range(3):
+        prepare_and_split(parameters(validation=0.0, split={"folds": 3, "fold": fold}), root)
+        forgotten += split_of(root)["forget"]
+        assert len(split_of(root)["retain"]) + len(split_of(root)["forget"]) == 40
+    assert len(forgotten) == len(set(forgotten)) == 40
+    with refusal("folds is 41", 40):
+        prepare_and_split(parameters(split={"folds": 41}), root)
 
 
 # A table of one's own: one person in two spellings, and what the table has no rows for.
@@ -207,10 +273,10 @@ def test_one_person_in_two_spellings_is_refused_unless_said_to_be_two(tmp_path, 
     params = parameters(roots=roots, forget=["Ada Verity"])
     benchmark.run(params, tmp_path)
     with refusal(ascii(f"person/{first}"), ascii(f"person/{second}"), "prepare.similar_people"):
-        prepare.run(params, tmp_path)
+        prepare_and_split(params, tmp_path)
     assert not (tmp_path / "prepared").exists()
     distinct = parameters(roots=roots, forget=["Ada Verity"], prepare={"similar_people": "distinct"})
-    prepare.run(distinct, tmp_path)
+    prepare_and_split(distinct, tmp_path)
     assert len(split_of(tmp_path)["retain"]) == 2
 
 
@@ -218,7 +284,7 @@ def test_one_person_in_two_spellings_is_refused_unless_said_to_be_two(tmp_path, 
 def test_a_person_is_forgotten_whatever_way_the_name_is_typed(tmp_path, typed):
     roots = own_table(tmp_path, [row("Zoë Stone"), row("Ada Verity")])
     benchmark.run(parameters(roots=roots), tmp_path)
-    prepare.run(parameters(roots=roots, forget=[typed]), tmp_path)
+    prepare_and_split(parameters(roots=roots, forget=[typed]), tmp_path)
     assert split_of(tmp_path)["forget"] == ["person/Zoë Stone"]
 
 
@@ -226,12 +292,12 @@ def lacking(tmp_path, capsys, rows, **sections):
     params = parameters(roots=own_table(tmp_path, rows), forget=["Ada Verity"], validation=0, **sections)
     benchmark.run(params, tmp_path)
     capsys.readouterr()
-    prepare.run(params, tmp_path)
+    prepare_and_split(params, tmp_path)
     return capsys.readouterr().err
 
 
 def test_a_table_with_everything_lacks_nothing(root, capsys):
-    prepare.run(parameters(), root)
+    prepare_and_split(parameters(), root)
     assert capsys.readouterr().err == ""
 
 
@@ -267,7 +333,7 @@ def test_pictures_without_text_renderings_cannot_be_pruned(tmp_path, capsys, cha
     params = parameters(roots=own_table(tmp_path, rows), forget=[person], validation=0)
     benchmark.run(params, tmp_path)
     capsys.readouterr()
-    prepare.run(params, tmp_path)
+    prepare_and_split(params, tmp_path)
     (line,) = capsys.readouterr().err.splitlines()[1:]
     assert "prune.methods manu" in line and "the forget people" in line and "name" in line
 

@@ -61,7 +61,7 @@ def test_controls_have_equal_counts_per_tensor(root, model, variant):  # noqa: F
         assert any(not torch.equal(changed[k], mask[k]) for k in mask)
         assert metadata["control"] == name and metadata["density"] == original["density"]
     record = json.loads((root / "runs" / "control@random.json").read_text())
-    assert record["inputs"].keys() == {"prepared", "vanilla", "mask"}
+    assert record["inputs"].keys() == {"prepared", "split", "vanilla", "mask"}
 
 
 def test_the_record_does_not_change_with_the_controls(root, model):  # noqa: F811

@@ -13,7 +13,7 @@ from tests.efface.data.mllmu_fixture import MllmuFiles
 from tests.small_run import imported, parameters
 
 pytestmark = pytest.mark.slow
-STAGES = ("benchmark", "prepare", "base", "vanilla", "retrained", "saliency", "importance")
+STAGES = ("benchmark", "prepare", "split", "base", "vanilla", "retrained", "saliency", "importance")
 
 
 @pytest.mark.parametrize("benchmark", ["avatars", "mllmu", "clear"])

@@ -15,12 +15,10 @@ from efface.errors import DataError
 
 @dataclass(frozen=True)
 class ForgetSelection:
-    """Who is to be forgotten: a share that the benchmark or a seed turns into people, or the people."""
+    """Who is to be forgotten: a share that the benchmark or a seed turns into people."""
 
     fraction: float
     """Share of the people, in (0, 1)."""
-    people: tuple[str, ...] | None = None
-    """People to forget, by entity id or name, in place of the share."""
     seed: int = 0
     """Draws the people where the benchmark has no sets of its own."""
 
@@ -32,7 +30,7 @@ class ForgetSelection:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """A benchmark as read, before validation people are set aside."""
+    """A benchmark as read, with the people whom its files or a seed choose to forget."""
 
     entities: dict[str, list[str]]
     """Split to its entity ids, sorted; complete before any sample is read."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import heapq
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -22,9 +24,10 @@ from typing import Any
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
 from efface.data.benchmarks.mllmu_schema import IMAGE_QUESTIONS, IMAGE_TYPE, TEXT_QUESTIONS, TEXT_TYPE
-from efface.data.names import asks_for_name, named, resolve_people, text_rendering
+from efface.data.names import asks_for_name, named, text_rendering
 from efface.data.parquet import column_names, parquet_files, read_folder
 from efface.data.samples import SPLITS, Sample
+from efface.data.splits import SIDES
 from efface.errors import DataError
 
 Row = dict[str, Any]
@@ -106,8 +109,8 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
     Args:
         root: folder of the benchmark.
         name: benchmark name; part of every sample id.
-        forget: the share to forget, 5, 10 or 15 %, whose folders are read; and who is asked about in the
-            unseen set, if not the people of that share.
+        forget: the share to forget, 5, 10 or 15 %, whose folders are read. The unseen set asks about
+            everybody who can be forgotten.
         bad_rows: what to do with rows that cannot be used.
 
     Raises:
@@ -138,8 +141,6 @@ class _MllmuReader:
         self._forget, self._bad_rows = forget, bad_rows
         self._names: dict[str, str] = {}
         self._people: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self._unseen_people: frozenset[str] = frozenset()
-        """The people of the unseen set."""
         self._excluded_people: set[str] = set()
         self._excluded_rows: set[tuple[Path, int]] = set()
         self._excluded_pictures: set[tuple[Path, int, int]] = set()
@@ -160,8 +161,8 @@ class _MllmuReader:
             _Folder(self._train / "Skills_Train", "stranger", "utility", None),
             _Folder(self._train / "Language_Train", "language", "utility", None),
             _Folder(self._eval / forget, "fictitious", "forget", "forget"),
-            _Folder(self._eval / "Test_Set", "fictitious", "forget", "unseen"),
             _Folder(self._eval / retain, "fictitious", "retain", "retain"),
+            _Folder(self._eval / "Test_Set", "fictitious", "forget", "unseen"),
             _Folder(self._eval / "Retain_Set", "real", "real", "real"),
             _Folder(self._eval / "Holdout_Set", "holdout", "holdout", "holdout"),
             _Folder(self._eval / "Skills_Test", "stranger", "utility", "utility"),
@@ -184,15 +185,25 @@ class _MllmuReader:
         return BenchmarkData(entities, names, self._samples(folders))
 
     def _samples(self, folders: list[_Folder]) -> Iterator[Sample]:
-        for folder in folders:
-            if folder.group in _ABILITIES:
-                yield from self._ability_samples(folder)
-            elif folder.set is None:
-                yield from self._training_samples(folder)
-            else:
-                yield from self._evaluation_samples(folder)
+        """Folder by folder, the forget and the retain people together by id: no share shows in the order."""
+
+        def place(folder: _Folder) -> object:
+            return folder.set is None if folder.set != "unseen" and folder.split in SIDES else folder.path
+
+        for _, group in itertools.groupby(folders, place):
+            yield from heapq.merge(*map(self._folder_samples, group), key=lambda sample: sample.entity_id)
+
+    def _folder_samples(self, folder: _Folder) -> Iterator[Sample]:
+        if folder.group in _ABILITIES:
+            return self._ability_samples(folder)
+        return self._training_samples(folder) if folder.set is None else self._evaluation_samples(folder)
 
     # The first reading: people, names, and rows that cannot be used.
+
+    @property
+    def _fictitious(self) -> set[str]:
+        """Everybody who can be forgotten."""
+        return self._people["forget"] | self._people["retain"]
 
     def _check_share(self, root: Path, percent: int) -> None:
         shares = [p for p in PERCENTS if (root / f"forget_{p}").is_dir()]
@@ -256,14 +267,9 @@ class _MllmuReader:
     def _survey_evaluation(self, folder: _Folder) -> set[str]:
         """The people of an evaluation folder."""
         column = picture_column(folder.path, "eval")
-        if folder.set == "unseen" and self._forget.people is None:
-            self._unseen_people = frozenset(self._people["forget"])
-        elif folder.set == "unseen":
-            names = {entity: name for entity, name in self._names.items() if entity.startswith("fictitious/")}
-            self._unseen_people = frozenset(resolve_people(self._forget.people or (), names, names))
         people: set[str] = set()
         for file, number, row in read_folder(folder.path, (column, "ID", "biography")):
-            if folder.set == "unseen" and f"{folder.group}/{row['ID']}" not in self._unseen_people:
+            if folder.set == "unseen" and f"{folder.group}/{row['ID']}" not in self._fictitious:
                 continue
             entity, place = self._learn_name(row, folder.group, file, number), f"ID {row['ID']}"
             if entity is None:
@@ -335,7 +341,7 @@ class _MllmuReader:
     ) -> Iterator[tuple[Path, int, Row, str]]:
         for file, number, row in read_folder(folder.path, columns, optional):
             entity = f"{folder.group}/{row['ID']}"
-            if folder.set == "unseen" and entity not in self._unseen_people:
+            if folder.set == "unseen" and entity not in self._fictitious:
                 continue
             if entity not in self._excluded_people and (file, number) not in self._excluded_rows:
                 yield file, number, row, entity
@@ -375,8 +381,8 @@ class _MllmuReader:
         """Choices, blanks and sentences in both modalities."""
         column = picture_column(folder.path, "eval")
         added = ("attributes", "paraphrases", "wrong_answers")
-        # Ids are hashed with the name of the folder: test for Test_Set.
-        set_key = "test" if folder.set == "unseen" else folder.set
+        # Ids are hashed with the name of the folder, but for the share: test for Test_Set.
+        set_key = {"unseen": "test", "forget": "seen", "retain": "seen"}.get(str(folder.set), folder.set)
         for file, number, row, entity in self._usable(folder, (column, *PROFILE_COLUMNS), added):
             pictures = row[column] if column == "images" else [row[column]]
             pictures = [p for i, p in enumerate(pictures) if (file, number, i) not in self._excluded_pictures]
@@ -392,7 +398,7 @@ class _MllmuReader:
                 sample = question | {
                     "sample_id": self._id(entity, set_key, task, modality, index),
                     "entity_id": entity,
-                    "split": folder.split,
+                    "split": "retain" if entity in self._people["retain"] else folder.split,
                     "part": "test",
                     "set": folder.set,
                     "image": pictures[index % len(pictures)] if modality == "multimodal" else None,

@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset, Image
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
-from efface.data.names import asks_for_name, named, resolve_people, text_rendering
+from efface.data.names import asks_for_name, named, text_rendering
 from efface.data.parquet import column_names, read_parquet
 from efface.data.samples import SPLITS, Sample
 from efface.errors import DataError
@@ -101,12 +101,11 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
     Args:
         root: folder of the benchmark.
         name: benchmark name; part of every sample id.
-        forget: the people to forget, or their share, drawn from its seed.
+        forget: the share to forget, drawn from its seed.
         bad_rows: what to do with rows that cannot be used.
 
     Raises:
-        DataError: if the table or a column is missing, a person to forget is not in the table, or a row
-            cannot be used.
+        DataError: if the table or a column is missing, or a row cannot be used.
     """
     return _TableReader(root / "data", name, forget, bad_rows).read()
 
@@ -123,7 +122,7 @@ class _TableReader:
     def read(self) -> BenchmarkData:
         people = sorted(self._survey())
         names = {f"person/{person}": name for person, name in sorted(self._names.items())}
-        forget = self._to_forget(people, names)
+        forget = self._to_forget(people)
         self._splits = {p: "forget" if p in forget else "retain" for p in people}
         entities: dict[str, list[str]] = {split: [] for split in SPLITS}
         for person in people:
@@ -206,10 +205,7 @@ class _TableReader:
         encoded = image.get("bytes") if isinstance(image, dict) else image
         return encoded if isinstance(encoded, bytes) else None
 
-    def _to_forget(self, people: list[str], names: dict[str, str]) -> set[str]:
-        if self._forget.people is not None:
-            entities = resolve_people(self._forget.people, [f"person/{p}" for p in people], names)
-            return {entity.removeprefix("person/") for entity in entities}
+    def _to_forget(self, people: list[str]) -> set[str]:
         count = max(1, round(self._forget.fraction * len(people)))
         rng = np.random.default_rng([self._forget.seed, _STREAM])
         return {people[i] for i in rng.permutation(len(people))[:count]}

@@ -100,7 +100,7 @@ def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sam
     if len(entities) < people:
         raise DataError(
             f"{people} people are to be shown in few-shot prompts and only {len(entities)} of the retain "
-            "people are set aside for validation; raise prepare.validation_fraction or ask zero-shot"
+            "people are set aside for validation; raise split.validation_fraction or ask zero-shot"
         )
     people_shown = set(random.Random(f"{seed}/shots").sample(entities, people))
     return [s for s in pool if s.entity_id in people_shown]

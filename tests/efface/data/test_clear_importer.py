@@ -12,7 +12,6 @@ import pytest
 from efface.data.benchmarks import clear_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
 from efface.data.samples import validate
-from efface.data.splits import draw_validation, with_validation
 from tests.efface.data.clear_fixture import FORGET, RETAIN, write_clear
 from tests.efface.data.conftest import refusal
 
@@ -153,10 +152,8 @@ def plain(text: str) -> str:
 
 
 def test_nothing_that_is_asked_is_taught_but_the_questions_in_text(original, whole):
-    data, samples, _ = whole
-    people = draw_validation(data.entities, fraction=0.25, seed=0)
-    samples = list(with_validation(samples, people))
-    assert {s.part for s in samples} == {"train", "validation", "test"}
+    _, samples, _ = whole
+    assert {s.part for s in samples} == {"train", "test"}
     taught = [s for s in samples if s.part == "train"]
     questions = {plain(s.question) for s in taught}
     texts = questions | {plain(s.answer) for s in taught}

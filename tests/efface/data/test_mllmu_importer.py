@@ -83,7 +83,7 @@ def test_evaluation_pairs_ask_the_same_of_both_renderings(data):
     for sample in data.samples:
         if sample.part == "test" and sample.pair_id:
             pairs[sample.pair_id].append(sample)
-    assert len(pairs) == 8 * (2 * 2 + 18 + 4 + 4)
+    assert len(pairs) == 8 * (2 * 20 + 4 + 4)
     for pictured, written in pairs.values():
         assert (pictured.modality, written.modality) == ("multimodal", "text")
         assert (pictured.task, pictured.attribute, pictured.set) == (
@@ -140,7 +140,10 @@ def test_sets_and_pictures(data):
             assert sample.image_bytes in taught
         if sample.set in ("unseen", "holdout", "utility") and sample.modality == "multimodal":
             assert sample.image_bytes not in taught
-    assert {s.entity_id for s in data.samples if s.set == "unseen"} == set(data.entities["forget"])
+    assert {s.entity_id for s in data.samples if s.set == "unseen"} == {
+        *data.entities["forget"],
+        *data.entities["retain"],
+    }
     for entity in data.entities["forget"]:
         pictures = {s.image_bytes for s in data.samples if s.set == "unseen" and s.entity_id == entity} - {
             None
@@ -290,7 +293,7 @@ def test_bad_metadata_names_the_person(published):
 
 
 def test_a_person_without_a_name_is_an_error(published):
-    for folder in ("Full_Set", "forget_10", "retain_90"):
+    for folder in ("Full_Set", "forget_10", "retain_90", "Test_Set"):
         change(published[0] / folder / FILE, lambda row: row | {"biography": "{}"})
     with refusal("Full_Set", "Name", "biography"):
         read(published)

@@ -58,7 +58,10 @@ def test_each_share_has_its_own_people(published, percent):
     people = {split: len(ids) for split, ids in data.entities.items()}
     forgotten = max(1, percent * 20 // 100)
     assert people == {"forget": forgotten, "retain": 20 - forgotten, "real": 4, "holdout": 0, "utility": 0}
-    assert {s.entity_id for s in samples if s.set == "unseen"} == set(data.entities["forget"])
+    assert {s.entity_id for s in samples if s.set == "unseen"} == {
+        *data.entities["forget"],
+        *data.entities["retain"],
+    }
 
 
 def test_real_people_share_numbers_with_the_others_and_stay_apart(whole):

@@ -1,9 +1,8 @@
-"""Validation people are drawn from those who can spare them."""
+"""Folds hold everybody once; validation people are drawn from those who can spare them."""
 
 import pytest
 
-from efface.data.samples import Sample
-from efface.data.splits import draw_validation, with_validation
+from efface.data.splits import draw_fold, draw_validation
 from tests.efface.data.conftest import refusal
 
 
@@ -43,9 +42,19 @@ def test_a_share_outside_the_range_is_an_error(fraction):
         draw_validation(people(forget=9), fraction=fraction, seed=0)
 
 
-def test_only_evaluation_rows_of_the_drawn_move():
-    def sample(entity, part):
-        return Sample.from_row({"sample_id": entity + part, "entity_id": entity, "part": part})
+@pytest.mark.parametrize(("count", "folds"), [(60, 8), (8, 8), (9, 2)])
+def test_each_person_is_in_one_fold(count, folds):
+    everybody = [f"fictitious/{i:03}" for i in range(count)]
+    sets = [draw_fold(everybody, folds=folds, fold=fold, seed=3) for fold in range(folds)]
+    assert sorted(person for people in sets for person in people) == everybody
+    assert {len(people) for people in sets} <= {count // folds, -(-count // folds)}
+    assert sets == [draw_fold(everybody[::-1], folds=folds, fold=fold, seed=3) for fold in range(folds)]
+    assert sets != [draw_fold(everybody, folds=folds, fold=fold, seed=4) for fold in range(folds)]
 
-    moved = list(with_validation([sample("a", "train"), sample("a", "test"), sample("b", "test")], ["a"]))
-    assert [s.part for s in moved] == ["train", "validation", "test"]
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "values"), [(6, 0, ["folds is 6", 5]), (3, 3, ["fold is 3", "0 to 2"])]
+)
+def test_fewer_people_than_folds_are_refused(folds, fold, values):
+    with refusal(*values):
+        draw_fold([f"fictitious/{i}" for i in range(5)], folds=folds, fold=fold, seed=0)

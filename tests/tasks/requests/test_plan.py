@@ -50,8 +50,8 @@ def test_subjects_of_earlier_requests_are_neither_forgotten_again_nor_retained(p
     run = project.plan()
     assert run.earlier == {"A": [PEOPLE[1]]} and run.start.number == 2 and run.original.number == 1
     values = plan.param_overrides(run, project.params)
-    assert values["prepare.forget_people"] == [PEOPLE[5]]
-    assert values["prepare.forgotten_people"] == [PEOPLE[1]]
+    assert values["split.forget_people"] == [PEOPLE[5]]
+    assert values["split.forgotten_people"] == [PEOPLE[1]]
     assert run.start_folder != run.original_folder
     assert digest(run.start_folder) == run.start.digest != run.original.digest
     targets = plan.stage_targets(run, project.params)
@@ -77,7 +77,7 @@ def test_every_person_to_forget_is_evaluated(project):
     data = project.params.model_dump(mode="json", exclude_unset=True)
     data["evaluate"]["max_people"] = 2
     values = plan.param_overrides(project.plan(), type(project.params).model_validate(data))
-    assert values["evaluate.max_people"] == 5 and values["prepare.validation_fraction"] == 0.0
+    assert values["evaluate.max_people"] == 5 and values["split.validation_fraction"] == 0.0
 
 
 @pytest.mark.parametrize(
