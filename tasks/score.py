@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from efface.data.samples import SEEN, SETS, read_samples
+from efface.data.samples import SEEN, read_samples
 from tasks.config import Params
 from tasks.evaluate import draw_people, score_model
 from tasks.runtime.artifacts import recording, writing
@@ -24,7 +24,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     with recording(
         "score", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"answers": path}
     ) as record:
-        questions = [] if params.evaluate.shots else read_samples(table, set=(*SETS, SEEN))
+        questions = [] if params.evaluate.shots else read_samples(table, part="test")
         people = [sample for sample in questions if sample.set in (SEEN, "unseen")]
         others = [sample for sample in questions if sample.set not in (SEEN, "unseen")]
         samples = [*people, *draw_people(others, params.evaluate.max_people, params.seed)]

@@ -52,6 +52,7 @@ _MADE: tuple[str, ...] = (
     "models",
     "masks",
     "runs",
+    "answers",
     "scores",
     "metrics",
     "report",
