@@ -57,7 +57,7 @@ def done(project):
                 out = YAML(typ="safe").load(path.with_name(f"{path.name}.dvc"))["outs"][0]
                 stages[name.replace("/", "-")] = {
                     "cmd": "python -m tasks prepare",
-                    "params": {"params.yaml": {"prepare.forget_people": [PERSON]}},
+                    "params": {"params.yaml": {"split.forget_people": [PERSON]}},
                     "outs": [out | {"path": f"data/{name}"}],
                 }
             YAML().dump({"schema": "2.0", "stages": stages}, place / "dvc.lock")
