@@ -7,8 +7,10 @@ python -m scripts.models types        builds a tiny model of every type that tra
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing
+import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
+import efface  # noqa: F401  # declares torchvision's operators before transformers looks for them
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "models.md"
 STEPS = ("load", "anatomy", "encode", "score", "train", "prune")
 _SECONDS = 60  # that one step of one type may take
+_BYTES = 8 << 30  # of address space that one type may take
 
 app = typer.Typer(add_completion=False)
 
@@ -79,18 +84,22 @@ def types(
     only: Annotated[list[str] | None, typer.Option(help="Types to try, instead of all.")] = None,
     minutes: Annotated[float, typer.Option(help="Types that it does not come to are left out.")] = 60,
 ) -> None:
-    """Try every type, and write the counts and what stopped each type."""
+    """Try every type, each in a process of its own, and write the counts and what stopped each type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    signal.signal(signal.SIGALRM, _stop)
     rows: dict[str, list[str]] = {}
     started = time.monotonic()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["efface", "torch", "transformers", "tests.models.generic"])
     for kind in only or sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
         if time.monotonic() - started > 60 * minutes:
             break
-        rows[kind] = _try(kind)
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            try:
+                rows[kind] = pool.submit(_try, kind).result()
+            except concurrent.futures.process.BrokenProcessPool:
+                rows[kind] = [f"load: more than {_BYTES >> 30} GiB of memory"]
         typer.echo(f"{kind}: {'; '.join(rows[kind])}")
-        sys.stdout.flush()
     write_types(rows, write=only is None)
 
 
@@ -113,6 +122,8 @@ def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
 
 def _try(kind: str) -> list[str]:
     """The steps that a type passes, and the reasons where it stops."""
+    signal.signal(signal.SIGALRM, _stop)
+    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     reports = []
     for step, work in _steps(kind):
         signal.alarm(_SECONDS)
@@ -120,7 +131,7 @@ def _try(kind: str) -> list[str]:
             work()
         except Exception as error:  # noqa: BLE001  # whatever a family raises is the result
             reason = " ".join(str(error).split())
-            reason = reason if len(reason) < 160 else f"{reason[:40]} ... {reason[-110:]}"
+            reason = reason if len(reason) < 240 else f"{reason[:240]} ..."
             reports.append(f"{step}: {type(error).__name__}: {reason}")
             if step in ("load", "encode"):
                 break
@@ -146,13 +157,19 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     from efface.data.samples import Sample
     from efface.encoding import Encoder
     from efface.encoding.answers import nll
-    from efface.models import anatomy
+    from efface.models import Source, anatomy
+    from efface.models.loading import auto_class
     from efface.neurons import zero_neurons
-    from tests.models.generic import tiny_config, tiny_model, tiny_processor
+    from tests.models import FAMILIES, build_tiny
+    from tests.models.generic import fit_processor, tiny_config, tiny_model, tiny_processor
 
     state: dict[str, Any] = {}
 
     def load() -> None:
+        auto_class(Source(kind), CONFIG_MAPPING[kind]())  # what Efface itself refuses
+        if kind in FAMILIES:
+            state["model"], state["processor"] = build_tiny(kind)
+            return
         try:
             config = tiny_config(kind)
             try:
@@ -160,11 +177,17 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             except Exception as error:  # noqa: BLE001  # reported by the step that needs it
                 state["no_processor"] = error
             state["model"] = tiny_model(config)
-        except Exception:  # noqa: BLE001  # tiny sizes do not fit: parts alone, from the default ones
+        except Exception as error:  # noqa: BLE001  # tiny sizes do not fit: parts alone, from the default ones
             state.pop("processor", None)
-            with torch.device("meta"):
-                state["model"] = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[kind]())
-            state["no_processor"] = ValueError("tiny sizes do not fit this type")
+            state["no_processor"] = error
+            try:
+                with torch.device("meta"):
+                    state["model"] = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[kind]())
+            except Exception:  # noqa: BLE001  # nor do the default sizes fit
+                raise error from None
+            return
+        if "processor" in state:
+            fit_processor(state["model"], state["processor"])
 
     def find_parts() -> None:
         state["parts"] = anatomy(state["model"])
@@ -212,6 +235,8 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
 
     def prune() -> None:
+        if "parts" not in state:
+            raise ValueError("no anatomy")
         mlps = state["parts"].require_mlps()
         with torch.no_grad():
             before = nll(state["model"], state["batch"])

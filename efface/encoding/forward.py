@@ -114,4 +114,11 @@ def model_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _call(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    return model(**model_inputs(model, inputs), **options)
+    """The model's output. GIT puts pictures before the text without tokens for them: those positions go."""
+    output = model(**model_inputs(model, inputs), **options)
+    length = inputs["input_ids"].shape[1]
+    if output.logits.shape[1] > length:
+        output.logits = output.logits[:, -length:]
+        if getattr(output, "hidden_states", None):
+            output.hidden_states = tuple(layer[:, -length:] for layer in output.hidden_states)
+    return output

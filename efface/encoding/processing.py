@@ -132,8 +132,16 @@ def _call(
     options |= _special_tokens(tokenizer, texts)
     if suffixes is not None:
         options["suffix"] = list(suffixes)
+    if "mm_token_type_ids" in processor.model_input_names:  # some leave them out by default
+        options["return_mm_token_type_ids"] = True
+    if hasattr(
+        processor, "return_for_text_completion"
+    ):  # Chameleon writes a token behind the text unless told
+        options["return_for_text_completion"] = True
     if pictures is not None:
         options["images"] = [list(album) for album in pictures]
+        if hasattr(processor, "multi_page") and all(len(album) == 1 for album in pictures):
+            options["images"] = [album[0] for album in pictures]  # GOT-OCR takes a list for pages of one text
     try:
         encoded = processor(text=list(texts), **options)
     except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError, OSError) as error:

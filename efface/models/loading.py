@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,14 @@ _AUTO_CLASSES = (
     "AutoModelForMultimodalLM",
     "AutoModelForCausalLM",
     "AutoModel",
+)
+
+
+# Tensors in checkpoints that no model needs: buffers that are computed anew, what training libraries add, and
+# heads with which a vision tower was pretrained. transformers ignores others, by family.
+_NEEDLESS = re.compile(
+    r"(^|\.)(inv_freq|original_inv_freq|position_ids|num_batches_tracked|masked_bias|_extra_state)$"
+    r"|(^|\.)vision_(tower|model|encoder)\.(.+\.)?(head|attn_?pool|pooler|classifier)\."
 )
 
 
@@ -202,11 +211,25 @@ def auto_class(source: Source, config: PreTrainedConfig) -> Any:
             f"{source.id} is a {config.model_type!r} model, several models in one; save the one that answers "
             "as a checkpoint of its own (its `thinker`, with the processor) and name that"
         )
+    text = config.get_text_config()
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise ModelError(
+            f"{source.id} is a {config.model_type!r} model with encoder and decoder ({text.model_type!r}): "
+            "its answers do not follow their prompt; choose a model that continues its prompt, such as "
+            "llava-hf/llava-1.5-7b-hf"
+        )
+    if hasattr(config, "canvas_length"):
+        raise ModelError(
+            f"{source.id} is a {config.model_type!r} model, which writes text by diffusion, not token after "
+            "token; choose a model that continues its prompt, such as llava-hf/llava-1.5-7b-hf"
+        )
     remote = getattr(config, "auto_map", None) or {}
     sees = _has_vision(config.to_dict())
     for name in _AUTO_CLASSES:
-        registered = name != "AutoModel" and type(config) in getattr(transformers, name)._model_mapping
-        if name in remote or (registered and (sees or name == "AutoModelForImageTextToText")):
+        known = getattr(transformers, name)._model_mapping
+        registered = name != "AutoModel" and type(config) in known
+        writes = registered and known[type(config)].can_generate()
+        if name in remote or (writes and (sees or name == "AutoModelForImageTextToText")):
             return getattr(transformers, name)
     raise ModelError(
         f"{source.id} is a {config.model_type!r} model, which does not answer questions about pictures; "
@@ -245,15 +268,24 @@ def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.
     finally:
         reports.disabled = disabled
     mismatched = [f"{key} {tuple(saved)} for {tuple(shape)}" for key, saved, shape in keys["mismatched_keys"]]
+    unknown = [name for name in keys["unexpected_keys"] if not _NEEDLESS.search(name)]
+    remedy = (
+        "the checkpoint is damaged, incomplete, or its config.json belongs to another one: make or "
+        "download it again"
+    )
+    if not (keys["missing_keys"] or mismatched):
+        remedy += (
+            "; if the model answers as it should without them, save it without them: "
+            "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)"
+        )
     _refuse(
         f"{source.id} does not fit a {type(model).__name__}",
         {
             "lacks weights:": keys["missing_keys"],
-            "has unknown weights:": keys["unexpected_keys"],
+            "has unknown weights:": unknown,
             "has weights of another shape:": mismatched,
         },
-        "the checkpoint is damaged, incomplete, or its config.json belongs to another one: make or "
-        "download it again",
+        remedy,
     )
     _refuse_non_finite(source, model)
     if "device_map" not in options:

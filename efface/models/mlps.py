@@ -63,9 +63,14 @@ def mlp_shape(module: nn.Module) -> MLPShape | None:
     N != H, no other linear layer, and an activation; with three maps the activation may be a function, which
     no module shows. Attention blocks have four maps, or two and no activation.
     """
-    # A layer with LoRA factors holds its own as `base_layer`.
-    children = {name: getattr(child, "base_layer", child) for name, child in module.named_children()}
-    linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
+    linears: dict[str, nn.Linear] = {}
+    for name, child in module.named_children():
+        inner = [*child.named_children()]
+        if len(inner) == 1 and not [*child.parameters(recurse=False)]:  # Gemma 4 clips around a linear layer
+            name, child = f"{name}.{inner[0][0]}", inner[0][1]
+        child = getattr(child, "base_layer", child)  # a layer with LoRA factors holds its own so
+        if isinstance(child, nn.Linear):
+            linears[name] = child
     activation = any(
         not isinstance(child, nn.Linear) and not list(child.parameters()) for child in module.children()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from efface import sandbox
 from efface.encoding import Encoder, prompt_of
 from efface.errors import DataError, ModelError
 from efface.models import Source, anatomy, load_model, save_model, weights_digest
-from efface.models.loading import best_attention
+from efface.models.loading import auto_class, best_attention
 from efface.models.memory import meta_model
 from efface.models.source import loading_error, resolve, write_pointer
 from tests.efface.conftest import SHAPE
@@ -102,6 +103,51 @@ def test_weights_that_do_not_fit_are_named(folder, change, capfd):
         assert "down_proj.weight_old" in str(error.value)
     assert "\n" not in str(error.value)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.language_model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.vision_tower.vision_model.embeddings.position_ids",
+        "model.vision_tower.vision_model.head.probe",
+        "model.language_model.layers.1.mlp._extra_state",
+    ],
+)
+def test_tensors_that_no_model_needs_are_ignored(folder, model, name):
+    edit_weights(folder, lambda weights: weights.update({name: torch.ones(2)}))
+    assert weights_digest(load_model(folder).model) == weights_digest(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.language_model.layers.2.mlp.down_proj.weight",
+        "model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.vision_tower.vision_model.encoder.layers.0.mlp.fc3.bias",
+    ],
+)
+def test_tensors_that_a_model_may_need_are_refused(folder, name):
+    edit_weights(folder, lambda weights: weights.update({name: torch.ones(2)}))
+    with pytest.raises(ModelError, match=re.escape(name.split("layers.")[1])):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["t5gemma2", "florence2", "diffusion_gemma", "pi0", "evolla"])
+def test_types_whose_answers_do_not_continue_the_prompt_are_refused(kind):
+    from transformers import CONFIG_MAPPING
+
+    with pytest.raises(ModelError, match=kind):
+        auto_class(Source("someone/model"), CONFIG_MAPPING[kind]())
+
+
+def test_a_decoder_that_reads_from_an_encoder_of_its_own_is_refused():
+    """BLIP-2 comes with OPT, which continues its prompt, and with T5, which does not."""
+    from transformers import Blip2Config, OPTConfig, T5Config
+
+    assert auto_class(Source("someone/opt"), Blip2Config(text_config=OPTConfig().to_dict()))
+    with pytest.raises(ModelError, match="t5"):
+        auto_class(Source("someone/t5"), Blip2Config(text_config=T5Config().to_dict()))
 
 
 def test_a_config_with_another_number_of_layers_is_refused(folder):
