@@ -1,4 +1,4 @@
-"""Families whose processor or model differs from all tested ones, built tiny with a processor of their own."""
+"""Families whose processor or model differs from all tested ones, with their own processor, built tiny."""
 
 from __future__ import annotations
 
