@@ -89,8 +89,10 @@ class Job:
         retain: training facts to keep; may be empty where there is a statistic.
         settings: the method's settings.
         config: what does not depend on the method.
-        train: trains the model on the method's two terms, ``train(forget, retain, curve)``, with the run's
-            mask and checkpoints, and with its evaluation if ``curve``; what requires no gradient stays.
+        train: trains the model on the method's two terms, ``train(forget, retain)``, with the run's mask,
+            checkpoints and evaluation; what requires no gradient stays. ``begin=`` is called when the
+            references are computed, to change weights before the first step; ``evaluated=False`` leaves the
+            evaluation out.
         adapter: LoRA factors of the model; None without LoRA.
         saved_statistic: what the model uses for the retain set, from a file; None: there is none.
     """
@@ -101,7 +103,7 @@ class Job:
     retain: Sequence[Sample]
     settings: Any
     config: TrainingConfig
-    train: Callable[[Sequence[Sample], Sequence[Sample], bool], TrainingResult]
+    train: Callable[..., TrainingResult]
     adapter: Adapter | None = None
     saved_statistic: RetainStatistic | None = None
 

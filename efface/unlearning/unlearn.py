@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,13 @@ def unlearn(
         raise ValueError(f"adapter: {method.name} trains no LoRA factors; call it with a model without them")
     chosen = method
 
-    def train_on(forget: Sequence[Sample], retain: Sequence[Sample], curve: bool) -> TrainingResult:
+    def train_on(
+        forget: Sequence[Sample],
+        retain: Sequence[Sample],
+        *,
+        begin: Callable[[], None] | None = None,
+        evaluated: bool = True,
+    ) -> TrainingResult:
         alternative = None
         if chosen.alternatives is not None:
             alternative = Encoder(processor, chosen.alternatives(forget, settings, config.seed))
@@ -98,7 +104,8 @@ def unlearn(
             config,
             checkpoints=checkpoints,
             adapter=adapter,
-            evaluation=evaluation if curve else None,
+            evaluation=evaluation if evaluated else None,
+            begin=begin,
             label=chosen.name,
         )
 
@@ -107,7 +114,7 @@ def unlearn(
         raise ValueError("projector is 'sine' and there is a mask: expected no mask, or projector plain")
     with sine_projector(model) if sine else nullcontext():
         if method.edit is None:
-            return train_on(forget, retain, True)
+            return train_on(forget, retain)
         job = Job(model, processor, forget, retain, settings, config, train_on, adapter, statistic)
         return method.edit(job) or UnlearningResult(steps=0, history=[], stopped_by=None)
 

@@ -128,7 +128,7 @@ def edit(job: Job) -> TrainingResult:
         )
     attributes = attribute_samples(job, pictured)
     with training_only(job.model, names):
-        result = job.train(job.forget, attributes, True)
+        result = job.train(job.forget, attributes)
     details: dict[str, Any] = {"layers": [i + 1 for i in selected], "attribute_samples": len(attributes)}
     if effects is not None:
         details["indirect_effects"] = [round(effect, 6) for effect in effects.tolist()]

@@ -119,7 +119,7 @@ def edit(job: Job) -> TrainingResult:
     """
     mlps = plain_mlps(job.model)
     with students(job, mlps, job.statistic) as attached:
-        result = job.train(job.forget, [], False)
+        result = job.train(job.forget, [], evaluated=False)
     for student in attached:
         student.subtract()
     return result

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     adapter: Adapter | None = None,
     evaluation: EvaluationCallback | None = None,
+    begin: Callable[[], None] | None = None,
     label: str = "training",
 ) -> TrainingResult:
     """Train in place until the steps are done or a stop rule ends the run.
@@ -103,6 +104,7 @@ def train(
         checkpoints: where to save progress, and to resume from; None saves none.
         adapter: LoRA factors of the model; reference values come from the model without them.
         evaluation: what to measure between steps; its values join the history of the steps they follow.
+        begin: called when the reference values are computed; it may change weights before the first step.
         label: text before the progress bar.
 
     Raises:
@@ -116,6 +118,8 @@ def train(
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="efface-") as scratch:
         torch.manual_seed(config.seed + process_rank())
         run.compute_references(adapter, Path(scratch) if checkpoints is None else checkpoints.references)
+        if begin is not None:
+            begin()
         run.resume()
         with _activation_checkpointing(model, config.gradient_checkpointing):
             return run.train(evaluation, label)

@@ -18,8 +18,12 @@ SETTINGS = {
     "rmu": {"layer": 1, "scale": 2.0},
     "mmunlearner": {"variant": "paper"},
     "vgid": {"instruction": "Which colour does red?"},
-    "pava": {"layers": 1, "max_new_tokens": 4},
+    "pava": {
+        "layers": 1,
+        "questions": ["Which colour?", "Does red like green?", "this person", "blue and white"],
+    },
     "vl_eraser": {"rank": 2, "energy": 0.9},
+    "mip_editor": {"layer": 1, "neurons_per_layer": 2},
     "kvw": {"gamma": 0.5},
     "system_prompt": {"instruction": "Which colour does red?"},
 }

@@ -74,6 +74,12 @@ def test_the_sum_of_gradients_is_clipped_as_published_but_for_masked_updates():
         ("pava", "questions", []),
         ("pava", "max_new_tokens", 0),
         ("vgid", "noise", 0.0),
+        ("mip_editor", "neurons_per_layer", 0),
+        ("mip_editor", "path_steps", 0),
+        ("mip_editor", "path_samples", 0),
+        ("mip_editor", "layer", 0),
+        ("mip_editor", "scale", 0.0),
+        ("mip_editor", "weight_decay", 0.1),
     ],
 )
 def test_a_setting_out_of_range_is_an_error_that_names_key_and_value(method, key, value):
