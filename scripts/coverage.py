@@ -1,188 +1,293 @@
-"""How often the intervals of the report hold the truth, by drawing people from real score tables.
+"""How often the intervals of the report and of a study's page hold the truth, on resampled real tables.
 
-    python -m scripts.coverage [--scores data/scores]
+    python -m scripts.coverage [--scores data/scores] [--half 1]
 
-The people of a score table stand for everyone: means over all of them are the truth. Samples of people are
-drawn with replacement, and each interval is computed as the report does; a 95 % interval promises .95. Beside
-it stand a plain Student's t interval (none where all people agree) and a percentile bootstrap of 200 draws.
+The people of a score table stand for everyone: numbers over all of them are the truth. Samples of people are
+drawn with replacement, and each interval is computed from them as the product does. A 95 % interval promises
+.95. The form of an interval is chosen on the people of one half, and reported on those of the other.
+
+A study is drawn alike: for every seed the people who stay, for every fold the people to forget. A seed thus
+shares its people; the training of its vanilla model is the same for all, so real seeds differ by more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
+
+from efface.errors import EvaluationError
+from efface.evaluation import REFERENCE_MODELS
+from efface.evaluation.goals import CELLS, GOALS, PARTS, Goal, _combined, _parts, score_of_means
+from efface.evaluation.intervals import (
+    Cell,
+    Fold,
+    PersonSums,
+    jackknife,
+    paired_difference,
+    person_sums,
+    share_interval,
+)
+from efface.evaluation.metrics import METRICS, chance, fact_rows, records, with_metrics
+from efface.evaluation.summary import REFERENCE_ATTACK, SIGNALS, membership_of_signals
+from efface.report.estimates import MEASURES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SIZES = (5, 10, 20, 40)
-ENOUGH = 10
+ENOUGH = 9
 """People a set must have to stand for everyone."""
+DESIGNS = ((3, 8), (6, 4), (12, 2))
+"""Seeds and folds of each."""
+Sums = Mapping[str, PersonSums]
+"""Model, or ``chance``, to the sums of its cells by person."""
 
 
-def main(scores: Path = Path("data/scores"), draws: int = 1000, seed: int = 0) -> None:
-    """Print coverage by measure and number of people, over all models and sets with enough people."""
-    import pandas as pd
-
-    tables = {path.stem: pd.read_parquet(path) for path in sorted(scores.glob("*.parquet"))}
+def main(
+    scores: Path = Path("data/scores"),
+    draws: int = 1000,
+    seed: int = 0,
+    half: Annotated[
+        int | None, typer.Option(min=0, max=1, help="Every second person, from this one.")
+    ] = None,
+) -> None:
+    """Print coverage by interval and number of people."""
+    tables = read(scores)
     typer.echo(f"{len(tables)} score tables of {scores}, {draws} draws each\n")
-    typer.echo(
-        "| interval | people | cells | as printed | plain t | bootstrap |\n|---|---:|---:|---:|---:|---:|"
-    )
-    for measure in ("knowledge", "exact_match", "choice_accuracy"):
-        cells = [cell for table in tables.values() for cell in people_means(table, measure)]
-        for size in SIZES:
-            rng = np.random.default_rng([seed, size])
-            results = [mean_coverage(sums, counts, size, draws, rng) for sums, counts in cells]
-            if results:
-                shares = " | ".join(f"{share:.3f}" for share in np.mean(results, axis=0))
-                typer.echo(f"| mean of {measure} | {size} | {len(cells)} | {shares} |")
+    typer.echo("| interval | people | cases | coverage | lowest |\n|---|---:|---:|---:|---:|")
+
+    def show(title: str, size: object, shares: Sequence[float | None]) -> None:
+        if hits := [share for share in shares if share is not None]:
+            typer.echo(f"| {title} | {size} | {len(hits)} | {np.mean(hits):.3f} | {min(hits):.3f} |")
+
     for size in SIZES:
         rng = np.random.default_rng([seed, size])
-        of_auc = [r for table in tables.values() for r in auc_coverage(table, size, max(draws // 10, 1), rng)]
-        if of_auc:
-            typer.echo(f"| AUC of mia_zlib | {size} | {len(of_auc)} | {np.mean(of_auc):.3f} | | |")
-    rng = np.random.default_rng(seed)
-    for goal, people, of_models in score_coverage(tables, max(draws // 20, 1), rng):
-        typer.echo(f"| score, goal {goal} | {people} | {len(of_models)} | {np.mean(of_models):.3f} | | |")
+        for measure in MEASURES:
+            cells = [c for table in tables.values() for c in people_means(table, measure, half)]
+            show(f"mean of {measure}", size, [mean_coverage(*c, size, draws, rng) for c in cells])
+        gaps = [gap for name in tables for gap in gap_people(tables, name, half)]
+        show("attack gap", size, [gap_coverage(gap, size, draws, rng) for gap in gaps])
+        aucs = [signals for table in tables.values() for signals in signals_of(table, half)]
+        show("AUC of mia_zlib", size, [auc_coverage(s, size, max(draws // 4, 1), rng) for s in aucs])
+    if not set(REFERENCE_MODELS) <= tables.keys():
+        return
+    rng, sums = np.random.default_rng(seed), sums_of(tables)
+    methods = [name for name in tables if name not in REFERENCE_MODELS]
+    for goal in GOALS:
+        for size in SIZES[:3]:
+            scores_of = [score_coverage(sums, name, goal, size, max(draws // 2, 1), rng) for name in methods]
+            show(f"score, goal {goal}", size, scores_of)
+    for seeds, folds in DESIGNS:
+        numbers = simulated(sums, methods, "visual", draws * seeds, folds, rng)
+        for number in ("score", "forget", "retain"):
+            pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
+            shares = [study_coverage(numbers[a][number] - numbers[b][number], seeds) for a, b in pairs]
+            show(f"paired difference of {number}", f"{seeds} seeds x {folds} folds", shares)
 
 
-def people_means(table: pd.DataFrame, measure: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """Score tables by model; people set aside for validation are people too."""
+    import pandas as pd
+
+    from tasks.rescore import RENAMED
+
+    return {
+        path.stem: with_metrics(
+            (table := pd.read_parquet(path)).assign(set=table["set"].replace(RENAMED), part="test"),
+            [*MEASURES],
+        )
+        for path in sorted(folder.glob("*.parquet"))
+    }
+
+
+def people_means(
+    table: pd.DataFrame, measure: str, half: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Sum and number of values per person, for every set and modality with enough people who differ."""
-    from efface.evaluation.metrics import METRICS, fact_rows, with_metrics
-
-    rows = with_metrics(table[table["part"] == "test"], [measure])
-    rows = fact_rows(rows) if METRICS[measure].of_facts else rows
-    cells = []
+    rows = fact_rows(table) if METRICS[measure].of_facts else table
     for _, cell in rows.dropna(subset=[measure]).groupby(["set", "modality"]):
         people = cell.groupby("entity_id")[measure].agg(["sum", "count"]).astype(float)
-        means = people["sum"] / people["count"]
-        if len(people) >= ENOUGH and means.std() > 0:
-            cells.append((people["sum"].to_numpy(), people["count"].to_numpy()))
-    return cells
+        people = people if half is None else people.iloc[half::2]
+        if len(people) >= ENOUGH and (people["sum"] / people["count"]).std() > 0:
+            yield people["sum"].to_numpy(), people["count"].to_numpy()
 
 
 def mean_coverage(
     sums: np.ndarray, counts: np.ndarray, size: int, draws: int, rng: np.random.Generator
-) -> tuple[float, float, float]:
-    """Share of draws whose interval holds the mean: as printed, plain Student's t, percentile bootstrap."""
-    from efface.evaluation.intervals import jackknife, share_interval
-
-    truth, groups = sums.sum() / counts.sum(), np.array(["people"] * size)
-    hits, plain, bootstrap = 0, 0, 0
-    for _ in range(draws):
-        people = rng.integers(0, len(sums), size)
+) -> float:
+    """Share of draws whose interval holds the mean."""
+    truth, groups, hits = sums.sum() / counts.sum(), np.array(["people"] * size), 0
+    for people in rng.integers(0, len(sums), (draws, size)):
         s, n = sums[people], counts[people]
-        replicates = np.concatenate([[s.sum() / n.sum()], (s.sum() - s) / (n.sum() - n)])
-        estimate = jackknife(replicates, groups)
-        interval = share_interval(float(replicates[0]), estimate.error if estimate else 0.0, size)
+        means = np.concatenate([[s.sum() / n.sum()], (s.sum() - s) / (n.sum() - n)])
+        estimate = jackknife(means, groups)
+        interval = share_interval(float(means[0]), estimate.error if estimate else 0.0, size)
         hits += interval is not None and interval[0] <= truth <= interval[1]
+    return hits / draws
+
+
+def gap_people(tables: Mapping[str, pd.DataFrame], name: str, half: int | None) -> Iterator[np.ndarray]:
+    """Difference of a method from vanilla by person, in place of an attack's gap: it is computed alike, of
+    exact match by picture, and there are enough of the people who stay."""
+    if name in REFERENCE_MODELS or "vanilla" not in tables:
+        return
+    means = [
+        rows[(rows["set"] == "retain") & (rows["modality"] == "multimodal")]
+        .groupby("entity_id")["exact_match"]
+        .mean()
+        for rows in (tables[name], tables["vanilla"])
+    ]
+    differences = (means[0] - means[1]).dropna().to_numpy(float)
+    differences = differences if half is None else differences[half::2]
+    if len(differences) >= ENOUGH and differences.std() > 0:
+        yield differences
+
+
+def gap_coverage(differences: np.ndarray, size: int, draws: int, rng: np.random.Generator) -> float:
+    """Share of printed intervals that hold the mean difference; none is printed where all people agree."""
+    truth, groups, hits = differences.mean(), np.array(["people"] * size), []
+    for people in rng.integers(0, len(differences), (draws, size)):
+        values = differences[people]
+        means = np.concatenate([[values.mean()], (values.sum() - values) / (size - 1)])
+        estimate = jackknife(means, groups)
         if estimate is not None:
             low, high = estimate.interval()
-            plain += low <= truth <= high
-        again = rng.integers(0, size, (200, size))
-        low, high = np.quantile(s[again].sum(axis=1) / n[again].sum(axis=1), [0.025, 0.975])
-        bootstrap += low <= truth <= high
-    return hits / draws, plain / draws, bootstrap / draws
+            hits.append(low <= truth <= high)
+    return float(np.mean(hits))
 
 
-def auc_coverage(table: pd.DataFrame, size: int, draws: int, rng: np.random.Generator) -> list[float]:
-    """Share of draws whose interval holds the AUC of retained people against people never trained on.
-
-    Retained people are members as the people to forget are, and there are enough of them.
-    """
-    import pandas as pd
-
-    from efface.evaluation.summary import REFERENCE_ATTACK, membership
-
-    rows = table[(table["part"] == "test") & (table["modality"] == "multimodal")]
-    sets = {name: rows[rows["set"] == name] for name in ("retain", "holdout")}
-    people = {name: sorted(set(cell["entity_id"])) for name, cell in sets.items()}
-    if any(len(members) < ENOUGH for members in people.values()):
-        return []
-    by_person = {name: dict(list(cell.groupby("entity_id"))) for name, cell in sets.items()}
-
-    def drawn_table(choice: dict[str, list[str]]) -> pd.DataFrame:
-        parts = [
-            by_person[name][person].assign(
-                entity_id=f"{person}/{i}", set="forget" if name == "retain" else "holdout"
-            )
-            for name, members in choice.items()
-            for i, person in enumerate(members)
+def signals_of(table: pd.DataFrame, half: int | None) -> Iterator[dict[str, list[list[float]]]]:
+    """Membership signals by person of retained people (members, as people to forget are) and of holdout."""
+    rows, (_, signal) = table[table["modality"] == "multimodal"], SIGNALS[REFERENCE_ATTACK]
+    signals = {
+        group: [
+            [signal(row) for row in records(of_person)]
+            for _, of_person in rows[rows["set"] == kind].groupby("entity_id")
         ]
-        return pd.concat(parts, ignore_index=True)
+        for group, kind in (("forget", "retain"), ("holdout", "holdout"))
+    }
+    signals = {group: people if half is None else people[half::2] for group, people in signals.items()}
+    if min(map(len, signals.values())) >= ENOUGH * (0.6 if half is not None else 1):
+        yield signals
 
-    truth = membership(drawn_table(people), attacks=[REFERENCE_ATTACK])[REFERENCE_ATTACK].auc
-    hits, printed = 0, 0
+
+def auc_coverage(
+    signals: Mapping[str, list[list[float]]], size: int, draws: int, rng: np.random.Generator
+) -> float | None:
+    """Share of draws whose interval holds the AUC, None without intervals; holdout people at their number."""
+    everyone = {group: {str(i): rows for i, rows in enumerate(p)} for group, p in signals.items()}
+    truth, hits = membership_of_signals(everyone).auc, []
     for _ in range(draws):
-        choice = {name: list(rng.choice(members, size)) for name, members in people.items()}
-        interval = membership(drawn_table(choice), attacks=[REFERENCE_ATTACK])[REFERENCE_ATTACK].interval
+        sample = {
+            group: {
+                str(i): people[p]
+                for i, p in enumerate(
+                    rng.integers(0, len(people), size if group == "forget" else len(people))
+                )
+            }
+            for group, people in signals.items()
+        }
+        interval = membership_of_signals(sample).interval
         if interval is not None:
-            printed += 1
-            hits += interval[0] <= truth <= interval[1]
-    return [hits / printed] if printed else []
+            hits.append(interval[0] <= truth <= interval[1])
+    return float(np.mean(hits)) if hits else None
+
+
+def sums_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, PersonSums]:
+    """Knowledge of facts by person, in the cells of the score, of every model, and the level of chance."""
+    cells = [cell for part in PARTS for cell in CELLS[part]]
+    rows = {name: fact_rows(table) for name, table in tables.items()}
+    values = {name: table["knowledge"] for name, table in rows.items()}
+    rows["chance"], values["chance"] = rows["vanilla"], chance(rows["vanilla"])
+    return {
+        name: person_sums(
+            table[["set", "modality", "entity_id"]].assign(value=values[name].astype(float)), cells
+        )
+        for name, table in rows.items()
+    }
+
+
+def drawn(sums: Sums, people: np.ndarray) -> dict[str, Mapping[Cell, np.ndarray]]:
+    """Means of these people, then without each, by model."""
+    return {
+        name: PersonSums(
+            {cell: values[people] for cell, values in of_model.sums.items()},
+            {cell: values[people] for cell, values in of_model.counts.items()},
+            of_model.groups[people],
+        )
+        .replicates()
+        .means
+        for name, of_model in sums.items()
+    }
 
 
 def score_coverage(
-    tables: dict[str, pd.DataFrame], draws: int, rng: np.random.Generator
-) -> list[tuple[str, int, list[float]]]:
-    """Goal, people to forget, and of each unlearned model the share of draws whose interval holds its score.
-
-    Every set is drawn at its own size, the people to forget with both their sets at once.
-    """
-    import pandas as pd
-
-    from efface.errors import EvaluationError
-    from efface.evaluation import REFERENCE_MODELS
-    from efface.evaluation.goals import GOALS, unlearning_score
-    from efface.evaluation.metrics import with_metrics
-
-    if not set(REFERENCE_MODELS) <= tables.keys():
-        return []
-    sets = ["forget", "unseen", "retain", "real", "utility"]
-    rows = {
-        name: with_metrics(table[(table["part"] == "test") & table["set"].isin(sets)], ["knowledge"])
-        for name, table in tables.items()
-    }
-    group = rows["vanilla"]["set"].replace({"unseen": "forget"})
-    people = {name: sorted(set(rows["vanilla"].loc[group == name, "entity_id"])) for name in group.unique()}
-    by_person = {name: dict(list(table.groupby("entity_id"))) for name, table in rows.items()}
-
-    def score_of(name: str, goal: str, sample: dict[str, pd.DataFrame]) -> Any:
-        references = {reference: sample[reference] for reference in REFERENCE_MODELS}
-        return unlearning_score(sample[name], goal=goal, **references)  # type: ignore[arg-type]
-
-    methods = [name for name in tables if name not in REFERENCE_MODELS]
-    truth = {(goal, name): score_of(name, goal, rows).value for goal in GOALS for name in methods}
-    hits: dict[tuple[str, str], list[bool]] = {key: [] for key in truth}
+    sums: Sums, name: str, goal: Goal, size: int, draws: int, rng: np.random.Generator
+) -> float | None:
+    """Share of draws of so many people to forget whose interval holds the score; other sets at their size."""
+    groups = sums["vanilla"].groups
+    used = {key: sums[key] for key in ("vanilla", "base", "retrained", "chance")} | {"model": sums[name]}
+    truth = score_of_means(drawn(used, np.arange(len(groups))), groups, goal=goal, measure="knowledge").value
+    members = {group: np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())}
+    hits = []
     for _ in range(draws):
-        choice = [
-            (p, i) for members in people.values() for i, p in enumerate(rng.choice(members, len(members)))
-        ]
-        sample = {
-            name: pd.concat(
-                [
-                    persons[p].assign(entity_id=f"{p}/{i}", sample_id=persons[p]["sample_id"] + f"/{i}")
-                    for p, i in choice
-                ],
-                ignore_index=True,
+        people = np.concatenate(
+            [rng.choice(p, size if group == "forget" else len(p)) for group, p in members.items()]
+        )
+        try:
+            score = score_of_means(drawn(used, people), groups[people], goal=goal, measure="knowledge")
+        except EvaluationError:
+            continue
+        if score.low is not None and score.high is not None:
+            hits.append(score.low <= truth <= score.high)
+    return float(np.mean(hits)) if hits else None
+
+
+def simulated(
+    sums: Sums, methods: list[str], goal: Goal, seeds: int, folds: int, rng: np.random.Generator
+) -> dict[str, dict[str, np.ndarray]]:
+    """Score and parts of each method on drawn folds, arrays of shape (seeds, folds), floors from base."""
+    groups = sums["vanilla"].groups
+    weights = np.zeros((seeds, folds, len(groups)), np.float32)
+    for group in dict.fromkeys(groups.tolist()):
+        members = np.flatnonzero(groups == group)
+        if group == "forget":  # other people on every fold
+            weights[:, :, members] = rng.multinomial(
+                len(members), np.full(len(members), 1 / len(members)), (seeds, folds)
             )
-            for name, persons in by_person.items()
+        else:  # the people who stay are a seed's
+            shares = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), seeds)
+            weights[:, :, members] = shares[:, None, :]
+
+    def means(name: str) -> dict[Cell, np.ndarray]:
+        of_model = sums[name]
+        return {
+            cell: ((weights @ values) / np.maximum(weights @ of_model.counts[cell], 1e-9)).ravel()
+            for cell, values in of_model.sums.items()
         }
-        for goal, name in truth:
-            try:
-                score = score_of(name, goal, sample)
-            except EvaluationError:
-                continue
-            if score.low is not None:
-                hits[goal, name].append(score.low <= truth[goal, name] <= score.high)
-    return [
-        (goal, len(people["forget"]), [float(np.mean(hits[goal, n])) for n in methods if hits[goal, n]])
-        for goal in GOALS
-    ]
+
+    references = {name: means(name) for name in ("vanilla", "base", "chance")}
+    numbers = {}
+    for method in methods:
+        parts, _ = _parts(references | {"model": means(method)}, goal, "knowledge", PARTS)
+        arrays = {"score": _combined(parts), **{name: 100 * values for name, values in parts.items()}}
+        numbers[method] = {name: values.reshape(seeds, folds) for name, values in arrays.items()}
+    return numbers
+
+
+def study_coverage(differences: np.ndarray, seeds: int) -> float:
+    """Share of studies of so many seeds whose interval holds the mean difference of all of them."""
+    truth, hits = differences.mean(), []
+    for first in range(0, len(differences), seeds):
+        study = differences[first : first + seeds]
+        values = {Fold(*at): float(value) for at, value in np.ndenumerate(study)}
+        interval = paired_difference(values, dict.fromkeys(values, 0.0)).interval()
+        hits.append(interval is not None and interval[0] <= truth <= interval[1])
+    return float(np.mean(hits))
 
 
 if __name__ == "__main__":

@@ -108,12 +108,32 @@ def unlearning_score(
         EvaluationError: if vanilla leads by less than `LEARNT` on a set, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
-    parts, groups, unmeasured = _parts(table, base, vanilla, retrained, goal, measure, part, PARTS)
+    means, groups = _means(table, base, vanilla, retrained, measure, part, PARTS)
+    return score_of_means(means, groups, goal=goal, measure=measure)
+
+
+def score_of_means(
+    means: Mapping[str, Mapping[Cell, np.ndarray]], groups: np.ndarray, *, goal: Goal, measure: Measure
+) -> Score:
+    """The score from the means of each model with everyone and without each person.
+
+    Args:
+        means: ``model``, ``vanilla``, ``base``, ``chance`` and, where there is one, ``retrained``, each to
+            the means of `Replicates`.
+        groups: group of each person.
+        goal, measure: as for `unlearning_score`.
+
+    Raises:
+        EvaluationError: as for `unlearning_score`.
+    """
+    parts, unmeasured = _parts(means, goal, measure, PARTS)
     replicates = _combined(parts)
     estimate = jackknife(replicates, groups)
     interval = None
     if estimate is not None:
-        interval = share_interval(estimate.value / 100, estimate.error / 100, estimate.freedom + 1)
+        # With few people the degrees of freedom are as uncertain as the error: at most the smallest set's.
+        units = min(estimate.freedom + 1, np.unique(groups, return_counts=True)[1].min())
+        interval = share_interval(estimate.value / 100, estimate.error / 100, units)
     return Score(
         goal=goal,
         measure=measure,
@@ -139,8 +159,8 @@ def score_difference(
     """How much higher the first model scores, and the same with its paired uncertainty over people."""
     scores = []
     for table in (first, second):
-        parts, groups, _ = _parts(table, base, vanilla, retrained, goal, measure, part, PARTS)
-        scores.append(_combined(parts))
+        means, groups = _means(table, base, vanilla, retrained, measure, part, PARTS)
+        scores.append(_combined(_parts(means, goal, measure, PARTS)[0]))
     difference = scores[0] - scores[1]
     return float(difference[0]), jackknife(difference, groups)
 
@@ -162,36 +182,41 @@ def validation_score(
         EvaluationError, ArtifactError: as for `unlearning_score`.
     """
     names = tuple(name for name in PARTS if name != "utility")
-    parts, _, _ = _parts(table, base, vanilla, retrained, goal, measure, "validation", names)
-    return float(_combined(parts)[0])
+    means, _ = _means(table, base, vanilla, retrained, measure, "validation", names)
+    return float(_combined(_parts(means, goal, measure, names)[0])[0])
 
 
-def _parts(
+def _means(
     table: pd.DataFrame,
     base: pd.DataFrame,
     vanilla: pd.DataFrame,
     retrained: pd.DataFrame | None,
-    goal: Goal,
     measure: Measure,
     part: str,
     names: Sequence[str],
-) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[str, ...]]:
-    """Each part with everyone (entry 0) and without each person, their groups, and sets left out."""
-    if goal not in GOALS:
-        raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
+) -> tuple[dict[str, Mapping[Cell, np.ndarray]], np.ndarray]:
+    """Means of the cells of some parts, by model, and the groups of the people."""
     if measure not in MEASURES:
         raise EvaluationError(f"measure is {measure!r}: expected one of {', '.join(MEASURES)}")
-    tables = {"vanilla": vanilla, "base": base, "the model": table}
+    tables = {"vanilla": vanilla, "base": base, "model": table}
     if retrained is not None:
         tables["retrained"] = retrained
     check_same_samples(tables)
     cells = [cell for name in names for cell in CELLS[name]]
-    values = {name: _replicates(rows, cells, measure, part) for name, rows in tables.items()}
-    u, v, b = (values[name].means for name in ("the model", "vanilla", "base"))
-    g = values["retrained"].means if retrained is not None else b
-    floor = "retrained" if retrained is not None else "base"
-    c = _replicates(vanilla, cells, "chance", part).means
+    replicates = {name: _replicates(rows, cells, measure, part) for name, rows in tables.items()}
+    replicates["chance"] = _replicates(vanilla, cells, "chance", part)
+    return {name: values.means for name, values in replicates.items()}, replicates["vanilla"].groups
 
+
+def _parts(
+    means: Mapping[str, Mapping[Cell, np.ndarray]], goal: Goal, measure: Measure, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Each part with everyone (entry 0) and without each person, and sets left out."""
+    if goal not in GOALS:
+        raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
+    u, v, b, c = (means[name] for name in ("model", "vanilla", "base", "chance"))
+    floor = "retrained" if "retrained" in means else "base"
+    g = means[floor]
     parts, unmeasured = {}, []
     for name in names:
         present = [cell for cell in CELLS[name] if cell in v]
@@ -218,7 +243,7 @@ def _parts(
                 "there is no utility to keep: train it longer or score other skills"
             )
         parts[name] = np.min(scores, axis=0)
-    return parts, values["vanilla"].groups, tuple(unmeasured)
+    return parts, tuple(unmeasured)
 
 
 def _replicates(table: pd.DataFrame, cells: Sequence[Cell], measure: str, part: str) -> Replicates:

@@ -19,7 +19,7 @@ from efface.evaluation import LEVEL
 if TYPE_CHECKING:
     import pandas as pd
 
-ADDED = 0.01
+ADDED = 0.003
 """Units added at either end of a share's scale."""
 Cell = tuple[str, str]
 """Set and modality."""
@@ -38,40 +38,64 @@ class Replicates:
     groups: np.ndarray
 
 
-def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
-    """Mean of each cell with everyone, and without each person in turn.
+@dataclass(frozen=True)
+class PersonSums:
+    """Sum and number of values per person in each cell.
 
-    The sets ``forget`` and ``unseen`` are about the same people, who are left out of both at once. Tables of
-    the same samples give the same order of people, so functions of several models' means are paired.
+    Attributes:
+        sums: cell to an array of shape (people,).
+        counts: the same, numbers of values.
+        groups: group of each person, shape (people,).
+    """
+
+    sums: Mapping[Cell, np.ndarray]
+    counts: Mapping[Cell, np.ndarray]
+    groups: np.ndarray
+
+    def replicates(self) -> Replicates:
+        """Mean of each cell with everyone, and without each person in turn."""
+        means = {}
+        for cell, sums in self.sums.items():
+            counts = self.counts[cell]
+            total, count = sums.sum(), counts.sum()
+            rest = count - counts
+            without = np.divide(total - sums, rest, out=np.full(len(sums), np.nan), where=rest > 0)
+            # Exactly the mean of everyone where the person has no row: no rounding, no spread.
+            means[cell] = np.concatenate([[total / count], np.where(counts > 0, without, total / count)])
+        return Replicates(means, self.groups)
+
+
+def person_sums(values: pd.DataFrame, cells: Iterable[Cell]) -> PersonSums:
+    """Sums of the cells of a table by person.
+
+    The sets ``forget`` and ``unseen`` are about the same people, who are one person in both. Tables of the
+    same samples give the same order of people, so functions of several models' means are paired.
 
     Args:
         values: columns ``set, modality, entity_id, value``; rows without a value do not count.
-        cells: cells to average; those without rows are missing in the result.
+        cells: cells to sum; those without rows are missing in the result.
     """
     cells = list(dict.fromkeys(cells))
     rows = values[values["set"].isin([name for name, _ in cells])]
     sets, modalities = rows["set"].to_numpy(str), rows["modality"].to_numpy(str)
     every, entities = rows["value"].to_numpy(float), rows["entity_id"].to_numpy(str)
-    keys = [
-        "\0".join(("forget" if name == "unseen" else name, entity))
-        for name, entity in zip(sets, entities, strict=True)
-    ]
-    people, owner = np.unique(np.array(keys, dtype=str), return_inverse=True)
-    means = {}
+    groups = np.where(sets == "unseen", "forget", sets)
+    keys = np.array([f"{group}\0{entity}" for group, entity in zip(groups, entities, strict=True)], dtype=str)
+    people, owner = np.unique(keys, return_inverse=True)
+    sums, counts = {}, {}
     for cell in cells:
         in_cell = (sets == cell[0]) & (modalities == cell[1]) & ~np.isnan(every)
-        if not in_cell.any():
-            continue
-        numbers, owners = every[in_cell], owner[in_cell]
-        order = np.lexsort((numbers, owners))  # the order of rows changes no digit
-        sums = np.bincount(owners[order], weights=numbers[order], minlength=len(people))
-        counts = np.bincount(owners, minlength=len(people)).astype(float)
-        total, count = sums.sum(), counts.sum()
-        rest = count - counts
-        without = np.divide(total - sums, rest, out=np.full(len(people), np.nan), where=rest > 0)
-        # Exactly the mean of everyone where the person has no row: no rounding, no spread.
-        means[cell] = np.concatenate([[total / count], np.where(counts > 0, without, total / count)])
-    return Replicates(means, np.array([str(key).partition("\0")[0] for key in people]))
+        if in_cell.any():
+            numbers, owners = every[in_cell], owner[in_cell]
+            order = np.lexsort((numbers, owners))  # the order of rows changes no digit
+            sums[cell] = np.bincount(owners[order], weights=numbers[order], minlength=len(people))
+            counts[cell] = np.bincount(owners, minlength=len(people)).astype(float)
+    return PersonSums(sums, counts, np.array([str(key).partition("\0")[0] for key in people]))
+
+
+def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
+    """`person_sums` and their `PersonSums.replicates` in one."""
+    return person_sums(values, cells).replicates()
 
 
 @dataclass(frozen=True)
@@ -140,9 +164,9 @@ def share_interval(
 ) -> tuple[float, float] | None:
     """Student's t interval of a share, on the scale of its logit, so that it stays within [0, 1].
 
-    Few people often agree by luck, so a hundredth of a unit is added at 0 and at 1. The interval is no wider
-    than the exact binomial one (Clopper and Pearson), which holds where every unit is wholly 0 or 1.
-    ``scripts/coverage.py`` measures how often it holds the truth on real score tables.
+    Few people often agree by luck, so a little of a unit is added at 0 and at 1 (`ADDED`). The interval is no
+    wider than Jeffreys' binomial one, which is for units that are wholly 0 or 1. ``scripts/coverage.py``
+    measures how often it holds the truth on real score tables.
 
     Args:
         share: in [0, 1].
@@ -152,6 +176,9 @@ def share_interval(
 
     Returns:
         Lower and upper bound, or None for fewer than two units.
+
+    Reference:
+        Brown, Cai and DasGupta, "Interval estimation for a binomial proportion", 2001, section 3.1.3.
     """
     from scipy.stats import beta, t
 
@@ -164,9 +191,9 @@ def share_interval(
     centre = math.log(middle / (1 - middle))
     low, high = (1 / (1 + math.exp(min(-(centre + sign * half), 700.0))) for sign in (-1, 1))
     ones, zeros, tail = units * share, units * (1 - share), (1 - level) / 2
-    exact_low = float(beta.ppf(tail, ones, zeros + 1)) if ones > 0 else 0.0
-    exact_high = float(beta.ppf(1 - tail, ones + 1, zeros)) if zeros > 0 else 1.0
-    return max(low, exact_low), min(high, exact_high)
+    binomial_low = float(beta.ppf(tail, ones + 0.5, zeros + 0.5)) if ones > 0 else 0.0
+    binomial_high = float(beta.ppf(1 - tail, ones + 0.5, zeros + 0.5)) if zeros > 0 else 1.0
+    return max(low, binomial_low), min(high, binomial_high)
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:

@@ -353,6 +353,7 @@ class StudyComparison:
             is no floor.
         gaps: what is missing, in words.
         fronts: method to its curve on each fold.
+        outcomes: the numbers of every model on every fold, the tuning ones among them.
     """
 
     goal: Goal
@@ -364,6 +365,7 @@ class StudyComparison:
     floors: Mapping[Fold, float]
     gaps: list[str]
     fronts: Mapping[str, Mapping[Fold, Points]]
+    outcomes: Sequence[Outcome]
 
     def of_control(self, method: str) -> list[Pair]:
         """The pairs of a method and its control, the method first."""
@@ -593,6 +595,7 @@ def compare_outcomes(
         floors=floors,
         gaps=_gaps(reported, methods, planned, floors),
         fronts={method: of_fold for method, of_fold in fronts.items() if of_fold},
+        outcomes=outcomes,
     )
 
 

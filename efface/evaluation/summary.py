@@ -127,26 +127,41 @@ def membership(
         everything = [row for of_set in sets.values() for row in of_set]
         if not all(sets.values()) or any(cell_value(row, column) is None for row in everything):
             continue
-        signals = {name: np.array([signal(row) for row in of_set]) for name, of_set in sets.items()}
-        people = {name: np.array([str(row["entity_id"]) for row in of_set]) for name, of_set in sets.items()}
-        replicates = [privacy.auc(signals["forget"], signals["holdout"])]
-        groups = []
-        for name in sets:
-            for person in sorted(set(people[name])):
-                remaining = signals | {name: signals[name][people[name] != person]}
-                alone = not len(remaining[name])
-                replicates.append(np.nan if alone else privacy.auc(*remaining.values()))
-                groups.append(name)
-        estimate = jackknife(np.array(replicates), np.array(groups))
-        value = replicates[0]
-        result[attack] = Membership(
-            auc=value,
-            interval=None
-            if estimate is None
-            else share_interval(value, estimate.error, estimate.freedom + 1),
-            tpr=privacy.true_positive_rate(signals["forget"], signals["holdout"]),
-        )
+        by_person: dict[str, dict[str, list[float]]] = {name: {} for name in sets}
+        for name, of_set in sets.items():
+            for row in of_set:
+                by_person[name].setdefault(str(row["entity_id"]), []).append(signal(row))
+        result[attack] = membership_of_signals(by_person)
     return result
+
+
+def membership_of_signals(signals: Mapping[str, Mapping[str, Sequence[float]]]) -> Membership:
+    """Membership inference from the signals of each person.
+
+    Args:
+        signals: ``forget`` and ``holdout``, each person to the signals of their rows, one or more each.
+    """
+    rows = {
+        name: [np.asarray(people[person], float) for person in sorted(people)]
+        for name, people in signals.items()
+    }
+    every = {name: np.concatenate(of_people) for name, of_people in rows.items()}
+    value = privacy.auc(every["forget"], every["holdout"])
+    replicates, groups = [value], []
+    for name, of_people in rows.items():
+        for index in range(len(of_people)):
+            rest = [of_person for i, of_person in enumerate(of_people) if i != index]
+            remaining = every | {name: np.concatenate(rest)} if rest else None
+            replicates.append(
+                np.nan if remaining is None else privacy.auc(remaining["forget"], remaining["holdout"])
+            )
+            groups.append(name)
+    estimate = jackknife(np.array(replicates), np.array(groups))
+    return Membership(
+        auc=value,
+        interval=None if estimate is None else share_interval(value, estimate.error, estimate.freedom + 1),
+        tpr=privacy.true_positive_rate(every["forget"], every["holdout"]),
+    )
 
 
 def privacy_of(

@@ -117,6 +117,7 @@ def plain_study(comparison: StudyComparison) -> dict[str, Any]:
         "settings": {method: asdict(setting) for method, setting in comparison.settings.items()},
         "floors": [[*fold, value] for fold, value in comparison.floors.items()],
         "gaps": comparison.gaps,
+        "outcomes": [asdict(outcome) for outcome in comparison.outcomes],
     }
 
 

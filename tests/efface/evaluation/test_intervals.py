@@ -81,12 +81,12 @@ def test_no_interval_without_spread_or_with_one_person():
 
 def test_the_interval_of_a_share_is_students_on_the_logit_scale():
     low, high = share_interval(0.5, 0.1, 11)
-    # Half a logit's slope at .5 is 1/4; t(0.975, 10) = 2.228139; the hundredth added adds 4.5e-5.
-    half = 2.228139 * math.sqrt(0.1**2 + 0.01 * 0.5 / 110) / 0.25
+    # Half a logit's slope at .5 is 1/4; t(0.975, 10) = 2.228139; what is added adds 1.4e-5.
+    half = 2.228139 * math.sqrt(0.1**2 + 0.003 * 0.5 / 110) / 0.25
     assert (low, high) == pytest.approx((1 / (1 + math.exp(half)), 1 / (1 + math.exp(-half))))
-    # Who all agree: the exact binomial bound, 1 - .025 ** (1 / 5).
-    assert share_interval(0.0, 0.0, 5) == pytest.approx((0, 0.521824), abs=1e-3)
-    assert share_interval(1.0, 0.0, 5) == pytest.approx((1 - 0.521824, 1), abs=1e-3)
+    # Who all agree: Jeffreys' bound, the .975 quantile of Beta(.5, 5.5).
+    assert share_interval(0.0, 0.0, 5) == pytest.approx((0, 0.379377), abs=1e-6)
+    assert share_interval(1.0, 0.0, 5) == pytest.approx((1 - 0.379377, 1), abs=1e-6)
     assert share_interval(0.5, 0.1, 1) is None
 
 
