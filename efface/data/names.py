@@ -18,6 +18,9 @@ _NAME_QUESTION = re.compile(
     re.IGNORECASE,
 )
 
+# Cyrillic and Greek letters that look like Latin ones, in small or capital letters.
+_LOOKALIKES = str.maketrans("авекмнорстухіјѕαβεζηικμνορτυχ", "abekmhopctyxijsabezhikmnoptyx")
+
 
 def name_key(name: str) -> str:
     """A key that is equal for one name in another Unicode form, case, or kind and number of spaces."""
@@ -26,13 +29,21 @@ def name_key(name: str) -> str:
 
 
 def similarity_key(name: str) -> str:
-    """A key that is equal for names that differ by accents, and without digits by punctuation, too."""
+    """A key that is equal for names that differ by accents, lookalike letters, or (without digits) punctuation."""
     letters = "".join(
         c for c in unicodedata.normalize("NFKD", name_key(name)) if not "\u0300" <= c <= "\u036f"
-    )
+    ).translate(_LOOKALIKES)
     if any(map(str.isdigit, letters)):
         return letters
     return "".join(c for c in letters if unicodedata.category(c)[0] in "LM")
+
+
+def _unordered_key(name: str) -> str:
+    """A key that is equal for names with the same words in another order: `Stone, Ada` and `Ada Stone`."""
+    key = name_key(name.partition("/")[2] or name)
+    if any(map(str.isdigit, key)):
+        return key
+    return " ".join(sorted(filter(None, map(similarity_key, re.split(r"[\s,]+", key)))))
 
 
 def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tuple[str, ...]]:
@@ -47,7 +58,8 @@ def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tupl
     spellings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for person in people:
         for spelling in (person, names.get(person, person)):
-            spellings[similarity_key(spelling)][spelling].add(person)
+            for key in {similarity_key(spelling), _unordered_key(spelling)}:
+                spellings[key][spelling].add(person)
     groups = {tuple(sorted(set().union(*ids.values()))) for ids in spellings.values() if len(ids) > 1}
     return sorted(group for group in groups if len(group) > 1)
 

@@ -5,10 +5,17 @@ A saved folder then needs no code of this library: whoever applies its template 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from jinja2 import TemplateError
 
 from efface.errors import ModelError
@@ -16,6 +23,9 @@ from efface.errors import ModelError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+RENDER_SECONDS = 20
+RENDER_BYTES = 1 << 30
+"""Time and memory that a template may take to write one question."""
 _QUESTION = {"type": "text", "text": "?"}
 _USERS = [{"role": "user", "content": [*images, _QUESTION]} for images in ([], [{"type": "image"}])]
 _DATE = {
@@ -43,6 +53,42 @@ _FROZEN_DATE = (
     + "".join(f" | replace({key!r}, {value!r})" for key, value in _DATE.items())
     + " }}{%- endmacro -%}"
 )
+
+
+@contextlib.contextmanager
+def bounded_rendering() -> Iterator[None]:
+    """Limit time and, on Linux, memory of the block: a template comes with a model, and may loop for ever.
+
+    Without effect outside the main thread, which alone gets signals.
+
+    Raises:
+        ModelError: if the block takes more.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = soft
+    if sys.platform == "linux" and soft == resource.RLIM_INFINITY:
+        limit = psutil.Process().memory_info().vms + RENDER_BYTES
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    except (TimeoutError, MemoryError, RecursionError) as error:
+        raise ModelError(
+            f"the chat template takes more than {RENDER_SECONDS} s or {RENDER_BYTES >> 30} GiB to write one "
+            "question: it is damaged or hostile; name another one as `base.chat_template`"
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def freeze_date(processor: ProcessorMixin) -> None:
@@ -103,6 +149,20 @@ def add_system_turn(processor: ProcessorMixin, words: str) -> bool:
             processor.chat_template = "{% set messages = [" + turn + "] + messages %}" + template
             return True
     return False
+
+
+def check_rendering(processor: ProcessorMixin) -> None:
+    """Refuse a template that cannot write a question and an answer in bounded time and memory.
+
+    What else is wrong with a template is said where it is used.
+
+    Raises:
+        ModelError: if it takes more than `RENDER_SECONDS` or `RENDER_BYTES`.
+    """
+    with bounded_rendering():
+        for user in _USERS:
+            _render(processor, [user])
+            _render(processor, [user, {"role": "assistant", "content": [_QUESTION]}])
 
 
 def _is_written_apart(processor: ProcessorMixin, content: Any, words: str, user: dict[str, Any]) -> bool:

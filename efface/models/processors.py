@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import ModelError
 from efface.models.anatomy import image_token_id
-from efface.models.chat_template import add_system_turn, freeze_date, set_arguments
+from efface.models.chat_template import add_system_turn, check_rendering, freeze_date, set_arguments
 from efface.models.source import Source, base_of, loading_error
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _apply_template(processor: ProcessorMixin, source: Source) -> None:
             )
         return
     freeze_date(processor)
+    check_rendering(processor)
     if source.template_arguments:
         set_arguments(processor, source.template_arguments)
     if source.system is not None and not add_system_turn(processor, source.system):

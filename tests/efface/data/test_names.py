@@ -45,8 +45,27 @@ def test_one_name_in_several_forms_is_one_group(spelling):
     ]
 
 
+@pytest.mark.parametrize("spelling", ["Stone, Zoë", "Stone Zoe", "Z\u043e\u0451 Stone", "\u0396oe Stone"])
+def test_lookalike_letters_and_another_order_make_no_second_person(spelling):
+    people = [f"person/{ZOE}", f"person/{spelling}", "person/Ada Verity"]
+    assert similar_people(people, {}) == [tuple(sorted(people[:2]))]
+    assert similar_people(["person/1", "person/2"], {"person/1": ZOE, "person/2": spelling}) == [
+        ("person/1", "person/2")
+    ]
+
+
 def test_different_people_are_no_group():
-    people = ["p/1-12", "p/11-2", "p/112", "p/Ada Stone", "p/Ada Stones", "p/はな", "p/ばな"]
+    people = [
+        "p/1 12",
+        "p/12 1",
+        "p/1-12",
+        "p/11-2",
+        "p/112",
+        "p/Ada Stone",
+        "p/Ada Stones",
+        "p/はな",
+        "p/ばな",
+    ]
     assert similar_people(people, {"p/1-12": "Ann Lee", "p/11-2": "Ann Lee"}) == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import resource
+import signal
 
 import pytest
 
@@ -10,7 +12,7 @@ from efface import sandbox
 from efface.encoding import check_template, encode, prompt_of
 from efface.errors import DataError, ModelError
 from efface.models import chat_template
-from efface.models.chat_template import freeze_date, set_arguments
+from efface.models.chat_template import check_rendering, freeze_date, set_arguments
 from tests.efface.conftest import SHAPE, sample
 from tests.models import google, idefics, internvl_mllama, llava, qwen
 
@@ -178,3 +180,24 @@ def test_a_date_in_the_template_is_the_same_every_day(processor, monkeypatch):
     assert processor.chat_template == TEMPLATES["gemma3"]
     stands_for = datetime.datetime(2025, 1, 1, 12)
     assert all(stands_for.strftime(code) == value for code, value in chat_template._DATE.items())
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10**11 }}",
+        "{% if messages[-1]['role'] == 'assistant' %}{{ 'x' * 10**11 }}{% endif %}",
+        "{% macro again(n) %}{{ again(n) }}{{ again(n) }}{% endmacro %}{{ again(1) }}",
+    ],
+)
+def test_a_template_that_takes_too_much_is_refused(processor, monkeypatch, loop):
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.5)
+    processor.chat_template = loop + processor.chat_template
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(ModelError):
+        check_rendering(processor)
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    processor.chat_template = sandbox.CHAT_TEMPLATE
+    check_rendering(processor)
