@@ -56,7 +56,7 @@ _DESCRIPTIONS = {
 PAGE_QUERY = "workflowType=machine_learning"
 """What an address of MLflow's pages needs to open them for model training; GenAI is their default."""
 VIEW = "efface"
-"""Share key of an experiment's view with a row per model and its ten metrics: `?viewStateShareKey=efface`."""
+"""Share key of an experiment's view with a group per method and its ten metrics (`?viewStateShareKey=`)."""
 _BATCH = 1000
 _TAG_BATCH = 100
 
@@ -281,17 +281,18 @@ def _experiment_tags() -> dict[str, str]:
     MLflow documents no format of a shared view; this is what its pages (3.17) store for one.
     """
     state = {
-        "searchFilter": f"tags.`{ROLE}` != 'pipeline' and tags.`{ROLE}` != 'study'",
+        "searchFilter": "",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            *(f"tags.`efface.{tag}`" for tag in ("seed", "fold")),
-            *(f"metrics.`{key}`" for key in (*METRICS_FILE, "fluency")),
-        ],
+        "selectedColumns": [f"metrics.`{key}`" for key in (*METRICS_FILE, "fluency")],
+        "groupBy": {
+            "aggregateFunction": "average",  # over seeds and folds
+            "groupByKeys": [{"mode": "tag", "groupByData": "efface.method"}],
+        },
         **{key: {} for key in ("columnWidths", "groupsExpanded", "runsExpanded", "runsVisibilityMap")},
         **{key: [] for key in ("columnOrder", "runsHidden", "runsPinned")},
         "runsHiddenMode": "FIRST_20_RUNS",
