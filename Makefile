@@ -4,12 +4,14 @@
 #   PYTHON=python3      the Python to make it with: 3.11, 3.12 or 3.13
 #   PORT=4200           of Prefect's server, for make server, deploy and worker
 #   SLOTS=N             runs side by side on this machine, for make deploy; by default one per GPU
+#   SPACE=10            GiB that must be free before anything is installed
 #   TORCH_INDEX=URL     where to take torch from, if the default build does not suit the machine (see README)
 #
 # The tests on another Python: make test PYTHON=python3.13 VENV=.venv313
 
 VENV ?= .venv
 PYTHON ?= python3
+SPACE ?= 10
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
@@ -88,9 +90,13 @@ $(READY): constraints.txt pyproject.toml
 	one: clone the project, or run: git init && git add . && git commit -m start"; exit 1; }
 	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "PYTHON=$(PYTHON) is \
 	$$($(PYTHON) --version 2>&1 | head -1), expected Python 3.11, 3.12 or 3.13: make ... PYTHON=python3.12"; exit 1; }
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); [ "$$free" -ge $(SPACE) ] || { echo "$(CURDIR) \
+	has $$free GiB free, expected $(SPACE) for torch and what a run makes: make room, or: make ... SPACE=4 for a CPU build"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	@$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) $(TORCH) &&) \
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]" || { echo "pip could not install the \
+	environment (its reason is above). Without a network: on a machine with one, pip download -d wheels -c \
+	constraints.txt hatchling editables '.[test]', then here: make ... PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels"; exit 1; }
 	touch $(READY)
 
 clean-venv:

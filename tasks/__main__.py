@@ -18,8 +18,17 @@ from tasks.runtime import environment, sharing
 if TYPE_CHECKING:
     from tasks.config import Params
 
+_EXAMPLES = "\n\n".join(
+    (
+        "python -m tasks use quick: smaller models, the whole chain in minutes; `use laptop` goes back.",
+        "python -m tasks inspect vanilla: its parts, and the memory of each kind of work.",
+        "python -m tasks unlearn npo: one stage by hand. What each reads and writes: dvc.yaml.",
+        "Parameters: params.yaml. First steps: docs/tutorial/first-run.md.",
+    )
+)
 app = typer.Typer(
     help="Run one stage of the pipeline; `dvc repro` and `python -m flows.pipeline` run them all.",
+    epilog=_EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

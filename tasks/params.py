@@ -8,6 +8,7 @@ import typer
 
 from tasks.config import Params
 from tasks.runtime.artifacts import writing
+from tasks.runtime.environment import unused_gpu
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
@@ -18,3 +19,5 @@ def run(params: Params, root: Path = Path("data")) -> None:
     with writing(root / "params.txt") as partial:
         partial.write_text("params.yaml holds no mistake\n", encoding="utf-8")
     typer.echo("params.yaml holds no mistake")
+    if advice := unused_gpu():
+        typer.echo(f"warning: {advice}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import MutableMapping
@@ -27,6 +28,28 @@ CALM = {
     "TOKENIZERS_PARALLELISM": "false",  # warns in every process that forks
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+
+GPUS = "/dev/nvidia[0-9]*"
+
+
+def unused_gpu() -> str | None:
+    """What to do where the machine has a GPU and torch cannot use it; None where all is well."""
+    if not glob.glob(GPUS) or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    cuda = torch.version.cuda
+    build = (
+        f"built for CUDA {cuda}, newer than the driver may be (nvidia-smi)" if cuda else "built without CUDA"
+    )
+    return (
+        f"this machine has a GPU, and torch {torch.__version__} cannot use it: it is {build}. Take the build "
+        "for your driver: make clean-venv run TORCH_INDEX=https://download.pytorch.org/whl/cu126; without "
+        "one, everything runs on the processor"
+    )
 
 
 def apply(environment: MutableMapping[str, str] = os.environ) -> None:

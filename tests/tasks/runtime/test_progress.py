@@ -6,7 +6,6 @@ import pytest
 
 from tasks.config import Params
 from tasks.config.stages import STAGES
-from tasks.runtime import environment
 from tasks.runtime.progress import remaining
 
 
@@ -43,11 +42,3 @@ def test_nothing_is_said_where_dvc_did_not_start_the_stage_or_every_stage_has_ru
     lock.unlink()
     monkeypatch.delenv("DVC_STAGE")
     assert remaining(params, root) is None
-
-
-@pytest.mark.parametrize(("terminal", "disabled"), [(True, None), (False, "1")])
-def test_progress_bars_are_for_terminals(terminal, disabled, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    variables: dict[str, str] = {}
-    environment.apply(variables)
-    assert variables.get("TQDM_DISABLE") == disabled
