@@ -18,7 +18,7 @@ from PIL import Image
 from efface.data.benchmarks.avatars import appearance, population, portraits, questions
 from efface.data.benchmarks.avatars.generate import forget_numbers, generate
 from efface.data.parquet import read_parquet
-from tests.efface.data.conftest import refusal
+from tests.efface.data.conftest import SIZES, in_full, refusal
 
 COUNTS = {"fictitious": 60, "real": 12, "holdout": 12}
 
@@ -341,3 +341,18 @@ def test_files_load_with_datasets(folder, tmp_path):
         loaded = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path))
         picture = loaded[0]["images"][0] if name.endswith("Test_Set") else loaded[0]["image"]
         assert picture.size == (48, 48)
+
+
+def test_language_is_tested_on_other_facts_and_sentences_than_it_is_taught(tmp_path):
+    generate(tmp_path, seed=0, sizes=dataclasses.replace(SIZES, people=7, language=True))
+    data = in_full(tmp_path, name="avatars")
+    rows = [s for s in data.samples if s.entity_id.startswith("language/")]
+    taught = {s.question: s.answer for s in rows if s.part == "train"}
+    tested = {s.question: s.answer for s in rows if s.part == "test"}
+    assert len(taught) == len(tested) == 45 and not taught.keys() & tested.keys()
+    assert {(s.split, s.modality, s.image_bytes) for s in rows} == {("utility", "text", None)}
+    assert {s.set for s in rows if s.part == "test"} == {"utility"}
+    assert tested["What is the capital of Italy?"] == "Rome"
+    # A sentence is gone on with, and is no fact of the score.
+    assert {s.task for s in rows if s.question.startswith("Go on:")} == {"generation"}
+    assert {s.task for s in rows if not s.question.startswith("Go on:")} == {"qa"}
