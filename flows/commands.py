@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ _OUTCOMES = (
     ("is cached - skipping run, checking out outputs", "restored"),
     ("didn't change, skipping", "cached"),
 )
+_HOLDER = re.compile(r"\(PID (\d+)\): ")
+"""How DVC names a process that holds its lock."""
 _children: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
 
@@ -38,10 +41,25 @@ class CommandFailed(EffaceError):
     def __init__(self, command: str, code: int, lines: list[str]) -> None:
         if any("is not a git repository" in line for line in lines):
             lines = [*lines, "for a copy without .git: dvc config --local core.no_scm true, or git init"]
+        lines = [*lines, *map(_holder, _HOLDER.findall("\n".join(lines)))]
         self.last_line = lines[-1] if lines else f"exit code {code}"
         super().__init__(
             f"{command} failed (exit code {code}). The last lines:\n" + "\n".join(lines[-LAST_LINES:])
         )
+
+
+def _holder(pid: str) -> str:
+    """What a process that DVC takes for the holder of its lock is, and what to do about it."""
+    try:
+        command = " ".join(psutil.Process(int(pid)).cmdline())
+    except psutil.Error:
+        return f"process {pid} has ended: run again"
+    if "dvc" in command:
+        return f"process {pid} is at work in this project ({command[:100]}): wait for it, or end it"
+    return (
+        f"process {pid} is not DVC ({command[:100]}): it has the number of one that ended with the machine "
+        "or container; remove .dvc/tmp/rwlock and run again"
+    )
 
 
 def dvc(

@@ -29,7 +29,7 @@ def name_key(name: str) -> str:
 
 
 def similarity_key(name: str) -> str:
-    """A key that is equal for names that differ by accents, lookalike letters, or (without digits) punctuation."""
+    """A key equal for names that differ by accents or lookalikes; without digits, by punctuation, too."""
     letters = "".join(
         c for c in unicodedata.normalize("NFKD", name_key(name)) if not "\u0300" <= c <= "\u036f"
     ).translate(_LOOKALIKES)

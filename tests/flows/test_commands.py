@@ -1,5 +1,6 @@
 """DVC's commands as child processes: outcome, failure, end."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -76,6 +77,22 @@ def test_nothing_starts_while_the_flow_ends(project, monkeypatch):
         assert reproduce("first", log=lambda line: None) == "ran"
     with pytest.raises(CommandFailed):
         reproduce("second", log=lambda line: None)
+
+
+@pytest.mark.parametrize(("command", "remedy"), [("sleep", "remove .dvc/tmp/rwlock"), ("dvc", "wait for it")])
+def test_a_lock_says_whether_its_holder_is_at_work(project, command, remedy):
+    """A process number is given again after a restart, or in another container."""
+    holder = subprocess.Popen(["bash", "-c", f"exec -a {command} sleep 600"])
+    try:
+        lock = {"write": {str(project / "one"): {"pid": holder.pid, "cmd": "dvc repro"}}, "read": {}}
+        (project / ".dvc" / "tmp").mkdir(exist_ok=True)
+        (project / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(lock))
+        with pytest.raises(CommandFailed, match=remedy) as error:
+            reproduce("first", log=lambda line: None)
+        assert f"process {holder.pid} is" in str(error.value)
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_a_copy_without_git_gets_the_remedy():
