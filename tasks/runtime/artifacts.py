@@ -248,10 +248,22 @@ def _check_recorded(root: Path, inputs: Mapping[str, Path], digests: Mapping[str
             recorded = content["outputs"].get(key)
             if recorded is not None and read.get(path, recorded) != recorded:
                 raise ArtifactError(
-                    f"{root / path} has sha256 {read[path][:12]}, but {file} recorded {recorded[:12]}: it is "
-                    "damaged or from another run; restore both with: dvc checkout --force, or make it again "
-                    f"with: dvc repro --force {file.stem}"
+                    f"{root / path} has sha256 {read[path][:12]}, and {file} recorded {recorded[:12]}: "
+                    + _mismatch(root, root / path, file)
                 )
+
+
+def _mismatch(root: Path, path: Path, record: Path) -> str:
+    """Whether a file or its record is at fault, as far as dvc.lock tells, and what to do."""
+    lock = root.absolute().parent / "dvc.lock"
+    digest_of_record = hashlib.md5(record.read_bytes(), usedforsecurity=False).hexdigest()
+    again = f"or make it again with: dvc repro --force {record.stem}"
+    if lock.is_file() and digest_of_record not in lock.read_text(encoding="utf-8"):
+        return (
+            f"the record is not the one in dvc.lock, as after pulling {path.name} alone; fetch the record of "
+            f"the same run with: dvc pull --force {record}, {again}"
+        )
+    return f"{path} is damaged or from another run; restore both with: dvc checkout --force, {again}"
 
 
 def _circumstances() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files are whole or absent, digests see every change, and records hold what a stage did."""
 
+import hashlib
 import json
 import os
 import signal
@@ -253,3 +254,23 @@ def test_an_input_that_is_not_what_its_stage_recorded_is_refused(tmp_path):
     assert str(model) in str(error.value) and "runs/vanilla.json" in str(error.value)
     assert "dvc checkout --force" in str(error.value)
     assert not (tmp_path / "runs" / "saliency.json").exists()
+
+
+def test_a_record_of_another_run_than_the_file_is_no_damage(tmp_path):
+    """After `dvc pull data/models/vanilla` beside the record of an earlier run."""
+    root, model = tmp_path / "data", tmp_path / "data" / "models" / "vanilla"
+    with recording("vanilla", {}, root=root, outputs={"vanilla": model}):
+        model.mkdir(parents=True)
+        (model / "weights").write_bytes(b"earlier")
+    record = root / "runs" / "vanilla.json"
+    (model / "weights").write_bytes(b"pulled")
+    for md5, said in (
+        ("0" * 32, "not the one in dvc.lock"),
+        (hashlib.md5(record.read_bytes()).hexdigest(), "damaged"),
+    ):
+        (tmp_path / "dvc.lock").write_text(f"md5: {md5}\n")
+        with (
+            pytest.raises(ArtifactError, match=said),
+            recording("saliency", {}, root=root, inputs={"m": model}),
+        ):
+            pass
