@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from efface.data.samples import write_samples
-from efface.errors import DataError
+from efface.data.samples import read_samples, write_samples
+from efface.errors import ArtifactError, DataError
 from efface.subject_hashes import subject_hash
-from tasks import unlearn
+from tasks import retain_statistic, unlearn
 from tasks.config import load_params
 from tasks.config.unlearning import Unlearn
 from tasks.runtime.artifacts import digest
@@ -202,3 +202,35 @@ def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkey
     assert not (root / "models" / "unlearned" / "grad_diff").exists()
     (checkpoint,) = (root / "checkpoints" / "unlearn@grad_diff").iterdir()
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 1
+
+
+def test_a_saved_statistic_stands_in_for_the_retain_set_of_its_model_alone(root):
+    kvw = {"start": "vanilla", "gamma": 0.5}
+    measured = params({"kvw": kvw | {"mask": "none"}, "grad_diff": TRAINING})
+    unlearn.run(measured, "kvw", root=root)
+    folder = root / "models" / "unlearned" / "kvw"
+    expected = weights(folder)
+    retain_statistic.run(measured, root=root)
+    table = root / "prepared" / "samples.parquet"
+    retained = {row.entity_id for row in read_samples(table.parent, split="retain")}
+    write_samples([row for row in read_samples(table) if row.entity_id not in retained], table)
+    saved = {"kvw": kvw | {"mask": "retain_statistic"}}
+    unlearn.run(params(saved), "kvw", root=root)
+    assert all(bool((weight == expected[key]).all()) for key, weight in weights(folder).items())
+    assert {"start", "mask"} < record_of(root, "kvw")["inputs"].keys()
+    shutil.copytree(folder, root / "models" / "unlearned" / "grad_diff")
+    other = {"grad_diff": TRAINING, "kvw": saved["kvw"] | {"start": "unlearned/grad_diff"}}
+    with pytest.raises(ArtifactError) as error:
+        unlearn.run(params(other), "kvw", root=root)
+    assert "retain_statistic.safetensors" in str(error.value) and "digest" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["pava", "vl_eraser", "mip_editor"])
+def test_an_edit_with_a_training_inside_runs_and_says_what_it_selected(root, name):
+    own = {"pava": {"layers": 1, "questions": ["Which colour does this person like?"]}}
+    own |= {"vl_eraser": {"rank": 2, "energy": 0.9}, "mip_editor": {"layer": 1}}
+    unlearn.run(params({name: TRAINING | own[name]}), name, root=root)
+    record = record_of(root, name)
+    assert record["summary"]["status"] == "finished" and record["summary"]["steps"] > 0
+    assert ("details" in record["summary"]) == (name != "vl_eraser")
+    assert not any((root / "checkpoints" / f"unlearn@{name}").iterdir())
