@@ -3,9 +3,9 @@
     python -m scripts.power --results data/study/results.json     # from the folds of a finished study
     python -m scripts.power --scores data/scores                  # from people drawn from one run's tables
 
-Of every pair of methods the variance of the difference between folds of a seed and between seeds is estimated;
-the standard error of a study of another size follows. Printed is the median over pairs, at the level of one
-comparison planned beforehand, and at the strictest level of Holm's adjustment over all pairs.
+Of every pair of methods the variances of the difference between folds of a seed and between seeds are
+estimated; the standard error of a study of another size follows. Printed is the median over pairs, at the
+level of one comparison planned beforehand, and at the strictest level of Holm's adjustment over all pairs.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def variances(differences: Mapping[Fold, float]) -> tuple[float, float]:
     freedom = sum(len(values) - 1 for values in by_seed.values())
     if len(by_seed) < 2 or freedom < 1:
         raise ValueError(
-            f"the study has {len(by_seed)} seeds and {len(differences)} folds: expected two seeds or more, and "
-            "two folds or more on one of them"
+            f"the study has {len(by_seed)} seeds and {len(differences)} folds: expected two seeds or more, "
+            "and two folds or more on one of them"
         )
     within = sum(float(np.sum((values - values.mean()) ** 2)) for values in by_seed.values()) / freedom
     means = [float(values.mean()) for values in by_seed.values()]
