@@ -72,7 +72,11 @@ class Encoder:
         groups = self._groups(size, indices)
         groups = groups if share is None else share(groups)
         with tqdm(
-            total=sum(map(len, groups)), desc=label, unit="sample", mininterval=0.5, disable=label is None
+            total=sum(map(len, groups)),
+            desc=label,
+            unit="sample",
+            mininterval=0.5,
+            **({"disable": True} if label is None else {}),  # else as TQDM_DISABLE says
         ) as progress:
             for group in groups:
                 yield self.batch(group)

@@ -189,7 +189,7 @@ class _Run:
             desc=label,
             unit="step",
             mininterval=0.5,
-            disable=process_rank() > 0,
+            **({"disable": True} if process_rank() > 0 else {}),  # else as TQDM_DISABLE says
         ) as bar:
             while self.state.step < self.steps and stopped_by is None:
                 step = self.state.step
