@@ -222,7 +222,7 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> list[str]:
-    """Three sentences: what was measured, what may be concluded, what would settle more."""
+    """Three sentences: what was measured, what may be concluded, what is open and would settle more."""
     shares = {
         m: value_of(estimates[m], "forget", "multimodal", "knowledge") for m in ("vanilla", "retrained")
     }
@@ -233,34 +233,58 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
         f"{levels['retrained']}; a method forgets when it comes near the second on these people and stays "
         "near vanilla on the rest."
     )
-    goals = [goal for goal in GOALS if comparison.orders.get(goal)]
-    if len(comparison.refused) == len(GOALS):
-        claim = "No method is scored: " + next(iter(comparison.refused.values()))
-    elif comparison.people < MANY_PEOPLE:
-        claim = (
-            f"This is one run with {comparison.people} people to forget, so no order of the methods follows "
-            "from it: intervals over so few people are wide, and they leave out the noise of training."
-        )
-    elif not goals:
-        claim = (
-            "No method can be said to come before another: no difference is clear of 0 by both knowledge and "
-            "exact match after adjusting for the number of pairs."
+    attacked = [
+        line.attack_gap
+        for line in comparison.lines
+        if line.model not in REFERENCE_MODELS and line.attack_gap is not None
+    ]
+    if attacked:
+        hidden = (
+            f"After attacks, {len(attacked)} methods answer {min(attacked):+.2f} to {max(attacked):+.2f} "
+            "more than a retrained model after the same; "
         )
     else:
-        pairs = "; ".join(
-            f"goal {goal}: " + ", ".join(f"{a} before {b}" for a, b in comparison.orders[goal])
-            for goal in goals
-        )
-        claim = (
-            f"On other people too, though for this training run only, one may expect {pairs} (both measures, "
-            "adjusted for the number of pairs)."
-        )
+        hidden = "No method was attacked, so it is open whether facts are gone or hidden (attack.models); "
     return [
         measured,
-        claim,
-        "To order methods, compare them on several forget sets and seeds, paired, with settings chosen on "
-        "people that appear in no reported number.",
+        _claim(comparison),
+        hidden + "to order methods, run a study (python -m flows.study): several forget sets and seeds, "
+        "paired, with settings chosen on people that appear in no reported number.",
     ]
+
+
+def _claim(comparison: Comparison) -> str:
+    """What this run shows of its methods, and which orders follow from it, if any."""
+    if len(comparison.refused) == len(GOALS):
+        return "No method is scored: " + next(iter(comparison.refused.values()))
+    goal = next(goal for goal in GOALS if goal not in comparison.refused)
+    scores = [line.scores[goal] for line in _methods(comparison.lines, goal)]
+    ranges = ""
+    if scores:
+        forget, retain = ([getattr(score, part) for score in scores] for part in ("forget", "retain"))
+        ranges = (
+            f"Here {len(scores)} methods come, by picture, {min(forget):.2f} to {max(forget):.2f} of the way "
+            f"from vanilla to retrained on these people and keep {min(retain):.2f} to {max(retain):.2f} of "
+            "what vanilla knows of the others, each in its worst set; "
+        )
+    goals = [goal for goal in GOALS if comparison.orders.get(goal)]
+    if comparison.people < MANY_PEOPLE:
+        return ranges + (
+            f"this is one run with {comparison.people} people to forget, so no order of the methods follows "
+            "from it: intervals over so few people are wide, and they leave out the noise of training."
+        )
+    if not goals:
+        return ranges + (
+            "no method can be said to come before another: no difference is clear of 0 by both knowledge and "
+            "exact match after adjusting for the number of pairs."
+        )
+    pairs = "; ".join(
+        f"goal {goal}: " + ", ".join(f"{a} before {b}" for a, b in comparison.orders[goal]) for goal in goals
+    )
+    return ranges + (
+        f"on other people too, though for this training run only, one may expect {pairs} (both measures, "
+        "adjusted for the number of pairs)."
+    )
 
 
 def warnings(estimates: Mapping[str, Estimates]) -> list[str]:

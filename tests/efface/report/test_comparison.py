@@ -1,5 +1,7 @@
 """What a comparison concludes: nothing from few people, clear orders from many, targets on both sides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -68,6 +70,10 @@ def test_one_run_of_few_people_orders_nothing():
     assert comparison.orders == {"visual": [], "full": []}
     sentences = conclusions(comparison, estimates)
     assert len(sentences) == 3 and "6 people" in sentences[1]
+    for part in ("forget", "retain"):  # what the methods do, without an order
+        values = [getattr(lines[model].scores["visual"], part) for model in ("npo", "manu")]
+        assert f"{min(values):.2f} to {max(values):.2f}" in sentences[1]
+    assert "attack.models" in sentences[2]
     assert "npo" not in " ".join(sentences) and "before" not in sentences[1]
     assert lines["npo"].auc is None  # no holdout people
     assert lines["npo"].nearer.difference > 0 > lines["manu"].nearer.difference
@@ -77,6 +83,8 @@ def test_many_people_order_what_both_measures_show():
     comparison, estimates = result(25, close=(0.1, 0.85, 0.85, 0.9))
     assert ("npo", "manu") in comparison.orders["visual"]
     assert not {("npo", "close"), ("close", "npo")} & set(comparison.orders["visual"])
+    attacked = replace(comparison, lines=[replace(x, attack_gap=0.2) for x in comparison.lines])
+    assert "3 methods answer +0.20 to +0.20" in conclusions(attacked, estimates)[2]
     assert "npo before manu" in conclusions(comparison, estimates)[1]
     assert plain_comparison(comparison)["orders"]["visual"] == [list(p) for p in comparison.orders["visual"]]
 
