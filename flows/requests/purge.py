@@ -60,7 +60,7 @@ def purge_request(
         )
     _delete_runs(journal["deleted"][PLACE]["flow runs"])
     record = purge.carry_out(root)
-    reproduce("prepare", log=log)  # the next run needs to know who there is
+    reproduce("split", log=log)  # the next run needs to know who there is
     return record
 
 

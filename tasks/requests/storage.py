@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,9 @@ def delete_objects(project: Path, objects: Mapping[str, Mapping[str, Any]]) -> N
                     fs.remove(path)
             for entry in store.run_entries():
                 fs.remove(entry)
+                if fs.protocol == "local":  # DVC stumbles over the empty folder of a deleted entry
+                    with contextlib.suppress(OSError):
+                        os.removedirs(os.path.dirname(entry))
             get_index(store.odb).clear()  # or the next push would take them for present
 
 

@@ -96,6 +96,8 @@ def test_after_a_purge_neither_name_nor_id_nor_picture_is_left(done):
     assert done.picture in (done.root / "benchmarks" / "faces.parquet").read_bytes()
     record = run_purge(done)
     assert all_traces(done) == set()
+    for cache in (done.root.parent / ".dvc" / "cache", office_of(done)):
+        assert not (cache / "runs").exists(), "DVC stumbles over empty folders there"
     assert record["request"]["subjects"] == certificate_of(done.root, "A")["request"]["subjects"]
     deleted = record["purge"]["deleted"]
     assert {"data/benchmarks", "data/prepared", "dvc.lock", "data/requests/A.yaml"} <= set(deleted["project"])
