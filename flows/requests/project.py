@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ _FILES = (
     ".dvc/config",
     ".dvc/config.local",
 )
+_RELATIVE = re.compile(r"^(\s*url = )(\.\.?/.*)$", re.MULTILINE)
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -39,6 +41,9 @@ def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collec
     for name in filter(lambda name: Path(name).exists(), _FILES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(name, folder / name)
+        if name.startswith(".dvc/config"):  # an address in it is relative to the main project
+            text = _RELATIVE.sub(_absolute, (folder / name).read_text(encoding="utf-8"))
+            (folder / name).write_text(text, encoding="utf-8")
     yaml = YAML()
     params = yaml.load(Path("params.yaml"))
     for key, value in parameters.items():
@@ -59,3 +64,7 @@ def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collec
     for setting in (("core.no_scm", "true"), ("core.autostage", "false"), ("cache.dir", cache)):
         query("config", "--local", *setting, folder=str(folder))
     return folder
+
+
+def _absolute(match: re.Match[str]) -> str:
+    return f"{match[1]}{Path('.dvc', match[2]).resolve()}"
