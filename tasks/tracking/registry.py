@@ -115,18 +115,11 @@ class Registry:
         versions = [_version(row) for row in rows if DIGEST in row.tags]
         return {version.number: version for version in sorted(versions, key=lambda version: version.number)}
 
-    def version_of(self, model_digest: str) -> Version | None:
-        """The newest version with these weights."""
-        same = [v for v in self.versions().values() if v.digest == model_digest and not v.purged]
-        return same[-1] if same else None
-
     def aliases(self) -> dict[str, int]:
         """Number of the version that each alias names; empty if the model is not registered."""
         with mlflow_client(self.project) as client:
-            if not client.search_registered_models(f"name = '{self.name}'"):
-                return {}
-            aliases = client.get_registered_model(self.name).aliases
-        return {alias: int(number) for alias, number in aliases.items()}
+            models = client.search_registered_models(f"name = '{self.name}'")
+        return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
     def set_alias(self, alias: str, number: int) -> bool:
         """Let an alias name a version; False if it did already."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -241,17 +240,11 @@ def _log(client: MlflowClient, run_id: str, payload: RunPayload) -> None:
 
 def _dataset_input(dataset: Dataset) -> Any:
     """A dataset identified by its path and hash; the data itself is not read."""
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import Dataset as Entity
     from mlflow.entities import DatasetInput, InputTag
 
-    with warnings.catch_warnings(category=UserWarning, action="ignore"):  # a folder fits two of its classes
-        source = resolve_dataset_source(str(dataset.path))
-    values = MetaDataset(  # type: ignore[abstract]
-        source=source, name=dataset.name, digest=dataset.digest
-    ).to_dict()
-    entity = Entity(**{key: values[key] for key in ("name", "digest", "source_type", "source")})
+    source = json.dumps({"uri": str(dataset.path)})
+    entity = Entity(dataset.name, dataset.digest, source_type="local", source=source)
     return DatasetInput(entity, [InputTag("mlflow.data.context", dataset.context)])
 
 

@@ -46,6 +46,7 @@ def parameters(
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     benchmark.run(parameters(), root)
+    prepare_stage.run(parameters(), root)
     return root
 
 
@@ -95,7 +96,7 @@ def test_the_fraction_chooses_the_files(root, fraction, count):
 
 
 def test_without_validation_everything_is_for_testing(root):
-    prepare_and_split(parameters(validation=0.0), root)
+    split_stage.run(parameters(validation=0.0), root)
     assert read_samples(root / "prepared", part="validation") == []
 
 
@@ -124,10 +125,10 @@ def split_of(root: Path) -> dict[str, list[str]]:
 
 
 def test_named_people_take_the_place_of_the_share(root):
-    prepare_and_split(parameters(validation=0.0), root)
+    split_stage.run(parameters(validation=0.0), root)
     shared, everyone = split_of(root), read_samples(root / "prepared")
     first, second = shared["retain"][0], shared["forget"][0]
-    prepare_and_split(parameters(validation=0.0, forget=[first]), root)
+    split_stage.run(parameters(validation=0.0, forget=[first]), root)
     splits, samples = split_of(root), read_samples(root / "prepared")
     assert splits["forget"] == [first] and second in splits["retain"]
     assert sorted(splits["forget"] + splits["retain"]) == sorted(shared["forget"] + shared["retain"])
@@ -148,27 +149,27 @@ def test_named_people_take_the_place_of_the_share(root):
 
 
 def test_naming_those_the_share_stands_for_changes_nothing(root):
-    prepare_and_split(parameters(), root)
+    split_stage.run(parameters(), root)
     before = digest(root / "prepared")
-    prepare_and_split(parameters(forget=split_of(root)["forget"]), root)
+    split_stage.run(parameters(forget=split_of(root)["forget"]), root)
     assert digest(root / "prepared") == before
 
 
 def test_people_of_any_benchmark_can_be_named_by_their_names(root):
-    prepare_and_split(parameters(), root)
+    split_stage.run(parameters(), root)
     person = split_of(root)["retain"][0]
     name = json.loads((root / "prepared" / "splits.json").read_text())["names"][person]
-    prepare_and_split(parameters(forget=[person]), root)
+    split_stage.run(parameters(forget=[person]), root)
     by_id = digest(root / "prepared")
-    prepare_and_split(parameters(forget=[name.upper().replace(" ", "\u00a0")]), root)
+    split_stage.run(parameters(forget=[name.upper().replace(" ", "\u00a0")]), root)
     assert digest(root / "prepared") == by_id
 
 
 def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys):
-    prepare_and_split(parameters(validation=0.0), root)
+    split_stage.run(parameters(validation=0.0), root)
     now, before, *_ = split_of(root)["retain"]
     capsys.readouterr()
-    prepare_and_split(parameters(validation=0.0, forget=[now], forgotten=[before]), root)
+    split_stage.run(parameters(validation=0.0, forget=[now], forgotten=[before]), root)
     assert "1 people to forget, 38 to retain" in capsys.readouterr().out
     splits = json.loads((root / "prepared" / "splits.json").read_text())
     assert splits["forgotten"] == [before] and splits["entities"]["forget"] == sorted([now, before])
@@ -189,7 +190,7 @@ def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys
 )
 def test_unknown_people_and_people_named_twice_are_refused(root, forget, forgotten, values):
     with refusal(*values):
-        prepare_and_split(parameters(forget=forget, forgotten=forgotten), root)
+        split_stage.run(parameters(forget=forget, forgotten=forgotten), root)
 
 
 def test_the_table_is_the_same_whoever_is_forgotten(root):

@@ -1,5 +1,6 @@
 """What a comparison concludes: nothing from few people, clear orders from many, targets on both sides."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,7 @@ def table(model: str, levels, people: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@functools.cache
 def result(people: int, **changes):
     tables = {model: table(model, levels, people) for model, levels in (LEVELS | changes).items()}
     return compare(tables), {model: estimate(rows) for model, rows in tables.items()}

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.tracking.client import create_database
-from tests.requests_project import make_project
+from tests.requests_project import PEOPLE, make_project
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,11 @@ def project(tmp_path, database, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("EFFACE_REQUESTS_SALT", raising=False)
     return make_project(tmp_path, database)
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory, database):
+    """A project that has carried out request A, for tests that put back what they change."""
+    project = make_project(tmp_path_factory.mktemp("certified"), database)
+    project.forget("A", PEOPLE[1])
+    return project

@@ -52,9 +52,8 @@ def test_certificates_form_one_chain_over_runs(project):
     assert result.digests == 3 * 6 + 3 + 1  # files, subjects, and the production model in MLflow
 
 
-def test_a_changed_or_missing_file_is_a_fault(project):
-    project.forget("A", PEOPLE[1])
-    run = project.root.parent / certificate_of(project.root, "A")["run"]
+def test_a_changed_or_missing_file_is_a_fault(certified):
+    run = certified.root.parent / certificate_of(certified.root, "A")["run"]
     for file, role, remedy in (
         ("masks/saliency.safetensors", "mask", "dvc checkout"),
         ("models/unlearned/mmunlearner/weights.bin", "model after", "dvc checkout"),
@@ -68,10 +67,10 @@ def test_a_changed_or_missing_file_is_a_fault(project):
         for changed in (None, content[:-1] + bytes([content[-1] ^ 1])):
             if changed is not None:
                 path.write_bytes(changed)
-            (fault,) = faults_of(project)
+            (fault,) = faults_of(certified)
             assert f"certificate A: {role} is " in fault and remedy in fault
         path.write_bytes(content)
-    assert faults_of(project) == []
+    assert faults_of(certified) == []
 
 
 @pytest.mark.slow
@@ -191,11 +190,12 @@ def test_the_salt_can_come_from_the_environment(project, monkeypatch):
         lambda text: json.dumps(json.loads(text) | {"number": True}),
     ],
 )
-def test_a_damaged_certificate_is_a_fault_that_names_the_file(project, change):
-    project.forget("A", PEOPLE[1])
-    path = certificate_folder(project.root) / "0001-A.json"
-    path.write_text(change(path.read_text()))
-    faults = "\n".join(faults_of(project))
+def test_a_damaged_certificate_is_a_fault_that_names_the_file(certified, change):
+    path = certificate_folder(certified.root) / "0001-A.json"
+    content = path.read_text()
+    path.write_text(change(content))
+    faults = "\n".join(faults_of(certified))
+    path.write_text(content)
     assert "certificate A" in faults or str(path) in faults
 
 

@@ -71,7 +71,7 @@ def state(client):
 
 def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, monkeypatch, capsys):
     monkeypatch.setenv("EFFACE_FLOW_RUN_ID", "flow-7")
-    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared", "md5": "ab12.dir"}]}}}
+    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared/samples.parquet", "md5": "ab12"}]}}}
     (root.parent / "dvc.lock").write_text(json.dumps(lock))
     run(params_for(), root)
     assert "sent 6 runs, 5 model versions, 5 aliases, 1 reports" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     assert {f"metrics.`{key}`" for key in METRICS_FILE} < set(columns)
     (parent,) = runs_of(client, "pipeline")
     assert parent.data.tags["prefect.flow_run_id"] == "flow-7"
-    assert parent.data.tags["dvc/data/prepared"] == "ab12.dir"
+    assert parent.data.tags["dvc/data/prepared/samples.parquet"] == "ab12"
     assert parent.data.tags["dvc.lock"] == digest(root.parent / "dvc.lock")
     assert parent.data.tags["mlflow.note.content"] == "### Summary"
     assert parent.data.params["saliency.threshold"] == "1.0"
@@ -92,7 +92,7 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
         assert run_.info.status == "FINISHED"
         assert run_.data.tags["git.commit"].startswith("0123456789")
         assert run_.data.tags["device"] == "cpu"
-        assert {d.dataset.digest for d in run_.inputs.dataset_inputs} == {"ab12.dir"}
+        assert {d.dataset.digest for d in run_.inputs.dataset_inputs} == {"ab12"}
     children = by_name(client)
     assert all(c.data.tags["mlflow.parentRunId"] == parent.info.run_id for c in children.values())
     assert children["mmunlearner"].data.params["unlearn.learning_rate"] == "0.0002"
