@@ -10,7 +10,7 @@ import typer
 from efface.data.samples import PEOPLE, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
-from tasks.runtime.checkpoints import checkpoints_for
+from tasks.runtime.checkpoints import checkpoints_for, mark_finished
 from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
@@ -65,7 +65,7 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
         if is_first():
             with writing(folder) as partial:
                 save_model(loaded.model, loaded.processor, partial)
-            checkpoints.remove()
+            mark_finished(checkpoints)
         record.history = result.history
     people = len({sample.entity_id for sample in facts})
     loss = result.history[-1]["retain_loss"]

@@ -12,7 +12,7 @@ from efface.data.samples import read_samples
 from efface.errors import DataError
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
-from tasks.runtime.checkpoints import checkpoints_for
+from tasks.runtime.checkpoints import checkpoints_for, mark_finished
 from tasks.runtime.loading import load_for_training
 from tasks.runtime.model_cards import write_model_card
 from tasks.runtime.results import prepared_files
@@ -105,7 +105,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                         inputs=record.inputs,
                     )
                 outputs[name] = folder
-                checkpoints.remove()
+                mark_finished(checkpoints)
             record.history = result.history
             ending = f"stopped by {result.stopped_by}" if result.stopped_by else "finished"
             record.summary = {"steps": result.steps, "stopped_by": result.stopped_by, "status": ending}

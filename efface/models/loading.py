@@ -96,6 +96,12 @@ def load_model(
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
     """Write model and processor as one Hugging Face folder that the auto classes load."""
+    tokenizer = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if (
+        tokenizer is not None
+    ):  # it is saved with how it padded last: a resumed run that encodes less would differ
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from efface.unlearning.training.checkpoint import Checkpoints
 
 
+FINISHED = "finished"
+
+
 def run_folder(
     stage: str,
     *,
@@ -29,7 +32,7 @@ def run_folder(
 ) -> tuple[Path, str]:
     """The folder for the unfinished work of this run, and a key of all it depends on.
 
-    Folders of the same stage with other settings or inputs are deleted.
+    Folders of the same stage with other settings or inputs are deleted, and finished ones of other stages.
 
     Args:
         stage: name of the stage.
@@ -49,6 +52,9 @@ def run_folder(
     parent = root / "checkpoints" / (f"{stage}@{name}" if name else stage)
     folder = parent / key[:16]
     if main:
+        for marker in (root / "checkpoints").glob(f"*/*/{FINISHED}"):
+            if marker.parent.parent != parent:  # another stage runs, so DVC has that one's output
+                shutil.rmtree(marker.parent)
         for sibling in parent.iterdir() if parent.is_dir() else ():
             if not sibling.name.startswith(folder.name):  # beside it may be parts of its replacement
                 typer.echo(f"{stage}: deleting {sibling}, made with other settings or inputs", err=True)
@@ -64,3 +70,13 @@ def checkpoints_for(stage: str, **run: Any) -> Checkpoints:
 
     folder, key = run_folder(stage, **run)
     return Checkpoints(folder, key=key)
+
+
+def mark_finished(checkpoints: Checkpoints) -> None:
+    """Keep a finished run's checkpoint until another stage starts.
+
+    DVC stores a stage's output only after the stage has ended; killed in between, it runs the stage again.
+    """
+    shutil.rmtree(checkpoints.references.parent, ignore_errors=True)
+    if checkpoints.folder.is_dir():
+        (checkpoints.folder / FINISHED).touch()

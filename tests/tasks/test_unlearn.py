@@ -86,7 +86,8 @@ def test_a_method_starts_from_what_another_has_made(root, capsys):
     record = record_of(root, "npo")
     assert record["summary"] == {"steps": 2, "stopped_by": None, "status": "finished"}
     assert record["inputs"]["start"] == record_of(root, "grad_diff")["outputs"]["grad_diff"]
-    assert not any((root / "checkpoints" / "unlearn@npo").iterdir())
+    (checkpoint,) = (root / "checkpoints" / "unlearn@npo").iterdir()
+    assert (checkpoint / "finished").is_file()
     one, two = (weights(root / "models" / "unlearned" / name) for name in methods)
     assert any(bool((one[key] != two[key]).any()) for key in one)
 
@@ -233,4 +234,17 @@ def test_an_edit_with_a_training_inside_runs_and_says_what_it_selected(root, nam
     record = record_of(root, name)
     assert record["summary"]["status"] == "finished" and record["summary"]["steps"] > 0
     assert ("details" in record["summary"]) == (name != "vl_eraser")
-    assert not any((root / "checkpoints" / f"unlearn@{name}").iterdir())
+    assert all(
+        (folder / "finished").is_file() for folder in (root / "checkpoints" / f"unlearn@{name}").iterdir()
+    )
+
+
+def test_a_run_that_ended_before_dvc_stored_it_is_made_again_from_its_checkpoint(root, capsys):
+    section = params({"npo": TRAINING})
+    unlearn.run(section, "npo", root=root)
+    folder = root / "models" / "unlearned" / "npo"
+    first, steps = digest(folder), record_of(root, "npo")["history"]
+    shutil.rmtree(folder)  # as DVC does before it runs a stage again
+    unlearn.run(section, "npo", root=root)
+    assert "resuming" in capsys.readouterr().err
+    assert digest(folder) == first and record_of(root, "npo")["history"] == steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.runtime.checkpoints import checkpoints_for
+from tasks.runtime.checkpoints import checkpoints_for, mark_finished
 
 
 @pytest.fixture
@@ -57,3 +57,15 @@ def test_the_parts_of_a_replacement_stay_with_their_checkpoint(tmp_path, table):
     previous.mkdir(parents=True)  # killed between the two renames of a replacement
     call(tmp_path, table)
     assert previous.is_dir()
+
+
+def test_a_finished_run_keeps_its_checkpoint_until_another_stage_starts(tmp_path, table):
+    checkpoints = call(tmp_path, table)
+    mark_finished(checkpoints)  # without a checkpoint there is nothing to keep
+    checkpoints.folder.mkdir(parents=True)
+    unfinished = call(tmp_path, table, name="grad_diff").folder
+    unfinished.mkdir(parents=True)
+    mark_finished(checkpoints)
+    assert call(tmp_path, table).folder.is_dir()  # DVC was killed before it stored the output
+    call(tmp_path, table, name="kl_min")
+    assert not checkpoints.folder.exists() and unfinished.is_dir()
