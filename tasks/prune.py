@@ -10,6 +10,7 @@ import typer
 from tasks.config import Params
 from tasks.config.pruning import PruningMethod, Recovery
 from tasks.runtime.artifacts import recording, write_json, writing
+from tasks.runtime.curve import curve_evaluation
 from tasks.runtime.model_cards import write_model_card
 from tasks.runtime.results import prepared_files
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from efface.models import LoadedModel
+
+
+CURVE_POINTS = 6
+"""Fractions of the forget-retain curve after 0, evenly spaced up to the method's own."""
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -35,7 +40,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     section = params.prune.methods[name]
     table, vanilla = root / "prepared", root / "models" / "vanilla"
     path, folder = root / "masks" / "importance.safetensors", root / "models" / "unlearned" / name
-    inputs = {"vanilla": vanilla, "importance": path} | (prepared_files(root) if section.recovery else {})
+    reads_samples = section.recovery is not None or params.unlearn.curve is not None
+    inputs = {"vanilla": vanilla, "importance": path} | (prepared_files(root) if reads_samples else {})
     with recording(
         "prune", section, root=root, name=name, seed=params.seed, inputs=inputs, outputs={name: folder}
     ) as record:
@@ -44,7 +50,18 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         check_digest(path, metadata, loaded.model)
         selection = _select(section, tables, units, metadata["variant"], params.seed)
         rows = metadata["variant"] == "official_code"
-        summary = (zero_outputs if rows else zero_neurons)(loaded.model, selection)
+        zero = zero_outputs if rows else zero_neurons
+        curve, evaluation = [], curve_evaluation(params, loaded, table)
+        if evaluation is not None:  # before recovery, which is trained for the last fraction alone
+            start = {key: value.clone() for key, value in loaded.model.state_dict().items()}
+            for step in range(CURVE_POINTS + 1):
+                fraction = section.fraction * step / CURVE_POINTS
+                if step:
+                    part = section.model_copy(update={"fraction": fraction})
+                    zero(loaded.model, _select(part, tables, units, metadata["variant"], params.seed))
+                curve.append({"step": float(step), "fraction": fraction, **evaluation(loaded.model)})
+                loaded.model.load_state_dict(start)
+        summary = zero(loaded.model, selection)
         if section.recovery:
             with hold_at_zero((output_regions if rows else neuron_regions)(loaded.model, selection)):
                 record.history = _recover(loaded, table, section.recovery, params.seed)
@@ -70,6 +87,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 seed=params.seed,
                 inputs=record.inputs,
             )
+        if curve:
+            record.summary["curve"] = curve
     counts = ", ".join(
         f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
     )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PACKAGES = ("efface", "torch", "transformers", "datasets", "dvc", "mlflow", "prefect", "pandas", "numpy")
 CURVE = ("step", "forget_known", "retain_known", "on_front")
 TRAINED = ("unlearn", "vanilla", "retrained", "base")
+METHOD_STAGES = ("unlearn", "prune")
 MASKING = ("saliency", "control", "importance")
 HASHED = ("data/prepared", "data/models", "data/masks", "data/benchmarks")
 
@@ -225,7 +226,7 @@ def _training(records: Iterable[Record]) -> list[Plot]:
 
 def _curves(params: Params, records: Iterable[Record]) -> dict[str, list[dict[str, float]]]:
     """Points of the forget-retain curve of every model that was measured while it unlearned."""
-    by_folder = {f"unlearned/{record.name}": record for record in records if record.stage == "unlearn"}
+    by_folder = {f"unlearned/{record.name}": record for record in records if record.stage in METHOD_STAGES}
     return {
         model: by_folder[folder].content["summary"]["curve"]
         for model, folder in params.models.items()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from efface.data.samples import read_samples
-from efface.errors import DataError
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for, mark_finished
+from tasks.runtime.curve import curve_evaluation
 from tasks.runtime.loading import load_for_training
 from tasks.runtime.model_cards import write_model_card
 from tasks.runtime.results import prepared_files
@@ -21,10 +21,6 @@ from tasks.runtime.sharing import is_first
 if TYPE_CHECKING:
     from efface.models import LoadedModel
     from efface.models.lora import Adapter
-    from efface.unlearning.training.evaluation import EvaluationCallback
-
-FREE_TEXT = ("generation", "caption")
-"""Tasks with long answers, which no model gives word for word."""
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -62,7 +58,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         elif "mask" in inputs:
             # The mask is made from the vanilla model; for another start, names and shapes must fit.
             mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
-        evaluation = _evaluation(params, loaded, table) if method.trains else None
+        evaluation = curve_evaluation(params, loaded, table) if method.trains else None
         curve = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
         try:
             result = unlearn(
@@ -125,28 +121,6 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     ]
     if main:
         typer.echo(f"unlearn: {folder}, {', '.join([f'{result.steps} steps', ending, *losses])}")
-
-
-def _evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationCallback | None:
-    """Measures the forget-retain curve on drawn questions whose answers are short, so right or wrong."""
-    from efface.encoding import Encoder, draw
-    from efface.unlearning.training.evaluation import EvaluationCallback
-
-    curve = params.unlearn.curve
-    if curve is None:
-        return None
-    sides = {}
-    for side in ("forget", "retain"):
-        questions = read_samples(table, set=side, part="test", modality="multimodal")
-        questions = [sample for sample in questions if sample.task not in FREE_TEXT] or questions
-        if not questions:
-            raise DataError(
-                f"unlearn.curve is set, but {table} has no test questions with pictures about the {side} "
-                "people: set it to null"
-            )
-        indices = draw(len(questions), curve.questions, params.seed)
-        sides[side] = Encoder(loaded.processor, [questions[i] for i in indices])
-    return EvaluationCallback(curve.every, sides, params.unlearn.batch_size)
 
 
 def _write(params: Params, loaded: LoadedModel, adapter: Adapter | None, start: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from efface.errors import ArtifactError, DataError
 from efface.models import anatomy, load_model
 from efface.neurons.importance import load_importance
 from tasks import importance, prune
-from tests.efface.conftest import model, processor  # noqa: F401
+from tests.efface.conftest import model, processor, sample  # noqa: F401
 from tests.tiny_project import make_root, params_with
 
 PLAIN = {"selection": "importance", "fraction": 0.125, "scope": "tower", "layers": "all"}
@@ -156,3 +156,28 @@ def test_the_file_holds_float32(root):
     measured(root)
     tensors = load_file(root / "masks" / "importance.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("selection", ["importance", "random"])
+def test_a_curve_goes_over_the_fractions_and_changes_no_weight(root, selection):
+    measured(root)
+    _, plain = pruned(root, selection=selection)
+    params = params_with("prune")
+    method = type(params.prune.methods["manu"]).model_validate(PLAIN | {"selection": selection})
+    curve = {"every": 1, "questions": 3}
+    unlearn = type(params.unlearn).model_validate(params.unlearn.model_dump() | {"curve": curve})
+    params = params.model_copy(
+        update={"prune": params.prune.model_copy(update={"methods": {"manu": method}}), "unlearn": unlearn}
+    )
+    facts = read_samples(root / "prepared", part="train")
+    questions = [
+        sample(i, part="test", set="forget" if i < 2 else "retain", sample_id=f"t{i}", task="qa")
+        for i in range(8)
+    ]
+    write_samples([*facts, *questions], root / "prepared" / "samples.parquet")
+    prune.run(params, "manu", root)
+    points = json.loads((root / "runs" / "prune@manu.json").read_text())["summary"]["curve"]
+    assert [point["fraction"] for point in points] == pytest.approx([0.125 * i / 6 for i in range(7)])
+    assert all(0 <= point[key] <= 1 for point in points for key in ("forget_known", "retain_known"))
+    again = load_model(root / "models" / "unlearned" / "manu", device="cpu").model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in plain.state_dict().items())
