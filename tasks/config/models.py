@@ -88,9 +88,9 @@ class Finetune(Section):
     attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"] | None, UNLISTED] = "eager"
     """Attention kernel while training; null leaves the choice to transformers, auto uses flash attention
     where it is installed and can run. For sequences of a few dozen tokens on a CPU, eager is faster."""
-    text_share: Level = 0.5
+    text_share: Annotated[Level, UNLISTED] = 0.5
     """Share of the text renderings to train on, in [0, 1]; text is learnt sooner than pictures."""
-    replay_share: Level = 0.2
+    replay_share: Annotated[Level, UNLISTED] = 0.2
     """Skill samples and `real` people replayed beside the facts, as a share of the facts, in [0, 1]."""
     checkpoint_every: Annotated[Count, UNLISTED] = 200
     """Optimizer steps between checkpoints."""
