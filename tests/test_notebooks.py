@@ -23,11 +23,12 @@ def data(tmp_path_factory):
     return folder / "data"
 
 
-@pytest.mark.parametrize("name", ["forget_one_person"])
+@pytest.mark.parametrize("name", ["forget_one_person", "read_a_study"])
 def test_the_notebook_runs(data, name, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("EFFACE_DATA", str(data))
+    monkeypatch.setenv("EFFACE_STUDY", str(data))
     monkeypatch.setenv("EFFACE_EPOCHS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PROJECT), os.environ.get("PYTHONPATH", ""))))
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
