@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ _HOLDER = re.compile(r"\(PID (\d+)\): ")
 """How DVC names a process that holds its lock."""
 _children: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
+_fetching = threading.Lock()
 
 
 class CommandFailed(EffaceError):
@@ -137,6 +139,29 @@ def query(*arguments: str, folder: str = ".") -> str:
         lines = [redact(line) for line in answer.stderr.splitlines() if line.strip()]
         raise CommandFailed(f"dvc {' '.join(arguments)}", answer.returncode, lines)
     return answer.stdout
+
+
+def fetch_outputs(revision: str, files: Mapping[str, Path]) -> None:
+    """Copy outputs of an experiment, branch or commit from DVC's cache.
+
+    Args:
+        revision: its name.
+        files: path in the project to where it is copied.
+
+    Raises:
+        CommandFailed: if one is missing.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    try:
+        with _fetching:
+            outputs = DVCFileSystem(".", rev=revision)
+            for path, copy in files.items():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                outputs.get_file(path, str(copy))
+    except (OSError, DvcException) as error:
+        raise CommandFailed(f"fetching the results of {revision}", 1, [str(error)]) from error
 
 
 def stale_stages() -> set[str]:

@@ -1,22 +1,22 @@
 """Many runs of the pipeline as one Prefect flow: python -m flows.study.
 
-A cell is a combination of the seeds, fractions, methods and settings under `study` in params.yaml. It runs as
-one DVC experiment: `dvc exp show` lists them, and `dvc exp apply NAME` brings one into the workspace. DVC's
-run cache keeps a stage from being computed twice. A cell that fails does not stop the others.
+A cell is a forget set of one seed, with all methods; before that, a cell of the tuning seed tries one setting
+of every method. A cell runs as one DVC experiment: `dvc exp show` lists them, and `dvc exp apply NAME` brings
+one into the workspace. DVC's run cache keeps a stage from being computed twice: the cells of a seed share its
+base and vanilla model and their answers. A cell or method that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -27,248 +27,315 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from efface.errors import EffaceError
-from flows.commands import CommandFailed, dvc, ending_with_flow, outcome_of, query
+from flows.commands import CommandFailed, dvc, ending_with_flow, fetch_outputs, outcome_of, query
 from flows.devices import default_workers, device
 from flows.server import require_server
 from flows.summary import Row, publish
-from tasks.config import REFERENCE_MODELS, Params, load_params
+from tasks.config import Params, load_params
 from tasks.runtime.sharing import process_count
 from tasks.studies import comparison
+from tasks.studies.cells import Finished
+from tasks.studies.plan import StudyPlan, plan_of
 
-FOLDER = Path(".study")
-_UNFINISHED = ("failed", "not run")
+_FAILED_STAGE = re.compile(r"failed to reproduce '(\w+)(?:@(\w+))?'")
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment: a seed and a fraction, and for these a method with its settings.
+    """One experiment.
 
     Attributes:
         seed: draws people, weights and batches.
-        fraction: share of the people to forget.
-        method: a name in `unlearn.methods`, `prune.methods` or `study.methods`; None: the reference models.
-        settings: values that replace the method's own.
+        fold: number of the forget set; None: the base and vanilla model of the seed, which all folds share.
+        setting: number of the settings to try; None: those chosen.
     """
 
     seed: int
-    fraction: float
-    method: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def variant(self) -> str:
-        """Method and settings, the same for all seeds: `npo, learning_rate 2e-05`."""
-        return ", ".join([self.method or "reference models", *(f"{k} {v}" for k, v in self.settings.items())])
+    fold: int | None = None
+    setting: int | None = None
 
     @property
     def title(self) -> str:
         """The cell in tables and in Prefect."""
-        return f"seed {self.seed}, forget {self.fraction:g}: {self.variant}"
+        if self.fold is None:
+            return f"seed {self.seed}: base and vanilla"
+        return f"seed {self.seed}, fold {self.fold}" + (
+            "" if self.setting is None else f", setting {self.setting}"
+        )
 
     @property
     def name(self) -> str:
-        """The name of the experiment in DVC: letters, digits, dots, dashes and underscores."""
-        return re.sub(r"[^\w.-]+", "-", self.title).strip("-.")
+        """The name of the experiment in DVC."""
+        return re.sub(r"\W+", "-", self.title)
 
     @property
     def folder(self) -> Path:
         """Where its score tables and run records are."""
-        return FOLDER / self.name
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models whose attacks are compared."""
-        return (self.method,) if self.method else ("vanilla", "retrained")
-
-    def summary(self) -> dict[str, Any]:
-        """The cell as the comparison reads it."""
-        cell: dict[str, Any] = {"seed": self.seed, "fraction": self.fraction, "method": self.method}
-        return cell | {"variant": self.variant, "folder": self.folder.as_posix()}
+        folder = comparison.FOLDER / f"seed{self.seed}" / f"fold{self.fold}"
+        return folder if self.setting is None else folder / f"setting{self.setting}"
 
 
-def cells_of(params: Params) -> list[Cell]:
-    """All cells of the study: the reference models of every seed and fraction, then the methods."""
-    study = params.study
-    methods = [*params.unlearn.methods, *study.methods, *params.prune.methods]
-    fractions = study.fractions or [params.split.forget_fraction]
-    references = [Cell(seed, fraction) for seed, fraction in itertools.product(study.seeds, fractions)]
-    return references + [
-        Cell(reference.seed, reference.fraction, method, settings)
-        for reference in references
-        for method in methods
-        for settings in _combinations(study.grid.get(method, {}))
-    ]
+@dataclass(frozen=True)
+class Work:
+    """What a cell runs.
 
-
-def is_tuned(cell: Cell, params: Params) -> bool:
-    """Whether the cell's settings are one of several combinations to select from."""
-    grid = params.study.grid.get(cell.method or "", {})
-    return math.prod(map(len, grid.values())) > 1
-
-
-def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def overrides(cell: Cell, params: Params) -> list[str]:
-    """What the cell changes in params.yaml, as ``dvc exp run --set-param`` takes it."""
-    values: dict[str, Any] = {
-        "seed": cell.seed,
-        "avatars.seed": cell.seed,
-        "split.forget_fraction": cell.fraction,
-    }
-    removed: list[str] = []
-    if cell.method is not None:
-        kind = "prune" if cell.method in params.prune.methods else "unlearn"
-        if entry := params.study.methods.get(cell.method):
-            removed = ["~study"]  # a method is named once; DVC writes broken YAML for an emptied mapping
-            for key, value in entry.model_dump(mode="json", exclude_unset=True).items():
-                values[f"unlearn.methods.{cell.method}.{key}"] = value
-        values |= {f"{kind}.methods.{cell.method}.{key}": value for key, value in cell.settings.items()}
-    if params.study.attacks:
-        values["attack.models"] = list(cell.models)
-    return removed + [f"++{key}={json.dumps(value)}" for key, value in values.items()]
-
-
-def targets(cell: Cell, params: Params, attacks: bool) -> list[str]:
-    """Stages that the cell brings up to date; what several methods read is made with the reference models."""
-    if cell.method is not None:
-        extra = cell.method in params.study.methods
-        stages = [f"evaluate_unlearned@{cell.method}" if extra else params.evaluation_of(cell.method)]
-    else:
-        methods = params.unlearn.methods | params.study.methods
-        masks = sorted({method.mask for method in methods.values()} - {"none", "retain_statistic"})
-        stages = [f"evaluate@{name}" for name in REFERENCE_MODELS]
-        stages += [mask if mask == "saliency" else f"control@{mask}" for mask in masks]
-        stages += ["importance"] if params.prune.methods else []
-    return stages + ([f"attack@{name}" for name in cell.models] if attacks else [])
-
-
-def results_of(cell: Cell, stages: Sequence[str]) -> list[str]:
-    """Files of the experiment that the comparison reads; `dvc get` takes them one by one.
-
-    `dvc get` of a whole folder fails: dvc.yaml has more stages than the cell runs.
+    Attributes:
+        cell: the cell.
+        methods: its methods.
+        models: whose scores it has.
+        changes: in params.yaml, as ``dvc exp run --set-param`` takes them.
+        plan: of the study.
+        attacks: whether its models are attacked.
     """
-    models = REFERENCE_MODELS if cell.method is None else (cell.method,)
-    attacked = [model for model in models if f"attack@{model}" in stages]
-    tables = [f"data/scores/{model}" for model in models] + [f"data/attacks/{model}" for model in attacked]
-    if cell.method is None:
-        records = [*REFERENCE_MODELS, *(stage for stage in stages if "evaluate" not in stage)]
-    else:
-        kind = "prune" if stages[0].startswith("evaluate_pruned") else "unlearn"
-        records = [f"{kind}@{cell.method}", *(f"attack@{model}" for model in attacked)]
-    return [f"{table}{suffix}" for table in tables for suffix in (".parquet", ".json")] + [
-        f"data/runs/{record}.json" for record in records
+
+    cell: Cell
+    methods: tuple[str, ...]
+    models: tuple[str, ...]
+    changes: tuple[str, ...]
+    plan: StudyPlan
+    attacks: bool = False
+
+    def stages(self, without: set[str]) -> list[str]:
+        """Stages to bring up to date."""
+        if self.cell.fold is None:
+            return ["score@base", "score@vanilla"]
+        kinds = {"unlearn": "evaluate_unlearned", "prune": "evaluate_pruned"}
+        models = [model for model in self.models if model not in without]
+        stages = [
+            f"{kinds[self.plan.methods[model].kind] if model in self.methods else 'evaluate'}@{model}"
+            for model in models
+        ]
+        return stages + [f"attack@{model}" for model in models if self.attacks and model != "base"]
+
+    def results(self, without: set[str]) -> list[str]:
+        """Files of the experiment that the comparison reads."""
+        models = (
+            [model for model in self.models if model not in without] if self.cell.fold is not None else []
+        )
+        records = {f"{self.plan.methods[m].kind}@{m}" for m in models if m in self.methods}
+        records |= {f"evaluate@{model}" for model in models}
+        for model in set(models) & set(self.methods):
+            for need in self.plan.methods[model].needs - {*self.methods}:
+                records.add(need if need in ("saliency", "importance") else f"control@{need}")
+        if "retrained" in models:
+            records.add("retrained")
+        paths = [f"data/scores/{model}{suffix}" for model in models for suffix in (".parquet", ".json")]
+        if self.attacks:
+            attacked = [model for model in models if model != "base"]
+            paths += [
+                f"data/attacks/{model}{suffix}" for model in attacked for suffix in (".parquet", ".json")
+            ]
+        return paths + [f"data/runs/{record}.json" for record in sorted(records)]
+
+
+def work_of(cell: Cell, params: Params, plan: StudyPlan, chosen: Mapping[str, int]) -> Work:
+    """What a cell runs and changes.
+
+    Args:
+        cell: the cell.
+        params: the whole file.
+        plan: of the study.
+        chosen: method to number of its settings; a method without one is left out of a cell that reports.
+    """
+    study = params.study
+    values: dict[str, Any] = {"seed": cell.seed, "avatars.seed": cell.seed}
+    if cell.fold is None:
+        return Work(cell, (), (), _set(values), plan)
+    if study.folds is not None:
+        values |= {"split.folds": study.folds, "split.fold": cell.fold, "split.forget_people": None}
+    if not params.evaluate.shots:  # settings are chosen on another seed, so everybody is tested
+        values["split.validation_fraction"] = 0.0
+    methods = tuple(plan.methods if cell.setting is not None else (m for m in plan.methods if m in chosen))
+    for name in methods:
+        method = plan.methods[name]
+        index = chosen[name] if cell.setting is None else cell.setting
+        settings = method.settings[min(index, len(method.settings) - 1)]
+        for key, value in {**method.entry, **settings}.items():
+            values[f"{method.kind}.methods.{name}.{key}"] = value
+    masks = {need for name in methods for need in plan.methods[name].needs}
+    if controls := sorted(masks & {"random", "magnitude"}):
+        values["saliency.controls"] = controls
+    models = [
+        "base",
+        "vanilla",
+        *(["retrained"] if cell.fold == 0 and cell.setting is None else []),
+        *methods,
     ]
+    attacks = study.attacks and "retrained" in models
+    if attacks:
+        values["attack.models"] = models[1:]
+    # A method is named once, and those of the study move; DVC writes broken YAML for an emptied mapping.
+    return Work(cell, methods, tuple(models), ("~study", *_set(values)), plan, attacks)
 
 
-@task(task_run_name="{cell.title}", cache_policy=NO_CACHE, persist_result=False)
-def run_cell(cell: Cell, stages: list[str], changes: list[str], runs: Runs, reference: Any) -> State[Row]:
-    """Run a cell's experiment and fetch its results; `reference` is the row of its reference models."""
-    log, started = get_run_logger(), time.monotonic()
-    settings = [word for change in changes for word in ("--set-param", change)]
+def _set(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"++{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def failed_methods(error: CommandFailed, work: Work) -> set[str]:
+    """The methods of a cell that cannot be run because a stage failed; none: the cell as a whole."""
+    match = _FAILED_STAGE.search(str(error))
+    if match is None:
+        return set()
+    stage, name = match.groups()
+    if name in work.methods:
+        return {name, *(other for other in work.methods if name in work.plan.methods[other].needs)}
+    need = name if stage == "control" else stage
+    return {method for method in work.methods if need in work.plan.methods[method].needs}
+
+
+@task(task_run_name="{work.cell.title}", cache_policy=NO_CACHE, persist_result=False)
+def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
+    """Run a cell's experiment and fetch its results; `reference` ends before: the seed's base and vanilla."""
+    log, started, cell = get_run_logger(), time.monotonic(), work.cell
+    settings = [word for change in work.changes for word in ("--set-param", change)]
+    without: set[str] = set()
+    lines: list[str] = []
     try:
         with runs.slots, device(processes=process_count(), workers=runs.workers) as environment:
             with contextlib.suppress(CommandFailed):  # there may be no earlier one of that name
                 query("--wait-for-lock", "exp", "remove", cell.name)
-            lines = dvc(
-                *("--wait-for-lock", "exp", "run", "--temp", "--name", cell.name, *settings, *stages),
-                log=log.info,
-                environment=environment,
-            )
-            for path in results_of(cell, stages):
-                copy = cell.folder / path
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                query("get", "--force", "--rev", cell.name, "--out", str(copy), ".", path)
+            while not lines:
+                try:
+                    command = ("--wait-for-lock", "exp", "run", "--temp", "--name", cell.name)
+                    stages = work.stages(without)
+                    lines = dvc(*command, *settings, *stages, log=log.info, environment=environment)
+                except CommandFailed as error:
+                    failed = failed_methods(error, work) - without
+                    if not failed:
+                        raise
+                    without |= failed
+                    log.warning("%s: without %s: %s", cell.title, ", ".join(sorted(failed)), error.last_line)
+                    runs.leave_out(cell, failed, error.last_line)
+            fetch_outputs(cell.name, {path: cell.folder / path[5:] for path in work.results(without)})
     except EffaceError as error:
         return Failed(message=str(error))
-    outcome = outcome_of(lines)
+    outcome, seconds = outcome_of(lines), time.monotonic() - started
+    models = tuple(model for model in work.models if model not in without)
+    log.info(runs.finish(cell, models, seconds if outcome == "ran" else None))
     return Completed(
         name="Completed" if outcome == "ran" else outcome.capitalize(),
-        data=Row(cell.title, outcome, time.monotonic() - started),
+        data=Row(cell.title, outcome, seconds),
     )
 
 
 @flow(name="study", task_runner=_RUNNER)
 def study(workers: int | None = None) -> State[list[str]]:
-    """Run every cell, then compare them; returns one line per cell.
+    """Try the settings on the tuning seed, run every cell with those chosen, and compare; a line per cell.
 
     Args:
         workers: cells side by side; None: one per GPU and one more, or two on a processor.
     """
     with ending_with_flow():
         params = load_params()
-        runs, cells, attacks = Runs(params, workers), cells_of(params), params.study.attacks
-        tuned = [cell for cell in cells if is_tuned(cell, params)]
-        tuning = params.study.seeds[: params.study.tuning_seeds]
-        runs.start([cell for cell in cells if cell not in tuned], attacks)
-        runs.start([cell for cell in tuned if cell.seed in tuning], attacks=False)
-        choices = comparison.choices(params, runs.finished())
-        selected = [cell for cell in tuned if choices.get((cell.fraction, str(cell.method))) == cell.variant]
-        runs.start([cell for cell in selected if attacks or cell.seed not in tuning], attacks)
-        finished, unfinished = runs.finished(), runs.unfinished()
-        if finished:
-            comparison.run(params, finished, unfinished)
-            comparison.track(params, finished)
-        rows = list(runs.rows().values())
+        plan = plan_of(params)
+        folds, seeds = range(params.study.folds or 1), list(params.study.seeds)
+        tuning = [
+            Cell(params.study.tuning_seed, fold, setting)
+            for fold in folds[: params.study.tuning_folds]
+            for setting in range(plan.tried)
+        ]
+        tuning = tuning if plan.tried > 1 else []
+        reported = [Cell(seed, fold) for seed in seeds for fold in folds]
+        runs = Runs(params, plan, workers, len(tuning) + len(reported) + len(seeds) + bool(tuning))
+        runs.start([Cell(seed) for seed in ([params.study.tuning_seed] if tuning else []) + seeds], {})
+        chosen = dict.fromkeys(plan.methods, 0)
+        if tuning:
+            runs.start(tuning, {})
+            runs.wait(tuning)
+            chosen = comparison.choose(params, plan, runs.finished)
+        runs.start(reported, chosen)
+        runs.wait(reported)
+        if any(cell.setting is None for cell in runs.finished):
+            comparison.run(params, plan, runs.finished, runs.unfinished())
+            comparison.track(params, runs.finished)
+        rows = runs.rows()
         publish(rows, title="study", page=comparison.PAGE)
-        if unfinished:
+        if unfinished := runs.unfinished():
             return Failed(message="\n".join(f"{title}: {reason}" for title, reason in unfinished.items()))
         return Completed(data=[f"{row.name}: {row.outcome}" for row in rows])
 
 
+@dataclass
 class Runs:
-    """The tasks of the cells, by title.
+    """The tasks of the cells.
 
-    Args:
+    Attributes:
         params: the whole file.
+        plan: of the study.
         workers: how many run at once; None: as many as the devices allow.
+        planned: how many cells the study has.
+        finished: cells with results.
     """
 
-    def __init__(self, params: Params, workers: int | None) -> None:
-        self.workers = workers or default_workers()
+    params: Params
+    plan: StudyPlan
+    workers: Any
+    planned: int
+    finished: list[Finished] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.workers = self.workers or default_workers()
         self.slots = threading.Semaphore(self.workers)
-        self._params = params
-        self._cells: dict[str, Cell] = {}
-        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._lock = threading.Lock()
+        self._futures: dict[Cell, PrefectFuture[Any]] = {}
+        self._left_out: dict[str, str] = {}
+        self._seconds: list[float] = []
+        self._ended = 0
 
-    def start(self, cells: Sequence[Cell], attacks: bool) -> None:
-        """Submit the cells, each after the reference models of its seed and fraction."""
+    def start(self, cells: Sequence[Cell], chosen: Mapping[str, int]) -> None:
+        """Submit the cells, each after the base and vanilla model of its seed."""
         for cell in cells:
-            reference = None if cell.method is None else self._futures[Cell(cell.seed, cell.fraction).title]
-            stages, changes = targets(cell, self._params, attacks), overrides(cell, self._params)
-            self._cells[cell.title] = cell
-            self._futures[cell.title] = run_cell.with_options(name=cell.variant).submit(
-                cell, stages, changes, self, reference
-            )
+            reference = self._futures.get(Cell(cell.seed))
+            work = work_of(cell, self.params, self.plan, chosen)
+            self._futures[cell] = run_cell.with_options(name=cell.title).submit(work, self, reference)
 
-    def rows(self) -> dict[str, Row]:
-        """Wait for all; title to row."""
-        rows = {}
-        for title, future in self._futures.items():
+    def wait(self, cells: Sequence[Cell]) -> None:
+        """Until these cells have ended."""
+        for cell in cells:
+            self._futures[cell].wait()
+
+    def finish(self, cell: Cell, models: tuple[str, ...], seconds: float | None) -> str:
+        """Take note of a finished cell; how many are, and how long the rest takes."""
+        with self._lock:
+            self._ended += 1
+            if cell.fold is not None:
+                self.finished.append(
+                    Finished(cell.title, cell.seed, cell.fold, cell.setting, models, cell.folder)
+                )
+                self._seconds += [] if seconds is None else [seconds]
+            left = self.planned - self._ended
+            minutes = fmean(self._seconds) * left / self.workers / 60 if self._seconds else None
+        ahead = "" if minutes is None else f", about {minutes:.0f} minutes left"
+        return f"study: {self._ended} of {self.planned} cells finished{ahead}"
+
+    def leave_out(self, cell: Cell, methods: set[str], reason: str) -> None:
+        """Take note of methods that failed in a cell."""
+        with self._lock:
+            self._left_out |= {f"{cell.title}, {method}": reason for method in sorted(methods)}
+
+    def rows(self) -> list[Row]:
+        """What happened to each cell."""
+        rows = []
+        for cell, future in self._futures.items():
             future.wait()
             if future.state.is_completed():
-                rows[title] = future.result()
+                rows.append(future.result())
             else:
-                rows[title] = Row(title, "not run" if future.state.is_pending() else "failed")
+                rows.append(Row(cell.title, "not run" if future.state.is_pending() else "failed"))
         return rows
 
-    def finished(self) -> dict[str, Mapping[str, Any]]:
-        """The cells with results, for the comparison."""
-        rows = self.rows()
-        return {t: cell.summary() for t, cell in self._cells.items() if rows[t].outcome not in _UNFINISHED}
-
     def unfinished(self) -> dict[str, str]:
-        """Title to why the cell has no result."""
-        return {
-            title: str(self._futures[title].state.message)
-            if row.outcome == "failed"
-            else "its reference models failed"
-            for title, row in self.rows().items()
-            if row.outcome in _UNFINISHED
+        """Cell, or method in a cell, to why it has no result."""
+        failed = {
+            cell.title: "the base or vanilla model of its seed failed"
+            if future.state.is_pending()
+            else str(future.state.message)
+            for cell, future in self._futures.items()
+            if not future.state.is_completed()
         }
+        return failed | self._left_out
 
 
 def main(
@@ -279,7 +346,7 @@ def main(
 ) -> None:
     """Run the study that params.yaml describes; DVC restores what is finished."""
     try:
-        load_params()  # a mistake is reported at once, not after a server has started
+        plan_of(load_params())  # a mistake is reported at once, not after a server has started
         require_server()
         state = study(workers=workers, return_state=True)
         if not state.is_completed():

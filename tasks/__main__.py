@@ -64,8 +64,12 @@ for _stage in STAGES.values():
 
 
 @app.command()
-def use(profile: Annotated[str, typer.Argument(help="A file in profiles/, without .yaml.")]) -> None:
-    """Write a profile into params.yaml; its comments stay."""
+def use(
+    profile: Annotated[
+        str, typer.Argument(help="A file in profiles/, without .yaml; or a path, laid over params.yaml.")
+    ],
+) -> None:
+    """Write a profile, or the settings that a study chose, into params.yaml; its comments stay."""
     with _short_errors():
         from tasks.config import use_profile
 

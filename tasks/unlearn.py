@@ -49,7 +49,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         checkpoints = checkpoints_for(
             "unlearn", root=root, settings=settings, seed=seed, inputs=inputs, name=name, main=main
         )
-        method = METHODS[name]
+        method = METHODS[section.method]
         lora = shared.lora if method.trains and method.lora else None
         loaded, adapter = load_for_training(params, inputs["start"], lora=lora)
         mask = statistic = None
@@ -64,7 +64,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             result = unlearn(
                 loaded.model,
                 loaded.processor,
-                method=name,
+                method=section.method,
                 forget=read_samples(table, split="forget", part="train", modality=shared.forget),
                 retain=read_samples(table, split="retain", part="train"),
                 config=TrainingConfig(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from efface.errors import EffaceError
 from tasks.config.root import Params
 from tasks.config.section import UNLISTED, Section
-from tasks.config.unlearning import method_class, method_names
+from tasks.config.unlearning import UnlearningMethod, method_class, method_names
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -56,16 +56,18 @@ def checked(values: Mapping[str, Any], path: str | Path = PARAMS) -> Params:
 def use_profile(name: str, project: Path = Path()) -> Params:
     """Write the defaults, overlaid with profiles/NAME.yaml, into params.yaml; its comments stay.
 
+    A path ending in .yaml, such as that of the settings a study chose, is laid over what params.yaml holds.
+
     Raises:
         ParamsError: if there is no such profile, or it holds a mistake.
     """
     from ruamel.yaml import YAML
 
-    path, target = project / PROFILES / f"{name}.yaml", project / PARAMS
-    profiles = sorted(file.stem for file in (project / PROFILES).glob("*.yaml"))
-    if name not in profiles:
-        raise ParamsError(PROFILES, [f"profile is {name!r}: expected one of: {', '.join(profiles)}"])
-    values = overlaid(default_values(), read_yaml(path))
+    target, profiles = project / PARAMS, {file.stem: file for file in (project / PROFILES).glob("*.yaml")}
+    path = project / name if name.endswith(".yaml") else profiles.get(name)
+    if path is None:
+        raise ParamsError(PROFILES, [f"profile is {name!r}: expected one of: {', '.join(sorted(profiles))}"])
+    values = overlaid(read_yaml(target) if name.endswith(".yaml") else default_values(), read_yaml(path))
     params = checked(values, path)
     yaml = YAML()
     yaml.width = 1000
@@ -161,7 +163,7 @@ def _keys_at(where: Sequence[str]) -> list[str]:
     if len(where) == 2 and where[1] == "methods" and where[0] in ("unlearn", "study"):
         return method_names()
     if len(where) == 3 and where[1] == "methods" and where[0] in ("unlearn", "study"):
-        return list(method_class(where[2]).model_fields)
+        return list((method_class(where[2]) if where[2] in method_names() else UnlearningMethod).model_fields)
     section: type[BaseModel] | None = Params
     for part in where:
         field = section.model_fields.get(part) if section else None

@@ -13,23 +13,24 @@ Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class Study(Section):
-    """Methods x fractions x seeds x settings."""
+    """Methods on disjoint forget sets of several seeds, with settings that another seed chose."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
-    """Each seed has its own people, weights and batches."""
-    fractions: Annotated[
-        Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] | None, UNLISTED
-    ] = None
-    """Values of `split.forget_fraction`; null: that key's own."""
+    """Seeds to report; each has its own people, weights and batches."""
+    folds: Annotated[int, Field(ge=2)] | None = 8
+    """Disjoint forget sets of each seed, which together hold everybody; null: one, as `split` says."""
+    tuning_seed: Annotated[int, Field(ge=0)] = 100
+    """The seed that chooses among the settings of `grid`; it is in no reported number."""
+    tuning_folds: Annotated[Count, UNLISTED] = 2
+    """Folds of the tuning seed that the settings are tried on."""
     methods: dict[str, Any] = {}
     """Methods that a study runs beside those of `unlearn.methods` and `prune.methods`; same form as
     `unlearn.methods`."""
     grid: dict[str, dict[str, Values]] = {}
-    """Method to setting to values; every combination is tried, the best on validation people is reported."""
-    tuning_seeds: Annotated[Count | None, UNLISTED] = 1
-    """Settings are tried on that many seeds, the first ones; the others run the best only. null: on all."""
-    attacks: bool = True
-    """Run the attacks of `attack.run` on every selected model, and on vanilla and retrained."""
+    """Method to setting to values; every combination is tried, as many for one method as for another. A
+    control takes those of its method."""
+    attacks: bool = False
+    """Run the attacks of `attack.run` too, on the first fold of each seed, where retrained is."""
     goal: Literal["visual", "full"] = "visual"
     """How the score treats facts by name: retained (visual), or forgotten with the face (full)."""
 
@@ -39,7 +40,11 @@ class Study(Section):
         return validated_methods(methods)
 
     @model_validator(mode="after")
-    def _values_are_unique(self) -> Study:
+    def _the_tuning_seed_is_not_reported(self) -> Study:
         require_unique("seeds", self.seeds)
-        require_unique("fractions", self.fractions or [])
+        if self.tuning_seed in self.seeds:
+            raise ValueError(
+                f"tuning_seed is {self.tuning_seed}, which is also one of seeds {self.seeds}: expected a "
+                "seed of its own"
+            )
         return self

@@ -12,8 +12,10 @@ from tasks.config.section import UNLISTED, Count, Section, Share, require_unique
 
 
 class UnlearningMethod(Section):
-    """One entry of `unlearn.methods`: these two keys, and the settings of the method's class."""
+    """One entry of `unlearn.methods`: these three keys, and the settings of the method's class."""
 
+    method: str
+    """File in efface/unlearning/methods; several entries may share one."""
     start: Annotated[str, Field(pattern=r"^(vanilla|unlearned/[a-z][a-z0-9_]*)$")]
     """The model under data/models to start from: vanilla, a pruned model, or that of a method above."""
     mask: Literal["saliency", "random", "magnitude", "retain_statistic", "none"]
@@ -25,7 +27,7 @@ class UnlearningMethod(Section):
     @property
     def settings(self) -> Any:
         """The method's settings, such as an `NPOSettings`."""
-        return self.settings_class(**self.model_dump(exclude={"start", "mask"}))
+        return self.settings_class(**self.model_dump(exclude={"method", "start", "mask"}))
 
     @model_validator(mode="after")
     def _settings_are_in_range(self) -> UnlearningMethod:
@@ -74,8 +76,16 @@ def validated_methods(methods: dict[str, Any]) -> dict[str, Any]:
     """
     if not methods:
         return {}
-    fields: dict[str, Any] = {name: (method_class(name), ...) for name in method_names() if name in methods}
-    entries = create_model("Methods", __base__=Section, **fields).model_validate(methods)
+    fields: dict[str, Any] = {}
+    named = {}
+    for name, entry in methods.items():
+        method = entry.get("method", name) if isinstance(entry, dict) else name
+        if method in method_names():
+            fields[name] = (method_class(method), ...)
+        elif method != name:
+            raise ValueError(f"{name}.method is {method!r}: expected one of: {', '.join(method_names())}")
+        named[name] = {"method": method} | entry if isinstance(entry, dict) else entry
+    entries = create_model("Methods", __base__=Section, **fields).model_validate(named)
     return {name: getattr(entries, name) for name in methods}
 
 

@@ -2,157 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tasks.config import REFERENCE_MODELS, Params
+from tasks.config import Params
 from tasks.runtime.artifacts import write_json, writing
-from tasks.runtime.results import project_of, read_attacks, read_records, read_scores
+from tasks.runtime.results import project_of, read_records
+from tasks.studies.cells import Finished, study_cells
+from tasks.studies.plan import StudyPlan, settings_file
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from efface.evaluation.studies import Line, Run
-
-PAGE = Path("data/study/index.html")
-_Attacks = tuple["pd.DataFrame", dict[str, Any]] | None
-Cells = Mapping[str, Mapping[str, Any]]
-"""Title of a finished cell to `seed, fraction, method (None: the reference models), variant, folder`."""
+FOLDER = Path("data/study")
+PAGE = FOLDER / "index.html"
+SETTINGS = FOLDER / "settings.yaml"
 
 
-def run(params: Params, cells: Cells, unfinished: Mapping[str, str], folder: Path = PAGE.parent) -> None:
-    """Write the comparison of the finished cells to `folder`.
+def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dict[str, int]:
+    """Method to the number of the settings with the best mean score on the tuning folds; also to SETTINGS.
 
-    Args:
-        params: says the goal.
-        cells: the finished cells.
-        unfinished: name of every other cell to why it did not finish; shown on the page.
-        folder: where to write.
-
-    Raises:
-        EvaluationError: if no cell finished.
-        ArtifactError: if scores are damaged, or of different samples within one seed and fraction.
+    A method without one such setting is left out.
     """
-    from efface.evaluation.studies import compare
-    from efface.report.study import StudyPage, render_study, study_summary
+    from ruamel.yaml import YAML
 
-    runs = _runs(cells)
-    lines = compare(runs, goal=params.study.goal)
-    provenance = _provenance(params, cells)
-    page = StudyPage(lines, params.study.goal, unfinished, provenance)
-    write_json(
-        folder / "results.json",
-        {"goal": params.study.goal, "provenance": provenance, "lines": [_plain(line) for line in lines]},
+    from efface.evaluation.studies import choose_settings
+
+    settings = choose_settings(study_cells(finished), goal=params.study.goal)
+    chosen = {name: setting.index for name, setting in settings.items() if setting.refused is None}
+    chosen |= {
+        name: 0 for name, method in plan.methods.items() if len(method.settings) == 1 and name in settings
+    }
+    chosen = {name: chosen[name] for name in plan.methods if name in chosen}
+    with writing(SETTINGS) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(f"# Chosen on seed {params.study.tuning_seed} by the goal {params.study.goal}.\n")
+        YAML().dump(settings_file(params, plan, chosen), file)
+    for name, words in settings_words(plan).items():
+        index = chosen.get(name)
+        typer.echo(f"study: {name}: " + ("no setting has a score" if index is None else words[index]))
+    typer.echo(
+        f"study: {SETTINGS} holds them; write them into params.yaml with: python -m tasks use {SETTINGS}"
     )
-    with writing(folder / "summary.md") as partial:
-        partial.write_text(study_summary(page), encoding="utf-8")
-    with writing(folder / "index.html") as partial:
-        partial.write_text(render_study(page), encoding="utf-8")
-    typer.echo(study_summary(page))
-    typer.echo(f"study: {folder / 'index.html'} compares {len(lines)} models over {len(cells)} cells")
+    return chosen
 
 
-def track(params: Params, cells: Cells, folder: Path = PAGE.parent) -> None:
-    """Send the comparison and its cells to MLflow, or report that it does not answer."""
-    from tasks.tracking import runs
-
-    payload = runs.study_payload(cells, folder)
-    experiment = f"efface-{params.benchmark.name}"
-    runs.track(payload, experiment, project_of(folder.parent), quiet_if_unreachable=True)
-
-
-def choices(params: Params, cells: Cells) -> dict[tuple[float, str], str]:
-    """The variant with the best score on validation people, by fraction and method."""
-    from efface.evaluation.studies import choose
-
-    return {key: choice.variant for key, choice in choose(_runs(cells), goal=params.study.goal).items()}
-
-
-def _runs(cells: Cells) -> list[Run]:
-    """Every score table with its reference models; without those a cell is left out."""
-    from efface.evaluation.studies import Run
-
-    runs = []
-    for reference in cells.values():
-        if reference["method"] is not None:
-            continue
-        key = reference["seed"], reference["fraction"]
-        shared = Path(reference["folder"]) / "data"
-        references = {name: read_scores(shared, name)[0] for name in REFERENCE_MODELS}
-        models = {(name, name): (table, dict[str, float](), shared) for name, table in references.items()}
-        for cell in cells.values():
-            if (cell["seed"], cell["fraction"]) == key and (method := cell["method"]) is not None:
-                data = Path(cell["folder"]) / "data"
-                costs = _costs(data, shared, method)
-                models[method, cell["variant"]] = read_scores(data, method)[0], costs, data
-        retrained_attacks = read_attacks(shared, "retrained")
-        runs += [
-            Run(
-                fraction=reference["fraction"],
-                seed=reference["seed"],
-                model=model,
-                variant=variant,
-                table=table,
-                base=references["base"],
-                vanilla=references["vanilla"],
-                retrained=references["retrained"],
-                costs=costs,
-                gaps=_gaps(read_attacks(data, model), retrained_attacks),
-            )
-            for (model, variant), (table, costs, data) in models.items()
-        ]
-    return runs
-
-
-def _gaps(attacks: _Attacks, retrained: _Attacks) -> dict[str, float]:
-    """Attack to its gap, mean over variants; none without either model's attacks."""
-    from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes
-
-    if attacks is None or retrained is None:
-        return {}
-    outcomes = attack_outcomes(attacks[0], retrained[0])
-    gaps = [("no attack", outcome.gap()) for outcome in outcomes if outcome.attack == NO_ATTACK]
-    gaps += [(name, result.gap) for name, result in attack_gaps(attacks[0], retrained[0]).items()]
-    return {name: gap for name, gap in gaps if gap is not None}
-
-
-def _costs(data: Path, shared: Path, method: str) -> dict[str, float]:
-    """Time and memory of the stages that make a method's model, its mask or its importance among them."""
-    from efface.evaluation.studies import COSTS
-
-    references = {record.label: record.content for record in read_records(shared)}
-    records = references | {record.label: record.content for record in read_records(data)}
-    own = records.get(f"unlearn@{method}") or records[f"prune@{method}"]
-    needs = {"saliency": "saliency", "random": "control@random", "magnitude": "control@magnitude"}
-    labels = [needs.get(own["params"].get("mask"), "")]
-    if own["stage"] == "prune" and own["params"]["selection"] != "random":
-        labels.append("importance")
-    used = [own, *(records[label] for label in labels if label in records)]
-    seconds = sum(record["seconds"] for record in used) / references["retrained"]["seconds"]
-    return dict(zip(COSTS, (seconds, max(record["peak_memory_mib"] for record in used)), strict=True))
-
-
-def _plain(line: Line) -> dict[str, Any]:
+def settings_words(plan: StudyPlan) -> dict[str, list[str]]:
+    """Method to its settings in words, in the order of their numbers; of methods with several."""
     return {
-        "fraction": line.fraction,
-        "model": line.model,
-        "variant": line.variant,
-        "variants": line.variants,
-        "seeds": list(line.seeds),
-        "refused": line.refused,
-        "numbers": {
-            name: {"mean": mean.value, "interval": mean.interval, "seeds": list(mean.seeds)}
-            for name, mean in (*line.numbers.items(), *((f"{a}, gap", m) for a, m in line.gaps.items()))
-        },
+        name: [", ".join(f"{key} {value}" for key, value in settings.items()) for settings in method.settings]
+        for name, method in plan.methods.items()
+        if len(method.settings) > 1
     }
 
 
-def _provenance(params: Params, cells: Cells) -> dict[str, str]:
+def run(params: Params, plan: StudyPlan, finished: Sequence[Finished], unfinished: Mapping[str, str]) -> None:
+    """Write the comparison of the finished cells to `data/study`.
+
+    Args:
+        params: says the goal, seeds and folds.
+        plan: the methods and their controls.
+        finished: the finished cells, those that chose settings among them.
+        unfinished: every other cell, and method in a cell, to why it has no result; shown on the page.
+
+    Raises:
+        EvaluationError: if no cell that reports finished.
+        ArtifactError: if scores are damaged, or of different samples within one fold.
+    """
+    from efface.evaluation.intervals import Fold
+    from efface.evaluation.studies import compare_study
+    from efface.report.study_page import StudyPage, plain_study, render_study, study_summary
+
+    study = params.study
+    compared = compare_study(
+        study_cells(finished),
+        goal=study.goal,
+        methods=list(plan.methods),
+        folds=[Fold(seed, fold) for seed in study.seeds for fold in range(study.folds or 1)],
+        controls=plan.controls,
+    )
+    provenance = _provenance(params, finished)
+    page = StudyPage(compared, settings_words(plan), unfinished, provenance)
+    write_json(FOLDER / "results.json", plain_study(compared) | {"provenance": provenance})
+    with writing(FOLDER / "summary.md") as partial:
+        partial.write_text(study_summary(page), encoding="utf-8")
+    with writing(PAGE) as partial:
+        partial.write_text(render_study(page), encoding="utf-8")
+    typer.echo(study_summary(page))
+    typer.echo(f"study: {PAGE} compares {len(plan.methods)} methods over {len(finished)} cells")
+
+
+def track(params: Params, finished: Sequence[Finished]) -> None:
+    """Send the comparison and its cells to MLflow, or report that it does not answer."""
+    from tasks.tracking import runs
+
+    payload = runs.study_payload(finished, FOLDER)
+    experiment = f"efface-{params.benchmark.name}"
+    runs.track(payload, experiment, project_of(FOLDER.parent), quiet_if_unreachable=True)
+
+
+def _provenance(params: Params, finished: Sequence[Finished]) -> dict[str, str]:
     """Where the numbers come from, as the cells' own records say."""
-    records = [record for cell in cells.values() for record in read_records(Path(cell["folder"]) / "data")]
+    records = [record for cell in finished for record in read_records(cell.folder)]
 
     def all_of(key: str) -> str:
         return ", ".join(sorted({str(r.content[key]) for r in records if r.content.get(key) is not None}))
@@ -160,6 +109,7 @@ def _provenance(params: Params, cells: Cells) -> dict[str, str]:
     return {
         "command": "python -m flows.study",
         "seeds": ", ".join(str(seed) for seed in params.study.seeds),
+        "folds of each": str(params.study.folds or 1),
         "git commit": all_of("git_commit"),
         "devices": all_of("device"),
         "threads": all_of("threads"),

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
+    from tasks.studies.cells import Finished
+
 RECEIPT = Path(".efface/mlflow.json")
 """Where in MLflow the result on disk is; exists only once all of it is there."""
 COMPLETE = "efface.complete"
@@ -58,9 +60,6 @@ VIEW = "efface"
 """Share key of an experiment's view with a group per method and its ten metrics (`?viewStateShareKey=`)."""
 _BATCH = 1000
 _TAG_BATCH = 100
-
-Cells = Mapping[str, Mapping[str, Any]]
-"""Name of a finished cell to `seed, fraction, method (None: the reference models), variant, folder`."""
 
 
 @dataclass(frozen=True)
@@ -421,7 +420,7 @@ def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunP
     )
 
 
-def study_payload(cells: Cells, folder: Path) -> RunPayload:
+def study_payload(cells: Sequence[Finished], folder: Path) -> RunPayload:
     """Read a finished study: one run for the comparison, and nested in it one per model of every cell.
 
     Args:
@@ -432,30 +431,34 @@ def study_payload(cells: Cells, folder: Path) -> RunPayload:
         ArtifactError: if a file of a cell or of the comparison is missing or damaged.
     """
     children = []
-    for name, cell in cells.items():
-        root = Path(cell["folder"]) / "data"
-        records = {record.label: record for record in read_records(root)}
-        for model in REFERENCE_MODELS if cell["method"] is None else (cell["method"],):
-            child = model_payload(root, model, records)
-            settings = {f"study.{key}": str(cell[key]) for key in ("seed", "fraction", "variant")}
+    for cell in cells:
+        records = {record.label: record for record in read_records(cell.folder)}
+        for model in cell.models:
+            child, name = model_payload(cell.folder, model, records), f"{cell.title}, {model}"
+            place = {"seed": str(cell.seed), "fold": str(cell.fold)}
+            place |= {} if cell.setting is None else {"setting": str(cell.setting)}
             children.append(
                 replace(
                     child,
-                    name=name if cell["method"] else f"{name}, {model}",
+                    name=name,
                     role="cell",
                     digest=_combined(name, child.digest),
-                    params={**child.params, **settings, "study.model": model},
+                    params={
+                        **child.params,
+                        **{f"study.{k}": v for k, v in place.items()},
+                        "study.model": model,
+                    },
                     tags={
                         **child.tags,
-                        "study.folder": str(cell["folder"]),
+                        "study.folder": str(cell.folder),
                         "efface.method": model,
-                        **{f"efface.{key}": str(cell[key]) for key in ("seed", "fold") if key in cell},
+                        **{f"efface.{key}": value for key, value in place.items()},
                     },
                 )
             )
     results = read_json(folder / "results.json")
     identity = _combined("study", *(child.digest for child in children))
-    seeds = sorted({cell["seed"] for cell in cells.values()})
+    seeds = sorted({cell.seed for cell in cells if cell.setting is None})
     return RunPayload(
         name=f"study-{identity[:8]}",
         role="study",
@@ -464,8 +467,8 @@ def study_payload(cells: Cells, folder: Path) -> RunPayload:
         ended=max(child.ended for child in children),
         params={"study.goal": str(results["goal"]), "study.seeds": ", ".join(map(str, seeds))},
         metrics={  # MLflow allows no comma in a name
-            f"{line['fraction']:g}/{line['model']}/{name.replace(', ', ' ')}": float(number["mean"])
-            for line in results["lines"]
+            f"{model}/{name.replace(', ', ' ')}": float(number["mean"])
+            for model, line in results["lines"].items()
             for name, number in line["numbers"].items()
         },
         children=children,
