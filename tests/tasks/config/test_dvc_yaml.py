@@ -56,7 +56,7 @@ def test_a_stage_tracks_the_sections_it_reads(name):
     code = "".join(file.read_text(encoding="utf-8") for file in files)
     code = code.replace("params.base.trust_remote_code", "")  # a permission, which changes no result
     read = set(re.findall(r"\bparams\.(\w+)", code)) & set(Params.model_fields)
-    if name == "prepare":
+    if name == "split":
         read -= {"unlearn", "prune"}  # for warnings alone
     if name in ("vanilla", "retrained"):
         read -= {"vanilla", "retrained"} - {name}  # one file runs both
