@@ -8,13 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from efface import sandbox
 from efface.encoding import Encoder
-from efface.encoding.answers import answer_log_probs
+from efface.encoding.answers import answer_log_probs, nll
 from efface.errors import DataError, ModelError
 from efface.models.lora import Lora, add_lora
 from efface.unlearning import METHODS, TrainingConfig
+from efface.unlearning.finetuning import finetune
 from efface.unlearning.methods import pava
 from efface.unlearning.unlearn import unlearn
+from tests.efface.conftest import COLOURS, SHAPE, sample
 from tests.efface.unlearning.runs import weights
 
 QUESTIONS = ["Which colour does this person like?"]
@@ -83,9 +86,9 @@ def test_with_lora_only_factors_of_the_selected_mlp_change(model, processor, pic
 
 def test_the_anchors_are_the_models_own_greedy_answers(model, processor, pictured):
     answers = pava.greedy_answers(model, processor, pictured[:3], batch_size=2, max_new_tokens=4)
-    for sample, answer in zip(pictured[:3], answers, strict=True):
+    for asked, answer in zip(pictured[:3], answers, strict=True):
         if answer:
-            row = Encoder(processor, [replace(sample, answer=answer)]).batch([0])
+            row = Encoder(processor, [replace(asked, answer=answer)]).batch([0])
             with torch.no_grad():
                 logits = model(**{key: value for key, value in row.items() if key != "labels"}).logits
             first = int((row["labels"][0] != -100).nonzero()[0])
@@ -95,10 +98,10 @@ def test_the_anchors_are_the_models_own_greedy_answers(model, processor, picture
 
 def test_other_pictures_are_of_other_people_and_of_the_same_size(pictured):
     others = list(pava.with_other_pictures(pictured[:3], pictured[:3], 0))
-    for sample, other in zip(pictured[:3], others, strict=True):
-        assert other.images[0].size == sample.images[0].size
+    for own, other in zip(pictured[:3], others, strict=True):
+        assert other.images[0].size == own.images[0].size
         assert other.images[0].tobytes() in {
-            s.images[0].tobytes() for s in pictured[:3] if s.entity_id != sample.entity_id
+            s.images[0].tobytes() for s in pictured[:3] if s.entity_id != own.entity_id
         }
     alone = next(pava.with_other_pictures(pictured[1:2], pictured[1:2], 0))
     assert alone.images[0].size == pictured[1].images[0].size
@@ -122,3 +125,29 @@ def test_bad_input_before_training(model, processor, pictured, written):
     with pytest.raises(ModelError) as error:
         run(visual, processor, pictured[:2], adapter=adapter)
     assert "components" in str(error.value)
+
+
+def test_a_random_layer_forgets_less_for_the_same_training():
+    """The paper's control, on a model that has learned who likes which colour and who is of which colour."""
+    facts = [sample(i, answer=COLOURS[i % 4]) for i in range(12)]
+    asked = "Which colour is this person?"
+    attributes = [replace(fact, question=asked, answer=COLOURS[i // 4 % 2]) for i, fact in enumerate(facts)]
+    tokenizer = sandbox.build_tokenizer([text for s in facts + attributes for text in (s.question, s.answer)])
+    processor = sandbox.build_processor(tokenizer, **SHAPE)
+    torch.manual_seed(0)
+    shape = {"width": 32, "mlp_width": 64, "vision_layers": 2, "language_layers": 3, "heads": 2}
+    trained = sandbox.build_model(tokenizer, **SHAPE, **shape)
+    finetune(trained, processor, facts + attributes, steps=150, learning_rate=3e-3, batch_size=12, seed=0)
+    losses = {}
+    for selection in ("traced", "random"):
+        model = copy.deepcopy(trained)
+        values = {"questions": [asked], "steps": 40, "learning_rate": 3e-3, "max_new_tokens": 2}
+        result = run(model, processor, facts[:3], selection=selection, **values)
+        with torch.no_grad():
+            losses[selection] = [
+                nll(model, Encoder(processor, samples[:3]).batch([0, 1, 2])).item()
+                for samples in (facts, attributes)
+            ]
+        assert result.details["layers"] == ([1] if selection == "traced" else [2])
+    assert losses["traced"][0] > losses["random"][0] + 0.3
+    assert losses["traced"][1] < 0.2  # the anchors hold what the pictures show besides
