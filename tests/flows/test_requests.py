@@ -31,7 +31,7 @@ def project(tmp_path_factory) -> Project:
         tmp_path_factory.mktemp("requests") / "project",
         {f"requests.gates.{name}": limit for name, limit in gates.items()},
     )
-    project.run("dvc", "repro", "vanilla", seconds=900)
+    project.run("dvc", "repro", "vanilla", "split", seconds=900)
     return project
 
 

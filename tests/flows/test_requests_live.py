@@ -47,7 +47,7 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
     )
     for name in ("prefect.yaml", "flows/pool.json"):
         (project.folder / name).write_text((PROJECT / name).read_text())
-    project.run("dvc", "repro", "vanilla", seconds=900)
+    project.run("dvc", "repro", "vanilla", "split", seconds=900)
     first, second, *_ = splits(project, "data")["entities"]["retain"]
     for name, person in (("A", first), ("B", second)):
         project.run("flows.requests", "add", "--id", name, "--subject", person, *REASON)
