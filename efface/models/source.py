@@ -117,6 +117,8 @@ def loading_error(source: Source, error: Exception) -> ModelError:
             "it brings its own code: read that code, then set `base.trust_remote_code: true` "
             "(load_model's `trust_remote_code`)"
         )
+    elif not Path(source.id).exists() and (source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1):
+        advice = "there is no such folder: correct the path, of an adapter's base in its adapter_config.json"
     elif not Path(source.id).exists():
         advice = "check the id and revision on the Hub, the network, and your access (`hf auth login`)"
     return ModelError(

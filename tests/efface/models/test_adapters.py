@@ -58,6 +58,14 @@ def test_an_adapter_is_merged_into_its_base(adapted, adapter, model, processor, 
     anatomy(loaded)
 
 
+@pytest.mark.parametrize("base", ["/elsewhere/base", "../base", "runs/7/base"])
+def test_an_adapter_whose_base_is_in_another_place_says_where_to_correct_it(adapter, base):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(ModelError, match=f"{base} .*no such folder.*adapter_config.json"):
+        load_model(adapter)
+
+
 def test_an_adapter_that_names_no_base_is_refused(adapter):
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(ModelError) as error:
