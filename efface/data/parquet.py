@@ -161,6 +161,22 @@ def column_names(path: Path) -> list[str]:
         raise _damaged(path, error) from error
 
 
+def column_values(path: Path, column: str) -> set[str]:
+    """The different values of one column of a parquet file.
+
+    Raises:
+        DataError: if the file is missing, damaged, or lacks the column.
+    """
+    import pyarrow.parquet as pq
+
+    if column not in column_names(path):
+        raise DataError(f"{path} has no column {column}; its columns are {column_names(path)}")
+    try:
+        return set(pq.read_table(path, columns=[column]).column(column).unique().to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
 def _damaged(path: Path, error: Exception) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(

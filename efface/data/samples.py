@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Features, Image, List, Value
 
-from efface.data.parquet import read_parquet, write_parquet
+from efface.data.parquet import column_values, read_parquet, write_parquet
 from efface.data.pictures import cached_picture, picture_fault
 from efface.errors import DataError
 
@@ -224,7 +224,7 @@ def _read(
     if people is not None:
         return people.labelled(rows, where)
     sides = {"forget", "retain"} & {*where.get("split", ()), *where.get("set", ())}
-    if sides and any(True for _ in read_parquet(table, ["split"], where={"split": [PEOPLE]})):
+    if sides and PEOPLE in column_values(table, "split"):
         raise DataError(
             f"{table} does not say who is forgotten: expected splits.json beside it, and its folder as path; "
             "make that with: python -m tasks split"
