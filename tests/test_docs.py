@@ -166,3 +166,12 @@ def test_every_metric_is_in_the_reference():
     text = (PROJECT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     missing = [name for name in METRICS if f"`{name}`" not in text and not name.endswith("_recall")]
     assert not missing
+
+
+def test_every_method_and_section_is_in_the_parameters():
+    from efface.unlearning import METHODS
+
+    text = (PROJECT / "docs" / "reference" / "parameters.md").read_text(encoding="utf-8")
+    modules = {f"tasks.config.{name}" for name in ("data", "models", "attribution", "unlearning", "pruning")}
+    modules |= {f"efface.unlearning.methods.{name}" for name in METHODS}
+    assert not {module for module in modules if f"::: {module}\n" not in text}
