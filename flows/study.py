@@ -144,7 +144,7 @@ def work_of(cell: Cell, params: Params, plan: StudyPlan, chosen: Mapping[str, in
         return Work(cell, (), (), _set(values), plan)
     if study.folds is not None:
         values |= {"split.folds": study.folds, "split.fold": cell.fold, "split.forget_people": None}
-    if not params.evaluate.shots:  # settings are chosen on another seed, so everybody is tested
+    if not params.evaluate.shots:  # settings are chosen on another seed, so all people are tested
         values["split.validation_fraction"] = 0.0
     methods = tuple(plan.methods if cell.setting is not None else (m for m in plan.methods if m in chosen))
     for name in methods:

@@ -25,7 +25,7 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
     from efface.unlearning.finetuning import finetune, with_replay
 
     section, seed = params.finetune, params.seed
-    # Vanilla learns everybody, so it does not depend on who is forgotten.
+    # Vanilla learns all people, so it does not depend on who is forgotten.
     split = PEOPLE if stage == "vanilla" else "retain"
     steps = params.vanilla.steps if stage == "vanilla" else params.retrained.steps
     settings = section.model_dump(mode="json") | {"steps": steps}

@@ -63,7 +63,7 @@ def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> Non
 
 
 def _check_purged(data: BenchmarkData, root: Path, folder: Path) -> None:
-    """Nobody whose data were purged comes back with the benchmark."""
+    """Check that no person whose data were purged comes back with the benchmark."""
     purged = purge_filter(root)
     if people := [person for members in data.entities.values() for person in members if purged(person)]:
         raise DataError(

@@ -46,11 +46,11 @@ def letter(
     ]
     limits = [
         "A changed model is not proof that nothing is left. We tried the questions and attacks that the "
-        "certificate names; somebody with other means may get something out of it.",
+        "certificate names; a person with other means may get something out of it.",
     ]
     if certificate.get("evidence", {}).get(request["id"], {}).get("goal", "visual") == "visual":
         limits.append(
-            "We changed what the model says when it sees a picture. If somebody types a name, the model may "
+            "We changed what the model says when it sees a picture. If a person types a name, the model may "
             "answer as before. Tell us if you want that changed too."
         )
     if deleted is None:

@@ -28,7 +28,7 @@ def without_split(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def draw_fold(people: Sequence[str], *, folds: int, fold: int, seed: int) -> list[str]:
-    """The people of one of several disjoint sets, which together hold everybody, sorted.
+    """The people of one of several disjoint sets, which together hold all people, sorted.
 
     Sets differ in size by one person at most.
 

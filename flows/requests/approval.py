@@ -44,7 +44,7 @@ def own_candidate(registry: Registry) -> Version | None:
 
 
 def decide(root: Path, registry: Registry, candidate: Version) -> list[str]:
-    """Suspend the flow run until somebody decides in Prefect's pages, then promote or drop the candidate.
+    """Suspend the flow run until a decision in Prefect's pages, then promote or drop the candidate.
 
     The run ends meanwhile and starts again with the decision. `python -m flows.requests promote` does
     so too; the suspended run then goes on as one that made no candidate.

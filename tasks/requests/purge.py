@@ -242,7 +242,7 @@ def _same_people(root: Path, request: str, subjects: Collection[str]) -> list[st
         state = states.get(name)
         named = set(state.subjects if state else [])
         if name in requests:
-            with contextlib.suppress(RequestError):  # it names nobody in the benchmark
+            with contextlib.suppress(RequestError):  # it names no person of the benchmark
                 named |= set(people.subjects_of(requests[name]))
         if not named & set(subjects):
             continue

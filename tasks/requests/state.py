@@ -49,7 +49,7 @@ class RequestState(BaseModel):
     """What the model in production knew of its people before unlearning, on the last run: `knowledge`, the
     probability of their facts; `floor`, the same of a model that never met them; `membership`, AUC."""
     confirmed: bool = False
-    """Whether somebody confirmed it although it takes many people, its people are unknown, or people like
+    """Whether the operator confirmed it although it takes many people, its people are unknown, or people like
     them lose much."""
     reasons: list[str] = []
     """Why it needs attention, or was withdrawn."""

@@ -23,20 +23,20 @@ def remaining(params: Params, root: Path = Path("data")) -> str | None:
         return None
     locked = YAML(typ="safe").load(lock)["stages"] if lock.is_file() else {}
     names = {"evaluate": params.models, "attack": params.attack.models}
-    left = [
+    remaining = [
         stage
         for stage in STAGES.values()
         for name in (names.get(stage.name, names_of(stage, params)) if stage.per else [""])
         if _dvc_name(stage.name, name, params) not in {current, *locked}
     ]
-    if not left:
+    if not remaining:
         return None
-    count = f"{len(left)} stage{'s' if len(left) > 1 else ''} left"
+    count = f"{len(remaining)} stage{'s' if len(remaining) > 1 else ''} left"
     records = [read_json(path) for path in (root / "runs").glob("*.json")]
     typical = sum(STAGES[record["stage"]].seconds for record in records)
     if not typical:
         return count
-    seconds = sum(stage.seconds for stage in left) * sum(record["seconds"] for record in records) / typical
+    seconds = sum(stage.seconds for stage in remaining) * sum(record["seconds"] for record in records) / typical
     return f"{count}, about {seconds / 60:.0f} min" if seconds >= 60 else f"{count}, less than a minute"
 
 

@@ -209,13 +209,13 @@ class Registry:
 
         Args:
             experiments: beginning of their names.
-            keep: versions whose files are left out, as are those of base models, which met nobody.
+            keep: versions whose files are left out, as are those of base models, which met no person.
         """
         from mlflow.entities import ViewType
 
         with mlflow_client(self.project) as client:
             rows = client.search_model_versions(f"name = '{self.name}'")
-            kept = {row.run_id for row in rows if int(row.version) in keep or row.tags.get(MODEL) == "base"}
+            kept_runs = {row.run_id for row in rows if int(row.version) in keep or row.tags.get(MODEL) == "base"}
             ids = [
                 experiment.experiment_id
                 for experiment in client.search_experiments(
@@ -225,7 +225,7 @@ class Registry:
             files = {}
             for run in _pages(client.search_runs, experiment_ids=ids, run_view_type=ViewType.ALL):
                 paths = [file.path for file in client.list_artifacts(run.info.run_id)]
-                files[run.info.run_id] = [p for p in paths if p != "model" or run.info.run_id not in kept]
+                files[run.info.run_id] = [p for p in paths if p != "model" or run.info.run_id not in kept_runs]
         return {run: paths for run, paths in files.items() if paths}
 
     def delete_files(self, files: Mapping[str, Sequence[str]], *, time: str) -> list[str]:

@@ -110,7 +110,7 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
         root: folder of the benchmark.
         name: benchmark name; part of every sample id.
         forget: the share to forget, 5, 10 or 15 %, whose folders are read. The unseen set asks about
-            everybody who can be forgotten.
+            all people who can be forgotten.
         bad_rows: what to do with rows that cannot be used.
 
     Raises:
@@ -202,7 +202,7 @@ class _MllmuReader:
 
     @property
     def _fictitious(self) -> set[str]:
-        """Everybody who can be forgotten."""
+        """All people who can be forgotten."""
         return self._people["forget"] | self._people["retain"]
 
     def _check_share(self, root: Path, percent: int) -> None:
