@@ -36,7 +36,9 @@ def remaining(params: Params, root: Path = Path("data")) -> str | None:
     typical = sum(STAGES[record["stage"]].seconds for record in records)
     if not typical:
         return count
-    seconds = sum(stage.seconds for stage in remaining) * sum(record["seconds"] for record in records) / typical
+    seconds = (
+        sum(stage.seconds for stage in remaining) * sum(record["seconds"] for record in records) / typical
+    )
     return f"{count}, about {seconds / 60:.0f} min" if seconds >= 60 else f"{count}, less than a minute"
 
 

@@ -215,7 +215,9 @@ class Registry:
 
         with mlflow_client(self.project) as client:
             rows = client.search_model_versions(f"name = '{self.name}'")
-            kept_runs = {row.run_id for row in rows if int(row.version) in keep or row.tags.get(MODEL) == "base"}
+            retained = {
+                row.run_id for row in rows if int(row.version) in keep or row.tags.get(MODEL) == "base"
+            }
             ids = [
                 experiment.experiment_id
                 for experiment in client.search_experiments(
@@ -225,7 +227,7 @@ class Registry:
             files = {}
             for run in _pages(client.search_runs, experiment_ids=ids, run_view_type=ViewType.ALL):
                 paths = [file.path for file in client.list_artifacts(run.info.run_id)]
-                files[run.info.run_id] = [p for p in paths if p != "model" or run.info.run_id not in kept_runs]
+                files[run.info.run_id] = [p for p in paths if p != "model" or run.info.run_id not in retained]
         return {run: paths for run, paths in files.items() if paths}
 
     def delete_files(self, files: Mapping[str, Sequence[str]], *, time: str) -> list[str]:
