@@ -22,7 +22,7 @@ import efface  # noqa: F401  # declares torchvision's operators before transform
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "models.md"
 STEPS = ("load", "anatomy", "encode", "score", "train", "prune")
-_SECONDS = 60  # that one step of one type may take
+_SECONDS = 60  # of a processor that one step of one type may take
 _BYTES = 8 << 30  # of address space that one type may take
 
 app = typer.Typer(add_completion=False)
@@ -104,29 +104,29 @@ def types(
 
 
 def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
-    """Print how many types pass each step, and write which types stop at each."""
+    """Print how many types pass each step, and write which types stop where, and why."""
     counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
+    complete = [kind for kind, reports in rows.items() if all(step in reports for step in STEPS)]
     lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
+    lines += ["", f"All steps: {', '.join(f'`{kind}`' for kind in complete)}."]
+    lines += ["", "| type | passes | stops at |", "|---|---|---|"]
+    for kind, reports in rows.items():
+        if kind not in complete:
+            passes = ", ".join(report for report in reports if report in STEPS)
+            stops = next(report for report in reports if report not in STEPS).replace("|", "\\|")
+            lines.append(f"| `{kind}` | {passes} | {stops} |")
     typer.echo(lines[0])
-    lines += ["", "| stops at | types |", "|---|---|"]
-    for step in (*STEPS, "nothing"):
-        kinds = [
-            f"`{kind}`"
-            for kind, reports in rows.items()
-            if step == next((name for name in STEPS if name not in reports), "nothing")
-        ]
-        lines += [f"| {step} | {', '.join(kinds)} |"] if kinds else []
     if write:
         write_part("types", "\n".join(lines) + "\n")
 
 
 def _try(kind: str) -> list[str]:
     """The steps that a type passes, and the reasons where it stops."""
-    signal.signal(signal.SIGALRM, _stop)
+    signal.signal(signal.SIGPROF, _stop)
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     reports = []
     for step, work in _steps(kind):
-        signal.alarm(_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
         try:
             work()
         except Exception as error:  # noqa: BLE001  # whatever a family raises is the result
@@ -138,7 +138,7 @@ def _try(kind: str) -> list[str]:
         else:
             reports.append(step)
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return reports
 
 

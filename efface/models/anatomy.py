@@ -178,7 +178,8 @@ def _convolutional_sibling(model: nn.Module, language: str) -> str:
     if len(towers) != 1:
         raise ModelError(
             f"expected exactly one vision tower beside the decoder of {type(model).__name__}, got "
-            f"{', '.join(towers) or 'none'}; choose a model that reads pictures with one tower"
+            f"{', '.join(towers) or 'none'}; train it without a mask (such as npo) and score it, or choose a "
+            "model that reads pictures with one tower"
         )
     return towers[0]
 

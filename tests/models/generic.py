@@ -84,6 +84,7 @@ _WITHOUT_RULE: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         "vision_feature_select_strategy": "full",
     },
+    "kimi_k25": {"projection_hidden_size": WIDTH // 2},
     "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768}},
     "llama4": {"vision_config": {"intermediate_size": 128}},
     "molmo2": {"adapter_config": {"hidden_size": WIDTH // 2}},
@@ -348,8 +349,9 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
         raise ValueError("transformers names no image processor for this type")
     if "num_additional_image_tokens" in names and "clip" in _setting(config, "model_type"):
         options["num_additional_image_tokens"] = 1  # the class token
-    if "patch_size" in names:
-        options.setdefault("patch_size", 32)
+    for name, value in (("patch_size", 32), ("vision_feature_select_strategy", "default")):
+        if name in names:
+            options.setdefault(name, value)
     processor: ProcessorMixin = kind(**options)
     for name in re.findall(r"config\.(\w+_token_id)\b", _code_of(type(config), "modeling_")):
         if not hasattr(config, name):  # only checkpoints have it
@@ -469,7 +471,12 @@ def fit_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     placeholders, accepted = _placeholders(processor), list[str]()
     while placeholders:
         token = placeholders.pop(0)
-        for _ in range(2):
+        counts: list[int | None] = [None]
+        while counts:
+            count = counts.pop(0)
+            for name in _SEQUENCES if count is not None else ():
+                if isinstance(getattr(processor, name, None), int):
+                    setattr(processor, name, count)
             try:
                 inputs = processor(text=[f"{token} Which"], images=[picture], return_tensors="pt")
                 accepted.append(token)
@@ -477,14 +484,10 @@ def fit_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
                 with torch.no_grad():
                     model(**model_inputs(model, dict(inputs)))
             except Exception as error:  # noqa: BLE001  # each family refuses its own way
-                features = re.search(r"features:\s*(\d+)", str(error))
-                if features is None:
-                    break
-                for name in _SEQUENCES:
-                    if isinstance(getattr(processor, name, None), int):
-                        setattr(processor, name, int(features[1]))
-                if token == "<image>":
-                    placeholders.append(token * int(features[1]))
+                said = re.search(r"(?:features:?|value tensor of shape \[)\s*(\d+)", str(error))
+                if said is not None and count is None:  # of features, or of their numbers
+                    counts = [int(said[1]), int(said[1]) // WIDTH]
+                    placeholders += [token * int(said[1])] if token == "<image>" else []
             else:
                 processor.chat_template = _template(token)
                 return
