@@ -63,7 +63,7 @@ def clone_project(folder: Path, settings: Sequence[str]) -> Path:
         set_value(params, setting)
     yaml.dump(params, folder / "params.yaml")
     run(folder, "dvc", "config", "--local", "cache.dir", str(Path(".dvc/cache").absolute()))
-    run(folder, "dvc", "repro", "vanilla")
+    run(folder, "dvc", "repro", "vanilla", "split")
     return folder
 
 
