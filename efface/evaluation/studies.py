@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 from efface.errors import EvaluationError
 from efface.evaluation import LEVEL, REFERENCE_MODELS
 from efface.evaluation.curves import Points, forgotten_at, front_area, retain_at
-from efface.evaluation.goals import MEASURES, PARTS, Goal, unlearning_score, validation_score
-from efface.evaluation.intervals import Fold, FoldMean, fold_mean, holm, mean_interval, paired_difference
+from efface.evaluation.goals import MEASURES, PARTS, Goal, unlearning_score
+from efface.evaluation.intervals import Fold, FoldMean, fold_mean, holm, paired_difference
 from efface.evaluation.metrics import with_metrics
 from efface.evaluation.tables import check_same_samples
 
@@ -56,168 +56,6 @@ FLOOR_HOLDS = 0.9
 """Least forgetting of the retrained model, measured from base, with which base serves as the floor."""
 Verdict = Literal["first", "second", "not settled", "measures disagree", "gap"]
 """Which of a pair is better, or why none is."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The score tables of one model, with the reference models of the same seed and fraction.
-
-    Attributes:
-        fraction: share of the people to forget.
-        seed: of people, weights and batches.
-        model: name of the method or reference model.
-        variant: the method with its settings; the name of a reference model.
-        table: score table of the model.
-        base: score table of the model that never met these people.
-        vanilla: score table of the model that unlearning started from.
-        retrained: score table of the model that never saw the people to forget.
-        costs: of ``COSTS``, those that are known.
-        gaps: attack to how much more of the forgotten the model answers after it than the retrained model.
-    """
-
-    fraction: float
-    seed: int
-    model: str
-    variant: str
-    table: pd.DataFrame
-    base: pd.DataFrame
-    vanilla: pd.DataFrame
-    retrained: pd.DataFrame
-    costs: Mapping[str, float] = field(default_factory=dict)
-    gaps: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean over seeds with its 95 % interval, which is None with fewer than two seeds."""
-
-    value: float
-    interval: tuple[float, float] | None
-    seeds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table of a study.
-
-    Attributes:
-        fraction, model: what was run.
-        variant: the settings that were reported.
-        variants: how many variants were compared.
-        seeds: seeds whose run finished, for this variant.
-        numbers: column (of ``COLUMNS``, ``SCORES`` or ``COSTS``) to its mean; a refused score is missing.
-        gaps: attack to the mean of its gap, over the seeds in which the model was attacked so.
-        refused: why there is no score, or why settings could not be selected; else None.
-    """
-
-    fraction: float
-    model: str
-    variant: str
-    variants: int
-    seeds: tuple[int, ...]
-    numbers: Mapping[str, Mean]
-    refused: str | None
-    gaps: Mapping[str, Mean] = field(default_factory=dict)
-
-
-def compare(runs: Sequence[Run], *, goal: Goal) -> list[Line]:
-    """One line per fraction and model, in the order in which they first come.
-
-    Raises:
-        EvaluationError: if there is no run.
-    """
-    if not runs:
-        raise EvaluationError("no run of the study finished, so there is nothing to compare")
-    lines = []
-    for (fraction, model), choice in choose(runs, goal=goal).items():
-        own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
-        variants = len({run.variant for run in own})
-        line = _line(fraction, model, [run for run in own if run.variant == choice.variant], variants, goal)
-        lines.append(replace(line, refused=choice.refused or line.refused))
-    return lines
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The variant to report; where `refused` says why no score could select one, it is the first."""
-
-    variant: str
-    refused: str | None = None
-
-
-def choose(runs: Sequence[Run], *, goal: Goal) -> dict[tuple[float, str], Choice]:
-    """The variant to report, by fraction and model, in the order in which they first come."""
-    choices = {}
-    for fraction, model in dict.fromkeys((run.fraction, run.model) for run in runs):
-        own = [run for run in runs if (run.fraction, run.model) == (fraction, model)]
-        variants = list(dict.fromkeys(run.variant for run in own))
-        try:
-            best = _best(own, variants, goal) if len(variants) > 1 else variants[0]
-        except EvaluationError as error:  # a reference model that never learnt the validation people
-            choices[fraction, model] = Choice(
-                variants[0], f"{model}: first settings of {len(variants)}; {error}"
-            )
-        else:
-            choices[fraction, model] = Choice(best)
-    return choices
-
-
-def _best(runs: Sequence[Run], variants: Sequence[str], goal: Goal) -> str:
-    """The variant with the highest mean score on the validation people, over the seeds that all have."""
-    seeds = [{run.seed for run in runs if run.variant == variant} for variant in variants]
-    common = set.intersection(*seeds) or set.union(*seeds)
-    means = {
-        variant: fmean(
-            validation_score(
-                run.table, base=run.base, vanilla=run.vanilla, retrained=run.retrained, goal=goal
-            )
-            for run in runs
-            if run.variant == variant and run.seed in common
-        )
-        for variant in variants
-        if any(run.variant == variant and run.seed in common for run in runs)
-    }
-    return max(means, key=lambda variant: means[variant])
-
-
-def _line(fraction: float, model: str, runs: Sequence[Run], variants: int, goal: Goal) -> Line:
-    numbers: dict[str, Mean] = {}
-    for column, (kind, modality) in COLUMNS.items():
-        values = [value for run in runs if (value := _exact_match(run.table, kind, modality)) is not None]
-        if values:
-            numbers[column] = _mean(values)
-    for column in COSTS:
-        if all(column in run.costs for run in runs):
-            numbers[column] = _mean([run.costs[column] for run in runs])
-    gaps = {
-        attack: _mean([run.gaps[attack] for run in runs if attack in run.gaps])
-        for attack in dict.fromkeys(attack for run in runs for attack in run.gaps)
-    }
-    refused = None
-    try:
-        scores = [
-            unlearning_score(
-                run.table, base=run.base, vanilla=run.vanilla, retrained=run.retrained, goal=goal
-            )
-            for run in runs
-        ]
-    except EvaluationError as error:  # a reference model that never learnt: shown instead of a number
-        refused = str(error)
-    else:
-        numbers["score"] = _mean([score.value for score in scores])
-        numbers |= {part: _mean([getattr(score, part) for score in scores]) for part in PARTS}
-    seeds = tuple(sorted(run.seed for run in runs))
-    return Line(fraction, model, runs[0].variant, variants, seeds, numbers, refused, gaps)
-
-
-def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:
-    rows = table[(table["part"] == "test") & (table["set"] == kind) & (table["modality"] == modality)]
-    values = rows["exact_match"].dropna()
-    return None if values.empty else float(values.mean())
-
-
-def _mean(values: Sequence[float]) -> Mean:
-    return Mean(fmean(values), mean_interval(values), tuple(values))
 
 
 @dataclass(frozen=True)
@@ -471,6 +309,12 @@ def _outcome(
     return Outcome(fold, cell.tuning, cell.setting, model, numbers, refused)
 
 
+def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:
+    rows = table[(table["part"] == "test") & (table["set"] == kind) & (table["modality"] == modality)]
+    values = rows["exact_match"].dropna()
+    return None if values.empty else float(values.mean())
+
+
 def choose_settings(cells: Sequence[StudyCell], *, goal: Goal) -> dict[str, Setting]:
     """Method to the setting with the best mean score over all tuning folds; cells that report are ignored.
 
@@ -508,7 +352,7 @@ def compare_study(
     folds: Sequence[Fold],
     controls: Mapping[str, str],
 ) -> StudyComparison:
-    """Compare methods over the reported folds; `efface.report.study.StudyPage` takes the result.
+    """Compare methods over the reported folds; `efface.report.study_page.StudyPage` takes the result.
 
     Args:
         cells: those there are, tuning or not.
