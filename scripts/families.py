@@ -97,7 +97,7 @@ def built(preset: str, device: str) -> tuple[Any, Any]:
 
 
 def print_estimate(model: Any, parts: Anatomy) -> None:
-    """Print the memory that `python -m tasks inspect` would foretell."""
+    """Print the memory that `python -m tasks inspect` would print."""
     from efface.models.memory import estimate_memory
 
     needed = estimate_memory(model, parts, measured=parts.maskable)
