@@ -175,3 +175,11 @@ def test_every_method_and_section_is_in_the_parameters():
     modules = {f"tasks.config.{name}" for name in ("data", "models", "attribution", "unlearning", "pruning")}
     modules |= {f"efface.unlearning.methods.{name}" for name in METHODS}
     assert not {module for module in modules if f"::: {module}\n" not in text}
+
+
+@pytest.mark.parametrize(
+    "page", [PAGES[0], *sorted((PROJECT / ".github").glob("*.md"))], ids=lambda page: page.name
+)
+def test_the_links_outside_the_site_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert links and not [link for link in links if not (page.parent / link).exists()]
