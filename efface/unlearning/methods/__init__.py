@@ -2,11 +2,21 @@
 
 import importlib
 import pkgutil
+from collections import UserDict
+from typing import Any
 
 from efface.unlearning.method import Method
 
-METHODS: dict[str, Method] = {
-    file.name: importlib.import_module(f"{__name__}.{file.name}").METHOD
-    for file in pkgutil.iter_modules(__path__)
-}
+
+class _Methods(UserDict[str, Any]):
+    """Methods by name; the file of each is imported when the method is first looked up."""
+
+    def __getitem__(self, name: str) -> Method:
+        if self.data[name] is None:
+            self.data[name] = importlib.import_module(f"{__name__}.{name}").METHOD
+        method: Method = self.data[name]
+        return method
+
+
+METHODS = _Methods({file.name: None for file in pkgutil.iter_modules(__path__)})
 """All methods by name."""
