@@ -165,6 +165,8 @@ class _TableReader:
                 return f"{column} is {value!r} ({type(value).__name__}); expected text"
             if any("\ud800" <= c <= "\udfff" for c in _text(value)):
                 return f"{column} holds half a character (a lone surrogate): {value!r}"
+            if "\0" in _text(value):
+                return f"{column} holds a NUL character: {value!r}"
         for column in COLUMNS:
             if not _text(row.get(column)):
                 return f"empty {column}; expected some text"
@@ -268,10 +270,15 @@ def _list(value: list[str] | str) -> list[str]:
 
 def _rows(file: Path) -> Iterator[Row | str]:
     """The rows of a table, and in place of a row that cannot be read what is wrong with it."""
-    if file.suffix == ".parquet":
-        yield from read_parquet(file)
-    elif file.suffix == ".arrow":
-        yield from _arrow(file)
+    if file.suffix in (".parquet", ".arrow"):
+        for row in read_parquet(file) if file.suffix == ".parquet" else _arrow(file):
+            image = row.get("image")
+            if isinstance(image, dict) and not image.get("bytes") and image.get("path"):
+                row = {
+                    **row,
+                    "image": image["path"],
+                }  # `datasets` wrote the place of a picture, not the picture
+            yield row
     else:
         for row in _csv_rows(file) if file.suffix == ".csv" else _json_rows(file):
             if isinstance(row, dict) and "file_name" in row:  # the name in a folder of pictures of `datasets`

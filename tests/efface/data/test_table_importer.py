@@ -65,6 +65,11 @@ def write(root, rows, kind):
         Dataset.from_list(rows, features=Features(features)).save_to_disk(file, num_shards=2)
     else:
         keys = ("image", "question", "answer", "person", "part")
+        if kind == "parquet of paths":  # pictures that `datasets` opened from files
+            rows = [
+                row | {"image": row.get("image") and {"bytes": None, "path": row["image"]}} for row in rows
+            ]
+            file = file.with_suffix(".parquet")
         pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]), file)
     return file
 
@@ -75,7 +80,10 @@ def read(root, fraction=0.2, policy="stop", seed=0):
     return data, list(data.samples), bad_rows
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder of pictures", "saved to disk"])
+KINDS = ["csv", "jsonl", "parquet", "parquet of paths", "folder of pictures", "saved to disk"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_table_gives_the_same_samples(root, kind):
     write(root, facts(), kind)
     data, samples, _ = read(root)
@@ -148,6 +156,7 @@ BAD = [
     ({"answer": 1.5}, ["answer", "1.5", "float"]),
     ({"answer": "Os\ud83dlo"}, ["answer", "surrogate"]),
     ({"person": "Ben\udc80"}, ["person", "surrogate"]),
+    ({"question": "Wh\0ere?"}, ["question", "NUL"]),
     ({"name": "Otto"}, ["Ben Field", "'Otto'"]),
     ({"image": None, "question": "<image>\nWhere does Ada Stone live?"}, ["<image>", "no picture"]),
 ]
