@@ -273,7 +273,7 @@ def simulated(
     references = {name: means(name) for name in ("vanilla", "base", "chance")}
     numbers = {}
     for method in methods:
-        parts, _ = _parts(references | {"model": means(method)}, goal, "knowledge", PARTS)
+        parts, _ = _parts(references | {"model": means(method)}, goal, "knowledge")
         arrays = {"score": _combined(parts), **{name: 100 * values for name, values in parts.items()}}
         numbers[method] = {name: values.reshape(seeds, folds) for name, values in arrays.items()}
     return numbers

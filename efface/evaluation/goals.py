@@ -108,7 +108,7 @@ def unlearning_score(
         EvaluationError: if vanilla leads by less than `LEARNT` on a set, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
-    means, groups = _means(table, base, vanilla, retrained, measure, part, PARTS)
+    means, groups = _means(table, base, vanilla, retrained, measure, part)
     return score_of_means(means, groups, goal=goal, measure=measure)
 
 
@@ -126,7 +126,7 @@ def score_of_means(
     Raises:
         EvaluationError: as for `unlearning_score`.
     """
-    parts, unmeasured = _parts(means, goal, measure, PARTS)
+    parts, unmeasured = _parts(means, goal, measure)
     replicates = _combined(parts)
     estimate = jackknife(replicates, groups)
     interval = None
@@ -159,31 +159,10 @@ def score_difference(
     """How much higher the first model scores, and the same with its paired uncertainty over people."""
     scores = []
     for table in (first, second):
-        means, groups = _means(table, base, vanilla, retrained, measure, part, PARTS)
-        scores.append(_combined(_parts(means, goal, measure, PARTS)[0]))
+        means, groups = _means(table, base, vanilla, retrained, measure, part)
+        scores.append(_combined(_parts(means, goal, measure)[0]))
     difference = scores[0] - scores[1]
     return float(difference[0]), jackknife(difference, groups)
-
-
-def validation_score(
-    table: pd.DataFrame,
-    *,
-    base: pd.DataFrame,
-    vanilla: pd.DataFrame,
-    retrained: pd.DataFrame | None,
-    goal: Goal,
-    measure: Measure = "knowledge",
-) -> float:
-    """The score on the validation people, in [0, 100], by which settings are chosen.
-
-    Without utility: real people and skills are in no validation part.
-
-    Raises:
-        EvaluationError, ArtifactError: as for `unlearning_score`.
-    """
-    names = tuple(name for name in PARTS if name != "utility")
-    means, _ = _means(table, base, vanilla, retrained, measure, "validation", names)
-    return float(_combined(_parts(means, goal, measure, names)[0])[0])
 
 
 def _means(
@@ -193,23 +172,22 @@ def _means(
     retrained: pd.DataFrame | None,
     measure: Measure,
     part: str,
-    names: Sequence[str],
 ) -> tuple[dict[str, Mapping[Cell, np.ndarray]], np.ndarray]:
-    """Means of the cells of some parts, by model, and the groups of the people."""
+    """Means of the cells of the score, by model, and the groups of the people."""
     if measure not in MEASURES:
         raise EvaluationError(f"measure is {measure!r}: expected one of {', '.join(MEASURES)}")
     tables = {"vanilla": vanilla, "base": base, "model": table}
     if retrained is not None:
         tables["retrained"] = retrained
     check_same_samples(tables)
-    cells = [cell for name in names for cell in CELLS[name]]
+    cells = [cell for name in PARTS for cell in CELLS[name]]
     replicates = {name: _replicates(rows, cells, measure, part) for name, rows in tables.items()}
     replicates["chance"] = _replicates(vanilla, cells, "chance", part)
     return {name: values.means for name, values in replicates.items()}, replicates["vanilla"].groups
 
 
 def _parts(
-    means: Mapping[str, Mapping[Cell, np.ndarray]], goal: Goal, measure: Measure, names: Sequence[str]
+    means: Mapping[str, Mapping[Cell, np.ndarray]], goal: Goal, measure: Measure
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Each part with everyone (entry 0) and without each person, and sets left out."""
     if goal not in GOALS:
@@ -218,7 +196,7 @@ def _parts(
     floor = "retrained" if "retrained" in means else "base"
     g = means[floor]
     parts, unmeasured = {}, []
-    for name in names:
+    for name in PARTS:
         present = [cell for cell in CELLS[name] if cell in v]
         if not present or (name in ("forget", "text") and CELLS[name][0] not in v):
             raise EvaluationError(

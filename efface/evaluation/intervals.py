@@ -196,23 +196,6 @@ def share_interval(
     return max(low, binomial_low), min(high, binomial_high)
 
 
-def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:
-    """Student's t interval of the mean of independent values (seeds, people); None for fewer than two.
-
-    Raises:
-        ValueError: if a value is not finite, or the level is not in (0, 1).
-    """
-    from scipy.stats import t
-
-    numbers = np.asarray(list(values), dtype=float)
-    if not 0 < level < 1 or not np.all(np.isfinite(numbers)):
-        raise ValueError(f"expected finite values and a level in (0, 1), got {numbers.tolist()} and {level}")
-    if len(numbers) < 2:
-        return None
-    half = float(t.ppf((1 + level) / 2, len(numbers) - 1)) * _standard_error(numbers)
-    return float(numbers.mean()) - half, float(numbers.mean()) + half
-
-
 class Fold(NamedTuple):
     """One forget set on one vanilla model."""
 

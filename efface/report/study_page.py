@@ -57,7 +57,7 @@ def render_study(page: StudyPage) -> str:
     )
     environment.filters["data_uri"] = svg_uri
     folder, comparison = files("efface.report"), page.comparison
-    template = environment.from_string(folder.joinpath("study_page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(folder.joinpath("study.html.j2").read_text(encoding="utf-8"))
     return template.render(
         page=page,
         comparison=comparison,

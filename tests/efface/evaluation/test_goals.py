@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efface.errors import ArtifactError, EvaluationError
-from efface.evaluation.goals import GOALS, MEASURES, score_difference, unlearning_score, validation_score
+from efface.evaluation.goals import GOALS, MEASURES, score_difference, unlearning_score
 
 PEOPLE = {"forget": 4, "unseen": 4, "retain": 6, "real": 3, "utility": 20}
 FLOOR, TOP = 0.02, 0.9
@@ -211,18 +211,3 @@ def test_order_changes_nothing_and_intervals_are_paired():
     assert difference == pytest.approx(score(better, "visual").value - result.value)
     assert 0 < low < difference < high and high - low < result.high - result.low
     assert score_difference(model, model, goal="visual", **REFERENCES) == (0.0, None)
-
-
-def test_settings_are_chosen_on_validation_people_without_utility():
-    def split(model):
-        people = model[~model["set"].isin(["real", "utility"])].assign(part="validation")
-        people["sample_id"] += "/validation"
-        return pd.concat([model, people], ignore_index=True)
-
-    references = {name: split(rows) for name, rows in REFERENCES.items()}
-    half = split(table(VANILLA | {"forget": 0.5, "unseen": 0.48}, text={"forget": 0.9, "unseen": 0.9}))
-    assert validation_score(half, goal="visual", **references) == pytest.approx(100 * 3 / (1 / 0.5 + 1 + 1))
-    assert validation_score(references["vanilla"], goal="visual", **references) == 0
-    with pytest.raises(EvaluationError) as error:
-        validation_score(REFERENCES["vanilla"], goal="visual", **REFERENCES)
-    assert "forget/multimodal" in str(error.value)

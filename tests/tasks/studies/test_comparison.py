@@ -12,7 +12,7 @@ from tasks.studies import comparison
 from tasks.studies.cells import Finished, study_cells
 from tasks.studies.plan import plan_of
 from tests.efface.evaluation.test_goals import BASE, VANILLA, table
-from tests.efface.evaluation.test_study_folds import left, on_fold
+from tests.efface.evaluation.test_studies import left, on_fold
 from tests.tiny_project import PROJECT
 
 MASKED = {"method": "mmunlearner", "start": "vanilla", "mask": "saliency", "learning_rate": 1e-5}
