@@ -15,7 +15,7 @@ class Base(Section):
     source: Annotated[str, Field(min_length=1)] = "sandbox"
     """`sandbox`, a Hub id, or a local folder of a model or LoRA adapter. The keys down to `trust_remote_code`
     are about an existing model, the rest about the sandbox's."""
-    revision: str | None = None
+    revision: Annotated[str | None, UNLISTED] = None
     """Branch, tag or commit on the Hub; null: the newest, whose commit is recorded."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto`: as saved."""

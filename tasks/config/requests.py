@@ -23,14 +23,14 @@ class Gates(Section):
     """Share of the probability of each request's facts that is left between a model that never met the people
     (retrained where it is made, else base) and vanilla; by picture, and by name too where `unlearn.forget`
     has text. null: no condition, as below."""
-    membership_at_most: Level | None = 0.8
+    membership_at_most: Annotated[Level | None, UNLISTED] = 0.8
     """AUC of telling each request's people from people no model met; 0.5 is ideal."""
     tpr_at_most: Annotated[Level | None, UNLISTED] = 0.4
     """True-positive rate of the same attack at a false-positive rate of 1 %."""
     relative_p_at_most: Annotated[Level | None, UNLISTED] = None
     """p value of the test that the new model is nearer to one that never met the people than to vanilla; of n
     people it is 2 / 2**n at best."""
-    neighbours_at_least: Weight | None = 0.8
+    neighbours_at_least: Annotated[Weight | None, UNLISTED] = 0.8
     """Exact match on the five people to keep who share most facts with a request's people, as a share of
     vanilla's."""
     relearn_gap_at_most: Annotated[Level | None, UNLISTED] = None
@@ -60,7 +60,7 @@ class Requests(Section):
     """Share of the people that one request may name before it needs a confirmation."""
     recipients: Annotated[list[str], UNLISTED] = []
     """Who received the data or the model and is to be told of each request that is done."""
-    purge_after_days: Count | None = None
+    purge_after_days: Annotated[Count | None, UNLISTED] = None
     """Days after promotion on which the deployed flow deletes the data of a request's people, and models that
     know them; null: only the command `purge` does."""
     gates: Gates = Gates()

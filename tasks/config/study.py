@@ -19,7 +19,7 @@ class Study(Section):
     """Seeds to report; each has its own people, weights and batches."""
     folds: Annotated[int, Field(ge=2)] | None = 8
     """Disjoint forget sets of each seed, which together hold all people; null: one, as `split` says."""
-    tuning_seed: Annotated[int, Field(ge=0)] = 100
+    tuning_seed: Annotated[int, Field(ge=0), UNLISTED] = 100
     """The seed that chooses among the settings of `grid`; it is in no reported number."""
     tuning_folds: Annotated[Count, UNLISTED] = 2
     """Folds of the tuning seed that the settings are tried on."""
