@@ -144,9 +144,9 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
         if length is None:
             raise DataError(
                 f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens of "
-                f"prompt and answer (answer {sample.answer!r}), or the processor writes others behind it, so the "
-                "answer cannot be labelled; if the "
-                "prompt opens a block of thinking, switch it off in `base.template_arguments` "
+                f"prompt and answer (answer {sample.answer!r}), or the processor writes others behind them, "
+                "so the answer cannot be labelled; if the prompt opens a block of thinking, switch it off in "
+                "`base.template_arguments` "
                 "(`enable_thinking: false`), or name a template whose generation prompt ends in white space "
                 "or a special token as `base.chat_template`"
             )
