@@ -331,6 +331,11 @@ class _Run:
             )
             loss = method.forget_loss
             if settings.adversarial_radius:
+                if config.gradient_checkpointing:  # activations computed again would not be the moved ones
+                    raise ValueError(
+                        f"adversarial_radius is {settings.adversarial_radius} and gradient_checkpointing is "
+                        "True: expected one of the two"
+                    )
                 loss = with_adversary(loss, settings.adversarial_layer, settings.adversarial_radius)
             forget = _Term("forget", loss, method.forget_reference, settings.forget_weight, source)
         if terms.retain is not None and method.retain_loss is not None and settings.uses_retain_set:

@@ -104,6 +104,9 @@ def test_a_layer_that_does_not_exist(model, processor, pictured):
     with pytest.raises(ModelError) as error:
         run(model, processor, pictured, adversarial_radius=1.0, adversarial_layer=3)
     assert "adversarial_layer is 3" in str(error.value) and "1 to 2" in str(error.value)
+    with pytest.raises(ValueError) as error:
+        run(model, processor, pictured, adversarial_radius=1.0, gradient_checkpointing=True)
+    assert "gradient_checkpointing" in str(error.value)
 
 
 def test_the_sine_is_the_identity_before_training_and_bounds_what_training_does(model, processor, pictured):
