@@ -252,6 +252,7 @@ def test_a_purge_of_a_person_whom_another_request_names_is_refused_unless_withdr
     run_purge(done)
     assert all_traces(done) == set()
     assert not (done.root / "requests" / "C.yaml").exists()
+    write_benchmark(done.root, None, without=[PERSON])
     with pytest.raises(RequestError) as error:
         purge.plan_purge(done.params, done.root, done.registry, "A")
     assert "request A is purged" in str(error.value)
