@@ -326,7 +326,8 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
         size=VOCABULARY - 40,
     )
     options: dict[str, Any] = {}
-    names = [p for p in inspect.signature(kind.__init__).parameters if p not in ("self", "kwargs", "args")]
+    arguments = inspect.signature(kind.__init__).parameters
+    names = [name for name in arguments if name not in ("self", "kwargs", "args")]
     registries = {
         "image_processor": image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,
         "video_processor": video_processing_auto.VIDEO_PROCESSOR_MAPPING_NAMES,
@@ -350,7 +351,7 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
     if "num_additional_image_tokens" in names and "clip" in _setting(config, "model_type"):
         options["num_additional_image_tokens"] = 1  # the class token
     for name, value in (("patch_size", 32), ("vision_feature_select_strategy", "default")):
-        if name in names:
+        if name in names and arguments[name].default is None:
             options.setdefault(name, value)
     processor: ProcessorMixin = kind(**options)
     for name in re.findall(r"config\.(\w+_token_id)\b", _code_of(type(config), "modeling_")):
