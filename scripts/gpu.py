@@ -53,7 +53,8 @@ def parity(device: str) -> Iterator[Row]:
     from scripts.subjects import random_samples
 
     cpu = build("tiny", samples=32, device="cpu")
-    gpu = copy.deepcopy(cpu.model).to(device)
+    gpu: Any = copy.deepcopy(cpu.model)
+    gpu.to(device)
     batches = [to_device(batch, gpu.device) for batch in cpu.batches]
     names = anatomy(cpu.model).maskable
 

@@ -49,8 +49,8 @@ def load_decoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
 
     where, options = _locate(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        decoder = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
+        decoder: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
     except Exception as error:  # transformers, gguf and the Hub raise many types for one cause
         advice = (
             "is it a whole GGUF file? copy it again"
@@ -130,9 +130,11 @@ def build_model(
     """
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
+    embeddings: Any = decoder.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
         decoder.resize_token_embeddings(len(tokenizer))
     text: Any = decoder.config
+    image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=mlp_width,
@@ -146,7 +148,7 @@ def build_model(
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=image_token,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
