@@ -21,14 +21,16 @@ SETTINGS = FOLDER / "settings.yaml"
 def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dict[str, int]:
     """Method to the number of the settings with the best mean score on the tuning folds; also to SETTINGS.
 
-    A method without one such setting is left out.
+    A method without one such setting is left out, unless none has any.
     """
     from ruamel.yaml import YAML
 
     from efface.evaluation.studies import choose_settings
 
     settings = choose_settings(study_cells(finished), goal=params.study.goal)
-    chosen = {name: setting.index for name, setting in settings.items() if setting.refused is None}
+    scored = {name: setting.index for name, setting in settings.items() if setting.refused is None}
+    # Where vanilla learnt too little for any score, the first settings run, and the page says why.
+    chosen = scored or {name: setting.index for name, setting in settings.items()}
     chosen |= {
         name: 0 for name, method in plan.methods.items() if len(method.settings) == 1 and name in settings
     }
