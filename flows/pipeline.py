@@ -36,25 +36,26 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         base = run("base", benchmark, table)
         vanilla = run("vanilla", table, base)
         answers = {"base": run("score@base", table, base), "vanilla": run("score@vanilla", table, vanilla)}
-        samples = run("split", table)
-        retrained = run("retrained", samples, base)
-        masks = {"saliency": run("saliency", samples, vanilla)}
+        samples = (table, run("split", table))
+        retrained = run("retrained", *samples, base)
+        masks = {"saliency": run("saliency", *samples, vanilla)}
         for control in params.saliency.controls:
-            masks[control] = run(f"control@{control}", samples, vanilla, masks["saliency"])
-        importance = run("importance", samples, vanilla)
+            masks[control] = run(f"control@{control}", *samples, vanilla, masks["saliency"])
+        importance = run("importance", *samples, vanilla)
         models = {"base": base, "vanilla": vanilla, "retrained": retrained}
         for name in params.prune.methods:
-            models[f"unlearned/{name}"] = run(f"prune@{name}", samples, vanilla, importance)
+            models[f"unlearned/{name}"] = run(f"prune@{name}", *samples, vanilla, importance)
         for name, method in params.unlearn.methods.items():  # a method may start from an earlier one's model
             models[f"unlearned/{name}"] = run(
-                f"unlearn@{name}", samples, models[method.start], masks.get(method.mask)
+                f"unlearn@{name}", *samples, models[method.start], masks.get(method.mask)
             )
         scores = {
-            name: run(params.evaluation_of(name), samples, models[folder], answers.get(name))
+            name: run(params.evaluation_of(name), *samples, models[folder], answers.get(name))
             for name, folder in params.models.items()
         }
-        attacks = [run(f"attack@{name}", samples, vanilla, scores[name]) for name in params.attack.models]
-        run("report", samples, *masks.values(), importance, *models.values(), *scores.values(), *attacks)
+        attacks = [run(f"attack@{name}", *samples, vanilla, scores[name]) for name in params.attack.models]
+        results = [*masks.values(), importance, *models.values(), *answers.values(), *scores.values()]
+        run("report", *samples, *results, *attacks)
         return run.finish()
 
 

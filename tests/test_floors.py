@@ -11,15 +11,17 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 FORBIDDEN = {
     "efface": {"tasks", "flows", "prefect", "mlflow", "dvc"},
-    "tasks": {"flows", "prefect", "dvc"},
+    "tasks": {"flows", "prefect"},
     "flows": {"torch", "transformers", "datasets", "mlflow"},
 }
 ALLOWED_FILES = {
+    # A purge deletes by hash, and an error names who holds DVC's lock: DVC has no command for either.
+    "dvc": {"tasks/requests/storage.py", "flows/commands.py"},
     "mlflow": {
         "tasks/tracking/client.py",
         "tasks/tracking/registry.py",
         "tasks/tracking/runs.py",
-    }
+    },
 }
 
 

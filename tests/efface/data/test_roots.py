@@ -104,6 +104,7 @@ def download(hub, home, source):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_ETAG_TIMEOUT": "3",
             "no_proxy": "127.0.0.1",
+            "TQDM_DISABLE": "",  # a command that ran in this process before may have set it
         },
         capture_output=True,
         text=True,

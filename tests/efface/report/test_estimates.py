@@ -67,9 +67,10 @@ def test_intervals_are_over_people_and_within_the_range():
     assert (cell.low, cell.high, cell.people) == (*map(pytest.approx, expected), 3)
     agreed = rows(exact_match=[1.0, 1.0, 1.0], entity_id=["a", "b", "c"])
     cell = estimate(agreed)["forget"]["multimodal"]["exact_match"]
-    assert cell.low == pytest.approx(0.025 ** (1 / 3)) and cell.high == pytest.approx(
+    # Three people who agree prove little: Jeffreys' bound.
+    assert cell.low == pytest.approx(stats.beta.ppf(0.025, 3.5, 0.5)) and cell.high == pytest.approx(
         1, abs=1e-3
-    )  # three people who agree prove little
+    )
 
 
 def test_curves_share_one_front():
