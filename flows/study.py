@@ -129,14 +129,14 @@ class Work:
         return paths + [f"data/runs/{record}.json" for record in sorted(records)]
 
 
-def work_of(cell: Cell, params: Params, plan: StudyPlan, chosen: Mapping[str, int]) -> Work:
+def work_of(cell: Cell, params: Params, plan: StudyPlan, selected: Mapping[str, int]) -> Work:
     """What a cell runs and changes.
 
     Args:
         cell: the cell.
         params: the whole file.
         plan: of the study.
-        chosen: method to number of its settings; a method without one is left out of a cell that reports.
+        selected: method to number of its settings; a method without one is left out of a cell that reports.
     """
     study = params.study
     values: dict[str, Any] = {"seed": cell.seed, "avatars.seed": cell.seed}
@@ -146,10 +146,10 @@ def work_of(cell: Cell, params: Params, plan: StudyPlan, chosen: Mapping[str, in
         values |= {"split.folds": study.folds, "split.fold": cell.fold, "split.forget_people": None}
     if not params.evaluate.shots:  # settings are chosen on another seed, so all people are tested
         values["split.validation_fraction"] = 0.0
-    methods = tuple(plan.methods if cell.setting is not None else (m for m in plan.methods if m in chosen))
+    methods = tuple(plan.methods if cell.setting is not None else (m for m in plan.methods if m in selected))
     for name in methods:
         method = plan.methods[name]
-        index = chosen[name] if cell.setting is None else cell.setting
+        index = selected[name] if cell.setting is None else cell.setting
         settings = method.settings[min(index, len(method.settings) - 1)]
         for key, value in {**method.entry, **settings}.items():
             values[f"{method.kind}.methods.{name}.{key}"] = value
@@ -180,7 +180,10 @@ def failed_methods(error: CommandFailed, work: Work) -> set[str]:
         return set()
     stage, name = match.groups()
     if name in work.methods:
-        return {name, *(other for other in work.methods if name in work.plan.methods[other].needs)}
+        return {
+            name,
+            *(dependent for dependent in work.methods if name in work.plan.methods[dependent].needs),
+        }
     need = name if stage == "control" else stage
     return {method for method in work.methods if need in work.plan.methods[method].needs}
 
@@ -240,12 +243,12 @@ def study(workers: int | None = None) -> State[list[str]]:
         reported = [Cell(seed, fold) for seed in seeds for fold in folds]
         runs = Runs(params, plan, workers, len(tuning) + len(reported) + len(seeds) + bool(tuning))
         runs.start([Cell(seed) for seed in ([params.study.tuning_seed] if tuning else []) + seeds], {})
-        chosen = dict.fromkeys(plan.methods, 0)
+        selected = dict.fromkeys(plan.methods, 0)
         if tuning:
             runs.start(tuning, {})
             runs.wait(tuning)
-            chosen = comparison.choose(params, plan, runs.finished)
-        runs.start(reported, chosen)
+            selected = comparison.choose(params, plan, runs.finished)
+        runs.start(reported, selected)
         runs.wait(reported)
         if any(cell.setting is None for cell in runs.finished):
             comparison.run(params, plan, runs.finished, runs.unfinished())
@@ -284,11 +287,11 @@ class Runs:
         self._seconds: list[float] = []
         self._ended = 0
 
-    def start(self, cells: Sequence[Cell], chosen: Mapping[str, int]) -> None:
+    def start(self, cells: Sequence[Cell], selected: Mapping[str, int]) -> None:
         """Submit the cells, each after the base and vanilla model of its seed."""
         for cell in cells:
             reference = self._futures.get(Cell(cell.seed))
-            work = work_of(cell, self.params, self.plan, chosen)
+            work = work_of(cell, self.params, self.plan, selected)
             self._futures[cell] = run_cell.with_options(name=cell.title).submit(work, self, reference)
 
     def wait(self, cells: Sequence[Cell]) -> None:
@@ -305,8 +308,8 @@ class Runs:
                     Finished(cell.title, cell.seed, cell.fold, cell.setting, models, cell.folder)
                 )
                 self._seconds += [] if seconds is None else [seconds]
-            left = self.planned - self._ended
-            minutes = fmean(self._seconds) * left / self.workers / 60 if self._seconds else None
+            remaining = self.planned - self._ended
+            minutes = fmean(self._seconds) * remaining / self.workers / 60 if self._seconds else None
         ahead = "" if minutes is None else f", about {minutes:.0f} minutes left"
         return f"study: {self._ended} of {self.planned} cells finished{ahead}"
 

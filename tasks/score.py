@@ -26,8 +26,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     ) as record:
         questions = [] if params.evaluate.shots else read_samples(table, part="test")
         people = [sample for sample in questions if sample.set in (SEEN, "unseen")]
-        others = [sample for sample in questions if sample.set not in (SEEN, "unseen")]
-        samples = [*people, *draw_people(others, params.evaluate.max_people, params.seed)]
+        rest = [sample for sample in questions if sample.set not in (SEEN, "unseen")]
+        samples = [*people, *draw_people(rest, params.evaluate.max_people, params.seed)]
         scores = score_model(params, samples, [], "score", name, inputs, root, record)
         with writing(path) as partial:
             scores.to_parquet(partial, index=False)

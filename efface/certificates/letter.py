@@ -30,13 +30,13 @@ def letter(
     own = scores[request["id"]]
     people = "you" if len(request["subjects"]) == 1 else "the people whom you named"
     counts = {model: _of_hundred(own[model]) for model in ("before", "after")}
-    done = [
+    actions = [
         f"We changed our model, {certificate['models']['registered_name']}, so that it forgets {people} "
         f"when it sees a picture. The changed model is version {certificate['models']['after']['version']}; "
         f"we made and checked it on {certificate['made']['time'][:10]}."
     ]
     if deleted is not None:
-        done.append(
+        actions.append(
             f"On {deleted} we also deleted the pictures and texts about {people} that we had trained the "
             "model with, and the older versions of the model."
         )
@@ -59,7 +59,7 @@ def letter(
             "are deleted separately."
         )
     limits.append("Copies that others made of the data or the model are not in our hands.")
-    told = (
+    notices = (
         [f"These received the data or the model from us and are told: {', '.join(recipients)}."]
         if recipients
         else ["We have no record of others who received the data or the model from us."]
@@ -74,10 +74,10 @@ def letter(
         "received": request["received"],
         "date": date,
         "sections": {
-            "What we did": done,
+            "What we did": actions,
             "What this means": meaning,
             "What it does not mean": limits,
-            "Who else was told": told,
+            "Who else was told": notices,
             "Your rights": rights,
         },
     }

@@ -116,8 +116,8 @@ def known(table: pd.DataFrame, floor: pd.DataFrame, people: Collection[str]) -> 
         floor: of a model that never met the people, on the same samples.
         people: entity ids, of the sets forget and unseen.
     """
-    own, other = _of(table, people), _of(floor, people)
-    values = {kind: (knowledge_of(own, *cell), knowledge_of(other, *cell)) for kind, cell in CELLS.items()}
+    own, floors = _of(table, people), _of(floor, people)
+    values = {kind: (knowledge_of(own, *cell), knowledge_of(floors, *cell)) for kind, cell in CELLS.items()}
     pairs = {kind: (u, g) for kind, (u, g) in values.items() if u is not None and g is not None}
     numbers = {}
     if pairs:
@@ -206,8 +206,8 @@ def evidence_gates(
 
 def _of(table: pd.DataFrame, people: Collection[str]) -> pd.DataFrame:
     """The table without the people of other requests."""
-    other = table["set"].isin(["forget", "unseen"]) & ~table["entity_id"].isin(list(people))
-    return table[~other]
+    elsewhere = table["set"].isin(["forget", "unseen"]) & ~table["entity_id"].isin(list(people))
+    return table[~elsewhere]
 
 
 def _membership(table: pd.DataFrame) -> Membership | None:

@@ -327,7 +327,7 @@ def choose_settings(cells: Sequence[StudyCell], *, goal: Goal) -> dict[str, Sett
 def _settings(outcomes: Sequence[Outcome]) -> dict[str, Setting]:
     tuning = [outcome for outcome in outcomes if outcome.tuning and outcome.setting is not None]
     folds = {outcome.fold for outcome in tuning}
-    chosen = {}
+    selected = {}
     for method in dict.fromkeys(outcome.model for outcome in tuning):
         own = [outcome for outcome in tuning if outcome.model == method]
         indices = sorted({outcome.setting for outcome in own if outcome.setting is not None})
@@ -337,11 +337,13 @@ def _settings(outcomes: Sequence[Outcome]) -> dict[str, Setting]:
             if len(values) == len(folds):
                 scores[index] = fmean(values)
         if scores:
-            chosen[method] = Setting(max(scores, key=lambda index: scores[index]), scores)
+            selected[method] = Setting(max(scores, key=lambda index: scores[index]), scores)
         else:
             reason = next((o.refused for o in own if o.refused), "a tuning fold is missing for each setting")
-            chosen[method] = Setting(indices[0], {}, f"{method}: first of {len(indices)} settings; {reason}")
-    return chosen
+            selected[method] = Setting(
+                indices[0], {}, f"{method}: first of {len(indices)} settings; {reason}"
+            )
+    return selected
 
 
 def compare_study(

@@ -160,10 +160,10 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
         for name in unknown:
             tell(NEEDS_ATTENTION, name)
         refused = [f"request {name} needs attention: its people are not in the model" for name in unknown]
-        others = [name for name in only if name not in unknown]
-        if only and not others:
+        remaining = [name for name in only if name not in unknown]
+        if only and not remaining:
             return [*lines, *refused], False, folder
-        rest, _, last = _carry_out(others, deployed=False)
+        rest, _, last = _carry_out(remaining, deployed=False)
         return [*refused, *rest], False, last or folder
     for name, stages in later:
         bring_up_to_date(name, folder, stages)

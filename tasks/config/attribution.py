@@ -27,8 +27,8 @@ class Saliency(Section):
     normalisation: Literal["pooled", "per_group"] = "pooled"
     """Divide by all samples of a set, or for vision and projector by those with a picture, since text gives
     them no gradient."""
-    fisher_samples: Count | None = 256
-    """Samples drawn from each set; null: all."""
+    fisher_samples: Count | None = 1024
+    """Samples drawn from each set, all of a smaller one; null: all of both."""
     batch_size: Count = 8
     """Samples per forward pass; does not change the result (official_code: always 4, where it would)."""
     storage: Annotated[Literal["device", "cpu"], UNLISTED] = "device"
@@ -51,7 +51,7 @@ class Importance(Section):
     active_above: Annotated[Weight, UNLISTED] = 0.1
     """A neuron counts as active when |activation| exceeds this."""
     samples: Count | None = 1500
-    """Samples drawn from each set; null: all."""
+    """Samples drawn from each set, all of a smaller one; null: all of both."""
     vision_text_reference: Annotated[Literal["blank_image", "variance_only"], UNLISTED] = "blank_image"
     """Input of the vision tower for a text-only question: a grey picture, or none, so that its neurons are
     scored by their variance over pictures alone (official_code needs neither)."""

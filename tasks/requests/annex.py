@@ -26,14 +26,14 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
     """
     measured, scores = verdict.evidence[request], verdict.scores["requests"][request]["after"]
     attack = measured["membership"]
-    left = {kind: share for kind, share in measured["left"].items() if share is not None}
+    shares = {kind: share for kind, share in measured["left"].items() if share is not None}
     return [
         _row(
             "attribute inference",
-            EXECUTED if left else NOT_RUN,
+            EXECUTED if shares else NOT_RUN,
             "share of the probability of their facts that is left, 0 as in a model that never met them, 1 as "
             "before",
-            left,
+            shares,
         ),
         _row(
             "membership inference",

@@ -6,6 +6,8 @@ import datetime as dt
 import errno
 import fnmatch
 import itertools
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,8 +213,15 @@ def write_request(root: Path, request: ForgetRequest) -> Path:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as handle:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with partial.open("w", encoding="utf-8") as handle:
         yaml.dump(request.model_dump(exclude_none=True), handle)
+    try:
+        os.link(partial, path)  # whole at once, and unlike a renaming never over another request
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "request exists", str(path)) from None
+    finally:
+        partial.unlink()
     return path
 
 

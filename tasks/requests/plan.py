@@ -127,7 +127,7 @@ def read_overview(
         candidate = versions.get(aliases.get(CANDIDATE, 0))
         production = {version.digest for version in registry.lineage(aliases.get(PRODUCTION)).values()}
         states = reconcile(states, registry.name, production, candidate.digest if candidate else None)
-    known = {name: state.known for name, state in states.items()}
+    knowledge = {name: state.known for name, state in states.items()}
     confirmed = {name for name, state in states.items() if state.confirmed}
     states = {name: state for name, state in states.items() if state.status != "pending"}
     requests, problems = read_requests(root)
@@ -171,7 +171,7 @@ def read_overview(
         pending[name] = subjects
         owners |= dict.fromkeys(subjects, name)
         forgotten |= set(subjects)
-    return Overview(requests, states, problems, pending, known)
+    return Overview(requests, states, problems, pending, knowledge)
 
 
 def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.date) -> Path:

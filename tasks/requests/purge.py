@@ -107,19 +107,22 @@ def plan_purge(
     words = [*state.subjects, *(names[p] for p in state.subjects if len(names.get(p, "")) >= _SHORTEST_NAME)]
     if files := mentions([project / "params.yaml", *(project / "profiles").glob("*.yaml")], words):
         raise RequestError(f"{', '.join(map(str, files))}: remove the people of request {request} first")
-    kept = _kept_versions(registry, state)
-    outs = _outputs(project, kept)
-    keep = {project / version.folder for version in kept}
-    keep |= {project / RUNS / "models" / version.digest[:16] for version in kept}
+    retained = _kept_versions(registry, state)
+    outs = _outputs(project, retained)
+    keep = {project / version.folder for version in retained}
+    keep |= {project / RUNS / "models" / version.digest[:16] for version in retained}
     keep |= {
-        project / RUNS / v.run / ".dvc" / name for v in kept if v.run for name in ("config", "config.local")
+        project / RUNS / v.run / ".dvc" / name
+        for v in retained
+        if v.run
+        for name in ("config", "config.local")
     }
     keep |= {root.absolute() / name for name in _KEPT} | {project / JOURNAL}
     places = [root.absolute() / name for name in _MADE] + [project / RUNS, *(project / o for o in _OTHERS)]
     paths = [path for place in places for path in _outside(place, keep)]
     paths += [path for r in requests if (path := root.absolute() / FOLDER / f"{r}.yaml").exists()]
     files_in_mlflow = registry.stored_files(
-        f"efface-{params.benchmark.name}", keep=[version.number for version in kept]
+        f"efface-{params.benchmark.name}", keep=[version.number for version in retained]
     )
     stores = stored_objects(project, keep=[*outs.values(), *_base_outputs(project)])
     uri = tracking_uri(project)
@@ -148,7 +151,7 @@ def plan_purge(
         "kept": [
             f"version {version.number} of {registry.name} in {version.folder} and MLflow: it forgot them, "
             "or was made from a version that did"
-            for version in kept
+            for version in retained
         ]
         + [f"{root.name}/models/base, its version in MLflow: the base model met none of the people"],
         "not_reached": [
@@ -264,16 +267,16 @@ def _kept_versions(registry: Registry, state: RequestState) -> list[Version]:
     aliases, versions = registry.aliases(), registry.versions()
     lineage = list(registry.lineage(aliases[PRODUCTION]).values())
     first = next(i for i, version in enumerate(lineage) if version.digest == state.model_digest)
-    kept = lineage[: first + 1]
+    retained = lineage[: first + 1]
     candidate = versions.get(aliases.get(CANDIDATE, 0))
-    if candidate is not None and candidate.number not in [version.number for version in kept]:
-        if candidate.parent not in [version.number for version in kept]:
+    if candidate is not None and candidate.number not in [version.number for version in retained]:
+        if candidate.parent not in [version.number for version in retained]:
             raise RequestError(
                 f"candidate {candidate.number} was not made from version {state.version}, which forgot them; "
                 "make a new one first with: python -m flows.requests run"
             )
-        kept.append(candidate)
-    return kept
+        retained.append(candidate)
+    return retained
 
 
 def _outputs(project: Path, versions: Sequence[Version]) -> dict[str, str]:
@@ -321,7 +324,7 @@ def _record(root: Path, journal: Mapping[str, Any], versions: Sequence[str]) -> 
     project = project_of(root)
     states = {state_path(project / root.name, name) for name in journal["requests"]} | {project / JOURNAL}
     files = (p for p in project.rglob("*") if ".git" not in p.relative_to(project).parts and p not in states)
-    left = [path.relative_to(project).as_posix() for path in mentions(files, journal["words"])]
+    remaining = [path.relative_to(project).as_posix() for path in mentions(files, journal["words"])]
     body = {
         "kind": RECORD_KIND,
         "format": 1,
@@ -332,7 +335,10 @@ def _record(root: Path, journal: Mapping[str, Any], versions: Sequence[str]) -> 
             "deleted": journal["deleted"],
             "versions": sorted(set(versions)),
             "kept": journal["kept"],
-            "not_reached": [*journal["not_reached"], *(f"{path}, which names one of them" for path in left)],
+            "not_reached": [
+                *journal["not_reached"],
+                *(f"{path}, which names one of them" for path in remaining),
+            ],
         },
     }
     return sign(root, sealed(body, next(reversed(read_certificates(root)), None)))

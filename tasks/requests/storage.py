@@ -70,19 +70,19 @@ def stored_objects(project: Path, *, keep: Collection[str]) -> dict[str, dict[st
         texts = [path.read_text(encoding="utf-8") for path in _lock_files(project)]
         entries = {store.name: store.run_entries() for store in stores}
         texts += [store.odb.fs.read_text(file) for store in stores for file in entries[store.name]]
-        known = {value for text in texts for value in _HASH.findall(text)}
-        kept = set(keep)
+        named = {value for text in texts for value in _HASH.findall(text)}
+        retained = set(keep)
         for store in stores:
-            known |= store.files_of(known)
-            kept |= store.files_of(kept)
+            named |= store.files_of(named)
+            retained |= store.files_of(retained)
         result = {}
         for store in stores:
             objects = set(store.objects())
-            delete = (objects if store.private else objects & known) - kept
+            delete = (objects if store.private else objects & named) - retained
             result[store.name] = {
                 "objects": sorted(delete),
                 "run_cache": len(entries[store.name]),
-                "others": len(objects - delete - kept),
+                "others": len(objects - delete - retained),
             }
         return result
 

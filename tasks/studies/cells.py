@@ -54,7 +54,7 @@ def _cell(cell: Finished, retraining: float | None) -> StudyCell:
     from efface.evaluation.studies import StudyCell
 
     records = {record.label: record.content for record in read_records(cell.folder)}
-    made = {
+    methods = {
         model: record
         for model in cell.models
         if (record := records.get(f"unlearn@{model}") or records.get(f"prune@{model}"))
@@ -67,12 +67,12 @@ def _cell(cell: Finished, retraining: float | None) -> StudyCell:
         scores={model: read_scores(cell.folder, model)[0] for model in cell.models},
         curves={
             model: record["summary"]["curve"]
-            for model, record in made.items()
+            for model, record in methods.items()
             if "curve" in record["summary"]
         },
-        costs={model: _costs(record, records, retraining) for model, record in made.items()},
+        costs={model: _costs(record, records, retraining) for model, record in methods.items()},
         masks={
-            model: numbers for model, record in made.items() if (numbers := _mask_numbers(record, records))
+            model: numbers for model, record in methods.items() if (numbers := _mask_numbers(record, records))
         },
         gaps={model: gaps for model in cell.models if (gaps := _gaps(cell.folder, model))},
     )

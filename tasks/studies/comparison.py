@@ -30,21 +30,21 @@ def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dic
     settings = choose_settings(study_cells(finished), goal=params.study.goal)
     scored = {name: setting.index for name, setting in settings.items() if setting.refused is None}
     # Where vanilla learnt too little for any score, the first settings run, and the page says why.
-    chosen = scored or {name: setting.index for name, setting in settings.items()}
-    chosen |= {
+    selected = scored or {name: setting.index for name, setting in settings.items()}
+    selected |= {
         name: 0 for name, method in plan.methods.items() if len(method.settings) == 1 and name in settings
     }
-    chosen = {name: chosen[name] for name in plan.methods if name in chosen}
+    selected = {name: selected[name] for name in plan.methods if name in selected}
     with writing(SETTINGS) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f"# Chosen on seed {params.study.tuning_seed} by the goal {params.study.goal}.\n")
-        YAML().dump(settings_file(params, plan, chosen), file)
+        YAML().dump(settings_file(params, plan, selected), file)
     for name, words in settings_words(plan).items():
-        index = chosen.get(name)
+        index = selected.get(name)
         typer.echo(f"study: {name}: " + ("no setting has a score" if index is None else words[index]))
     typer.echo(
         f"study: {SETTINGS} holds them; write them into params.yaml with: python -m tasks use {SETTINGS}"
     )
-    return chosen
+    return selected
 
 
 def settings_words(plan: StudyPlan) -> dict[str, list[str]]:

@@ -109,11 +109,11 @@ def _trains(name: str, plan: StudyPlan) -> bool:
     return method.kind == "prune" or code is None or code.trains
 
 
-def settings_file(params: Params, plan: StudyPlan, chosen: Mapping[str, int]) -> dict[str, Any]:
+def settings_file(params: Params, plan: StudyPlan, selected: Mapping[str, int]) -> dict[str, Any]:
     """The chosen settings in the form of params.yaml, of the methods that it lists."""
     sections: dict[str, Any] = {"unlearn": params.unlearn.methods, "prune": params.prune.methods}
     values: dict[str, Any] = {}
-    for name, index in chosen.items():
+    for name, index in selected.items():
         method = plan.methods[name]
         place = method.kind if name in sections[method.kind] else "study"
         listed = place != "study" or name in params.study.methods

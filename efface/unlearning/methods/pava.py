@@ -110,8 +110,8 @@ def edit(job: Job) -> TrainingResult:
         raise ModelError(f"layers is {settings.layers}: expected 1 to {len(blocks)}, the MLPs of the decoder")
     effects = None
     if settings.selection == "traced":
-        drawn = [pictured[i] for i in draw(len(pictured), settings.traced_samples, job.config.seed)]
-        effects = trace(job, drawn, blocks)
+        traced = [pictured[i] for i in draw(len(pictured), settings.traced_samples, job.config.seed)]
+        effects = trace(job, traced, blocks)
         selected = sorted(effects.argsort(descending=True)[: settings.layers].tolist())
     else:
         selected = sorted(random.Random(job.config.seed).sample(range(len(blocks)), settings.layers))
@@ -153,9 +153,11 @@ def mlp_modules(model: nn.Module) -> list[str]:
 def trace(job: Job, samples: Sequence[Sample], modules: Sequence[str]) -> Tensor:
     """Mean indirect effect of each module over samples with a picture, in nats, (M,)."""
     device, size = next(job.model.parameters()).device, job.config.batch_size
-    others = list(with_other_pictures(samples, job.forget, job.config.seed))
+    corrupted_samples = list(with_other_pictures(samples, job.forget, job.config.seed))
     total = torch.zeros(len(modules))
-    clean, corrupted = (Encoder(job.processor, versions).batches(size) for versions in (samples, others))
+    clean, corrupted = (
+        Encoder(job.processor, versions).batches(size) for versions in (samples, corrupted_samples)
+    )
     for one, two in zip(clean, corrupted, strict=True):
         total += indirect_effects(job.model, to_device(one, device), to_device(two, device), modules).cpu()
     return total / len(samples)
@@ -229,10 +231,10 @@ def with_other_pictures(samples: Sequence[Sample], people: Sequence[Sample], see
             pictures.setdefault(person.entity_id, []).append(person)
     for sample in samples:
         chance = random.Random(f"{seed}/{sample.sample_id}")
-        others = [entity for entity in pictures if entity != sample.entity_id]
+        candidates = [entity for entity in pictures if entity != sample.entity_id]
         own = sample.images[0]
-        if others:
-            other = chance.choice(pictures[chance.choice(others)]).images[0].resize(own.size)
+        if candidates:
+            other = chance.choice(pictures[chance.choice(candidates)]).images[0].resize(own.size)
         else:
             noise = np.random.default_rng(seed).integers(0, 256, (own.height, own.width, 3), dtype=np.uint8)
             other = Image.fromarray(noise)
