@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -142,6 +143,14 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those it started, also those in sessions of their own, as the runs of a worker."""
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
 
 
 def make_project(folder: Path, values: Mapping[str, Any] | None = None) -> Project:

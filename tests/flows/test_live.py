@@ -1,7 +1,6 @@
 """A Prefect server, a worker and a deployment, as `make server`, `make deploy` and `make worker` run them."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from tests.flows.project import PROJECT, make_project, until
+from tests.flows.project import PROJECT, end, make_project, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(1800)]
 
@@ -58,4 +57,4 @@ def test_a_worker_runs_a_deployment_and_nothing_else(project, tmp_path):
         assert "Running stage" not in project.repro("prepare")
     finally:
         for process in reversed(processes):
-            os.killpg(process.pid, signal.SIGKILL)
+            end(process)

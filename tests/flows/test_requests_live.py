@@ -1,8 +1,6 @@
 """The deployed flow of requests waits for a decision in Prefect, which posts its events to an address."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from tests.flows.project import PROJECT, make_project, until
+from tests.flows.project import PROJECT, end, make_project, until
 from tests.flows.test_requests import REASON, splits, state_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(2400)]
@@ -117,4 +115,4 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
             until(lambda status=status: {"request": "B", "status": status} in posted, 60)
     finally:
         for process in reversed(processes):
-            os.killpg(process.pid, signal.SIGKILL)
+            end(process)
