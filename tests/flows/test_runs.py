@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -103,6 +103,9 @@ def kill_alone(process):
     process.kill()
     process.wait()
     until(lambda: not any(psutil.pid_exists(pid) for pid in computing), 30)
+    for child in descendants:  # Prefect's temporary server
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 @pytest.mark.parametrize("command", ["dvc", "flow"])
