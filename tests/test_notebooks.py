@@ -1,4 +1,4 @@
-"""The notebooks and the README's Python run on a small project; they need the extra `notebooks`."""
+"""The notebooks and the README's Python run on a small project; they need nbclient, of the extra `test`."""
 
 from __future__ import annotations
 

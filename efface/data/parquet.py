@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import glob
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from datasets import Features
 
 Row = dict[str, Any]
+
+# A stream that waits in a reference cycle for Python's end aborts the process there, its work done
+# (apache/arrow issue 45214): it goes before.
+atexit.register(gc.collect)
 
 _GROUP_BYTES = 1 << 26
 """Bytes of pictures, repeats counted, that close a row group."""
