@@ -40,6 +40,7 @@ Row = tuple[str, str, str, bool]
 """Case, measured, goal, whether it is met."""
 STAGES = (
     *("benchmark", "prepare", "split", "base", "vanilla", "retrained", "saliency", "importance"),
+    *("score base", "score vanilla"),
     *("unlearn mmunlearner", "unlearn npo", "prune manu"),
     *(f"evaluate {model}" for model in ("base", "vanilla", "retrained", "mmunlearner", "npo", "manu")),
 )
@@ -226,10 +227,10 @@ class _Stop(EvaluationCallback):
         raise InterruptedError
 
 
-def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
+def _relative(one: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest difference as a share of the largest value."""
-    scale = other.double().abs().max().item() or 1.0
-    return (one.cpu().double() - other.cpu().double()).abs().max().item() / scale
+    scale = reference.double().abs().max().item() or 1.0
+    return (one.cpu().double() - reference.cpu().double()).abs().max().item() / scale
 
 
 def _peak(device: str, job: Callable[[], object]) -> tuple[int | None, object]:

@@ -66,13 +66,13 @@ def families() -> None:
     code = pytest.main(["-q", "-p", "no:cacheprovider", "tests/efface/families/test_matrix.py"], [outcomes])
     lines = [f"Columns: {'; '.join(outcomes.columns)}.", "", "| family | passes all but |", "|---|---|"]
     for name, family in FAMILIES.items():
-        others = [
+        remaining = [
             f"{column}: {', '.join(sorted(cells))}"
             for column in outcomes.columns
             if (cells := outcomes.cells.get((name, column), {"not run"})) != {"passed"}
         ]
         star = "\\*" if family.needs else ""
-        lines.append(f"| {family.title}{star} (`{name}`) | {'; '.join(others) or '–'} |")
+        lines.append(f"| {family.title}{star} (`{name}`) | {'; '.join(remaining) or '–'} |")
     write_part(
         "table", "\n".join(lines) + "\n\n\\* has a video processor: needs torchvision (see Packages).\n"
     )

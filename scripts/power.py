@@ -46,11 +46,11 @@ def main(results: Path | None = None, scores: Path = Path("data/scores"), seed: 
         ]
         for seeds, folds in DESIGNS if spreads else ():
             errors = [math.sqrt(between / seeds + within / (seeds * folds)) for between, within in spreads]
-            shown = [
+            detectable = [
                 np.median([detectable_difference(error, seeds - 1, level=level) for error in errors])
                 for level in (LEVEL, 1 - (1 - LEVEL) / max(len(pairs), 1))
             ]
-            typer.echo(f"| {number} | {seeds} x {folds} | {shown[0]:.1f} | {shown[1]:.1f} |")
+            typer.echo(f"| {number} | {seeds} x {folds} | {detectable[0]:.1f} | {detectable[1]:.1f} |")
 
 
 def variances(differences: Mapping[Fold, float]) -> tuple[float, float]:
@@ -91,13 +91,13 @@ def from_tables(scores: Path, seed: int) -> Numbers:
     """Two hundred drawn seeds of eight folds each, from one run's tables."""
     tables = read(scores)
     methods = [name for name in tables if name not in REFERENCE_MODELS]
-    drawn = simulated(sums_of(tables), methods, "visual", 200, 8, np.random.default_rng(seed))
+    replicates = simulated(sums_of(tables), methods, "visual", 200, 8, np.random.default_rng(seed))
     return {
         method: {
             name: {Fold(*at): float(value) for at, value in np.ndenumerate(values)}
             for name, values in of_method.items()
         }
-        for method, of_method in drawn.items()
+        for method, of_method in replicates.items()
     }
 
 

@@ -1,8 +1,8 @@
 """Stage base: the model before it is trained on the people to forget.
 
 An existing model (`base.source`) is checked, and the stage writes a pointer to it. The sandbox's model is
-trained from random weights: its vision tower on faces, then projector and decoder on skills and the `real`
-people.
+trained: its vision tower on faces, then projector and decoder on skills and the `real` people. It starts from
+random weights, or around a decoder that knows language (`base.decoder`).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def letter(
     if deleted is not None:
         actions.append(
             f"On {deleted} we also deleted the pictures and texts about {people} that we had trained the "
-            "model with, and the older versions of the model."
+            f"model with, and the older versions of the model that knew {people}."
         )
     meaning = [
         f"Before, the model answered {counts['before']} of 100 questions about {people} correctly when it "

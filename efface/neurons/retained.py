@@ -100,9 +100,9 @@ def pooled_neurons(model: nn.Module, inputs: Inputs, mlps: Sequence[MLP]) -> tup
 
     def record(name: str, values: Tensor) -> None:
         values = values.detach().float().reshape(*weights.shape[::2], -1)  # experts see (B T, N)
-        answers, others = torch.bmm(weights, values).unbind(1)
+        answers, remaining = torch.bmm(weights, values).unbind(1)
         sizes = torch.bmm(weights[:, :1], values.abs())[:, 0]
-        sums[name].append(torch.stack([sizes, answers, others], dim=1))
+        sums[name].append(torch.stack([sizes, answers, remaining], dim=1))
 
     with measuring_mode(model) as handles:
         for part in separable(model, inputs):  # asked before there are hooks: it may call the model

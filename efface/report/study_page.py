@@ -216,18 +216,18 @@ def mean_tables(
     comparison: StudyComparison,
 ) -> dict[str, tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]]:
     """Title to columns and rows: model, then value and interval of each column."""
-    known = list(dict.fromkeys(name for line in comparison.lines for name in line.numbers))
+    measured = list(dict.fromkeys(name for line in comparison.lines for name in line.numbers))
     titles = {
         f"score, goal {comparison.goal}": ["score", EXACT_SCORE, *SCORES[1:]],
         "exact match": list(COLUMNS),
         "forget-retain curve": list(CURVES),
         "mask": list(MASKS),
-        GAPS: [name for name in known if name.endswith(", gap")],
+        GAPS: [name for name in measured if name.endswith(", gap")],
         "cost": list(COSTS),
     }
     tables = {}
     for title, columns in titles.items():
-        columns = [column for column in columns if column in known]
+        columns = [column for column in columns if column in measured]
         rows = [
             (line.model, [*(_mean_words(line, column) for column in columns), (str(line.folds), "")])
             for line in comparison.lines
@@ -258,9 +258,9 @@ def setting_rows(page: StudyPage) -> list[tuple[str, str]]:
         if setting.refused is not None:
             rows.append((method, f"{name}, not chosen by a score: {setting.refused}"))
         else:
-            tried = max(len(words), len(setting.scores))
+            count = max(len(words), len(setting.scores))
             best = setting.scores[setting.index]
-            rows.append((method, f"{name}, best of {tried} with a score of {best:.1f} on the tuning folds"))
+            rows.append((method, f"{name}, best of {count} with a score of {best:.1f} on the tuning folds"))
     return rows
 
 

@@ -12,7 +12,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import (
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedConfig,
+        PreTrainedTokenizerFast,
+    )
 
 IMAGE_TOKEN = "<image>"
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>", IMAGE_TOKEN]
@@ -99,18 +105,8 @@ def build_model(
     heads: int,
 ) -> LlavaForConditionalGeneration:
     """Untrained LLaVA with the given shape, in float32, weights drawn from torch's global generator."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlamaConfig, LlavaForConditionalGeneration
 
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=heads,
-        image_size=image_size,
-        patch_size=patch_size,
-        projection_dim=width,
-        hidden_act="gelu",
-    )
     # Transformers draws weights with a deviation of 0.02, made for widths of thousands. In a model this
     # narrow that lets signals fade from layer to layer, and learning takes several times as many steps.
     deviation = width**-0.5
@@ -128,17 +124,60 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.vocab[IMAGE_TOKEN],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
+    config = llava_config(
+        text,
+        image_token=tokenizer.vocab[IMAGE_TOKEN],
+        image_size=image_size,
+        patch_size=patch_size,
+        width=width,
+        mlp_width=mlp_width,
+        vision_layers=vision_layers,
+        heads=heads,
     )
     model = LlavaForConditionalGeneration(config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     return model
+
+
+def llava_config(
+    text: PreTrainedConfig,
+    *,
+    image_token: int,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    mlp_width: int,
+    vision_layers: int,
+    heads: int,
+) -> LlavaConfig:
+    """Configuration of a LLaVA with the sandbox's vision tower and this decoder's configuration.
+
+    Args:
+        text: of the decoder.
+        image_token: id of the token that a patch takes the place of.
+        image_size, patch_size: of the vision tower, pixels.
+        width, mlp_width, vision_layers, heads: of the vision tower.
+    """
+    from transformers import CLIPVisionConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        projection_dim=width,
+        hidden_act="gelu",
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import ModelError
-from efface.sandbox import IMAGE_TOKEN
+from efface.sandbox import IMAGE_TOKEN, llava_config
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
@@ -128,31 +128,21 @@ def build_model(
     Raises:
         ModelError: if the decoder's weights do not fit into a LLaVA.
     """
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
     embeddings: Any = decoder.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         decoder.resize_token_embeddings(len(tokenizer))
-    text: Any = decoder.config
     image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=heads,
+    config = llava_config(
+        decoder.config,
+        image_token=image_token,
         image_size=image_size,
         patch_size=patch_size,
-        projection_dim=width,
-        hidden_act="gelu",
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_token,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=text.tie_word_embeddings,
+        width=width,
+        mlp_width=mlp_width,
+        vision_layers=vision_layers,
+        heads=heads,
     )
     model = LlavaForConditionalGeneration(config)
     missing = model.model.language_model.load_state_dict(decoder.model.state_dict(), strict=False)

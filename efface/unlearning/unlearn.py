@@ -78,7 +78,7 @@ def unlearn(
     _check_sets(method, settings, forget, retain, statistic)
     if adapter is not None and not method.lora:
         raise ValueError(f"adapter: {method.name} trains no LoRA factors; call it with a model without them")
-    chosen = method
+    selected = method
 
     def train_on(
         forget: Sequence[Sample],
@@ -88,12 +88,12 @@ def unlearn(
         evaluated: bool = True,
     ) -> TrainingResult:
         alternative = None
-        if chosen.alternatives is not None:
-            alternative = Encoder(processor, chosen.alternatives(forget, settings, config.seed))
+        if selected.alternatives is not None:
+            alternative = Encoder(processor, selected.alternatives(forget, settings, config.seed))
         terms = Terms(
             forget=Encoder(processor, forget),
-            retain=Encoder(processor, retain) if retain and chosen.retain_loss is not None else None,
-            method=chosen,
+            retain=Encoder(processor, retain) if retain and selected.retain_loss is not None else None,
+            method=selected,
             settings=settings,
             alternative=alternative,
             mask=mask,
@@ -106,7 +106,7 @@ def unlearn(
             adapter=adapter,
             evaluation=evaluation if evaluated else None,
             begin=begin,
-            label=chosen.name,
+            label=selected.name,
         )
 
     sine = method.trains and settings.projector == "sine"

@@ -46,7 +46,7 @@ from tasks.runtime.salt import read_salt
 from tasks.tracking.client import redact, tracking_uri
 from tasks.tracking.registry import Registry, Version
 
-_MADE: tuple[str, ...] = (
+_ARTIFACTS: tuple[str, ...] = (
     "benchmarks",
     "prepared",
     "models",
@@ -58,10 +58,10 @@ _MADE: tuple[str, ...] = (
     "report",
     "attacks",
 )
-_MADE += ("checkpoints", "study")
-_KEPT = ("models/base", "masks/none.safetensors", "attacks/.gitkeep", "runs/base.json")
+_ARTIFACTS += ("checkpoints", "study")
+_RETAINED = ("models/base", "masks/none.safetensors", "attacks/.gitkeep", "runs/base.json")
 """Under the data folder; the base model met none of the people."""
-_OTHERS = ("dvc.lock", ".study", ".scripts", ".prefect/results", ".dvc/tmp/exps")
+_OTHER_PLACES = ("dvc.lock", ".study", ".scripts", ".prefect/results", ".dvc/tmp/exps")
 _SHORTEST_NAME = 4
 
 
@@ -117,8 +117,11 @@ def plan_purge(
         if v.run
         for name in ("config", "config.local")
     }
-    keep |= {root.absolute() / name for name in _KEPT} | {project / JOURNAL}
-    places = [root.absolute() / name for name in _MADE] + [project / RUNS, *(project / o for o in _OTHERS)]
+    keep |= {root.absolute() / name for name in _RETAINED} | {project / JOURNAL}
+    places = [root.absolute() / name for name in _ARTIFACTS] + [
+        project / RUNS,
+        *(project / o for o in _OTHER_PLACES),
+    ]
     paths = [path for place in places for path in _outside(place, keep)]
     paths += [path for r in requests if (path := root.absolute() / FOLDER / f"{r}.yaml").exists()]
     files_in_mlflow = registry.stored_files(

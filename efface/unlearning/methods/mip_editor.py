@@ -118,8 +118,8 @@ def find_path(job: Job, samples: Sequence[Sample], mlps: Sequence[MLP]) -> Path:
     """The path through a tower's MLPs, from drawn samples."""
     settings: MIPEditorSettings = job.settings
     device = next(job.model.parameters()).device
-    drawn = [samples[i] for i in draw(len(samples), settings.path_samples, job.config.seed)]
-    encoder = Encoder(job.processor, drawn)
+    subset = [samples[i] for i in draw(len(samples), settings.path_samples, job.config.seed)]
+    encoder = Encoder(job.processor, subset)
     path: Path = {}
     for mlp in mlps:
         score = torch.zeros(mlp.width, device=device)
