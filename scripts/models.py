@@ -104,17 +104,19 @@ def types(
 
 
 def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
-    """Print how many types pass each step, and write which types stop where, and why."""
+    """Print how many types pass each step, and write which types stop where, with which kind of error."""
     counts = {step: sum(step in reports for reports in rows.values()) for step in STEPS}
     complete = [kind for kind, reports in rows.items() if all(step in reports for step in STEPS)]
     lines = [f"Of {len(rows)} types: " + ", ".join(f"{step} {count}" for step, count in counts.items()) + "."]
     lines += ["", f"All steps: {', '.join(f'`{kind}`' for kind in complete)}."]
-    lines += ["", "| type | passes | stops at |", "|---|---|---|"]
+    lines += ["", "| stops at | with | types |", "|---|---|---|"]
+    stops: dict[tuple[str, str], list[str]] = {}
     for kind, reports in rows.items():
         if kind not in complete:
-            passes = ", ".join(report for report in reports if report in STEPS)
-            stops = next(report for report in reports if report not in STEPS).replace("|", "\\|")
-            lines.append(f"| `{kind}` | {passes} | {stops} |")
+            step, error, *_ = next(report for report in reports if report not in STEPS).split(": ")
+            stops.setdefault((step, error), []).append(f"`{kind}`")
+    for (step, error), kinds in sorted(stops.items(), key=lambda item: STEPS.index(item[0][0])):
+        lines.append(f"| {step} | {error} | {', '.join(kinds)} |")
     typer.echo(lines[0])
     if write:
         write_part("types", "\n".join(lines) + "\n")

@@ -18,24 +18,25 @@ class Gates(Section):
     retain_at_least: Weight = 0.9
     """Exact match on the retain people, as a share of the vanilla model's; 0: no condition."""
     utility_at_least: Weight = 0.9
-    """Exact match on real people and general skills, likewise; 0: no condition."""
+    """Exact match on real people and general skills, as a share of the vanilla model's; 0: no condition."""
     knowledge_at_most: Level | None = 0.35
-    """Share of the probability of each request's facts that is left between a model that never met the people
-    (retrained where it is made, else base) and vanilla; by picture, and by name too where `unlearn.forget`
-    has text. null: no condition, as below."""
+    """Probability of each request's facts, as a share of the way from a model that never met the people
+    (retrained where it is trained, else base) to vanilla; knowing less than the former counts alike. By
+    picture, and by name too where `unlearn.forget` has text. null: no condition, as below."""
     membership_at_most: Annotated[Level | None, UNLISTED] = 0.8
-    """AUC of telling each request's people from people no model met; 0.5 is ideal."""
+    """AUC of telling each request's people from holdout people, whom no model met; 0.5 is ideal. Without
+    holdout people there is no condition."""
     tpr_at_most: Annotated[Level | None, UNLISTED] = 0.4
     """True-positive rate of the same attack at a false-positive rate of 1 %."""
     relative_p_at_most: Annotated[Level | None, UNLISTED] = None
-    """p value of the test that the new model is nearer to one that never met the people than to vanilla; of n
-    people it is 2 / 2**n at best."""
+    """p value of the test that the new model is nearer to one that never met the people than to vanilla. With
+    n people it is at best 2 / 2**n, so few people cannot pass a small limit."""
     neighbours_at_least: Annotated[Weight | None, UNLISTED] = 0.8
-    """Exact match on the five people to keep who share most facts with a request's people, as a share of
+    """Exact match on the five retain people who share most facts with a request's people, as a share of
     vanilla's."""
     relearn_gap_at_most: Annotated[Level | None, UNLISTED] = None
-    """Exact match by picture after the longest relearning of `attack.relearn`, above the retrained model's;
-    needs `retrained`; null: no condition."""
+    """Exact match by picture after the longest relearning of `attack.relearn`, minus the retrained model's.
+    Needs `retrained: true`, which trains that model in each run; null: no condition."""
 
 
 class Requests(Section):
