@@ -1,1 +1,1 @@
-"""Is it gone, or hidden? Ways to bring back what a model was made to forget."""
+"""Attacks that try to bring back what a model was made to forget: is it gone, or only hidden?"""

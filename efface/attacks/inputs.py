@@ -18,10 +18,10 @@ SHIFTS = ("crop", "noise", "grey", "rotate")
 
 
 def cross_modal(samples: Sequence[Sample], names: Mapping[str, str], *, kind: str) -> list[Sample]:
-    """The questions with a picture, once more with the name of the person given away.
+    """The picture questions again, with the name of the person given away.
 
     Args:
-        samples: those without a picture, or about people without a name here, are left out.
+        samples: those without a picture, or about people whom ``names`` lacks, are left out.
         names: entity id to name.
         kind: ``name_in_question`` writes it into the question, ``name_in_picture`` onto the picture.
 
@@ -46,7 +46,7 @@ def cross_modal(samples: Sequence[Sample], names: Mapping[str, str], *, kind: st
 
 
 def image_shift(samples: Sequence[Sample], *, kind: str, seed: int = 0) -> list[Sample]:
-    """The questions with a picture, on changed pictures.
+    """The picture questions again, with changed pictures.
 
     Args:
         samples: those without a picture are left out.

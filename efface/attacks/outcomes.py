@@ -1,4 +1,4 @@
-"""Numbers of attack tables: a model's answers after each attack, and how far retrained's are from them."""
+"""What attack tables say: a model's answers after each attack, and how far retrained's are from them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Outcome:
         attack: its name, or ``none`` for the model as it is.
         variant: what was done, such as ``4 bits``.
         budget: optimizer steps of relearning so far; None for the rest.
-        people: people asked about; with ``relearn`` those it did not teach.
+        people: number of people asked about; after ``relearn``, those it did not train on.
         values: metric to its mean over the forget people, in [0, 1].
-        retrained: the same of the retrained model after the same attack; None where it was not attacked so.
+        retrained: ``values`` of the retrained model after the same attack; None if it was not attacked so.
     """
 
     attack: str
@@ -53,9 +53,9 @@ class AttackGap:
 
     Attributes:
         attack: its name.
-        variants: how many it has; the model as it is and relearning's budget 0 are none.
+        variants: how many it has; the unattacked model and relearning's budget 0 do not count.
         gap: mean of how much more the model answers than the retrained one, in [-1, 1].
-        low, high: interval of it over people; None where it cannot be estimated.
+        low, high: its interval over people; None where it cannot be estimated.
     """
 
     attack: str
@@ -78,7 +78,7 @@ def attack_outcomes(
     Args:
         table: attack table of the model: a score table with ``attack``, ``variant`` and ``budget``.
         retrained: attack table of the retrained model; None where it was not attacked.
-        metrics: means to take; one without any value in a variant is missing there.
+        metrics: metrics to average; one without any value in a variant is left out there.
         sets: ``forget`` for the pictures of training, ``unseen`` for new ones, or both.
         modality: ``multimodal`` or ``text``.
 
@@ -117,15 +117,15 @@ def attack_gaps(
     sets: Sequence[str] = ("forget",),
     modality: str = "multimodal",
 ) -> dict[str, AttackGap]:
-    """Attack to its gap, mean over the variants both models have.
+    """The gap of each attack: the mean over the variants that both models have.
 
-    The mean, because the largest of several noisy gaps is too large on average, the more so the more
-    variants an attack has.
+    The mean rather than the maximum: the largest of several noisy gaps is biased upwards, the more so the
+    more variants an attack has.
 
     Args:
         table: attack table of the model.
         retrained: of the retrained model.
-        metric: metric of the gap; variants without it are passed over.
+        metric: metric of the gap; variants without it are skipped.
         sets, modality: as for `attack_outcomes`.
     """
     of_retrained = _by_variant(retrained)

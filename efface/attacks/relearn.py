@@ -1,4 +1,4 @@
-"""Relearning: a few facts about some of the forgotten people, and do the others come back as well?"""
+"""Relearning: fine-tune on facts about some of the forgotten people, and see whether the others come back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
-    """People to relearn from, and people held out; both at least one.
+    """People to relearn from, and people held out; at least one of each.
 
     Args:
         people: the people to forget.
@@ -29,8 +29,7 @@ def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[lis
     if len(distinct) < 2 or not 0 < share < 1:
         raise DataError(
             f"relearning needs two or more people and a share in (0, 1), got {len(distinct)} and {share}: "
-            "the attack is "
-            "tested on people it did not see"
+            "the attack is tested on people whom it does not train on"
         )
     count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
     train_people = sorted(random.Random(f"{seed}/relearn").sample(distinct, count))
@@ -47,7 +46,7 @@ def relearn(
     batch_size: int,
     seed: int,
 ) -> Iterator[int]:
-    """Fine-tune in place on facts about some forgotten people, stopping at each budget.
+    """Fine-tune in place on facts about some forgotten people, pausing at each budget.
 
     Args:
         model: is changed.
@@ -59,7 +58,7 @@ def relearn(
         seed: seed of the batches.
 
     Yields:
-        Each budget, once the model has had so many steps.
+        Each budget, once the model has been trained for that many steps.
 
     Raises:
         ValueError: if the budgets do not increase.

@@ -19,7 +19,7 @@ GROUP = 32
 
 @torch.no_grad()
 def quantize(model: PreTrainedModel, *, bits: int) -> int:
-    """Round the weights of all linear layers but the output head, in place, to what ``bits`` bits can hold.
+    """Round the weights of all linear layers except the output head to ``bits`` bits, in place.
 
     Symmetric, to nearest: one scale per output channel at 8 bits, one per 32 weights of a channel below. The
     weights stay floating-point numbers, so the attack needs no kernels and runs anywhere.
@@ -83,8 +83,7 @@ def reload_part(model: PreTrainedModel, vanilla: PreTrainedModel, *, part: str) 
         if name not in source or source[name].shape != parameter.shape:
             raise ModelError(
                 f"the vanilla model has no weight {name} of shape {tuple(parameter.shape)}: expected the "
-                "model that the "
-                "unlearned one was made from"
+                "model that the unlearned one was made from"
             )
         before = source[name].to(parameter.device)  # vanilla may wait in main memory
         changed += int((parameter != before).sum())

@@ -24,15 +24,15 @@ def letter(
         certificate: of the request.
         date: of the letter, as 2026-01-31.
         deleted: day on which the person's data were deleted; None: they were not.
-        recipients: who else got the data or the model, and was told.
+        recipients: who else received the data or the model, and was told.
     """
     request, scores = certificate["request"], certificate["scores"]["requests"]
     own = scores[request["id"]]
     people = "you" if len(request["subjects"]) == 1 else "the people whom you named"
     counts = {model: _of_hundred(own[model]) for model in ("before", "after")}
     actions = [
-        f"We changed our model, {certificate['models']['registered_name']}, so that it forgets {people} "
-        f"when it sees a picture. The changed model is version {certificate['models']['after']['version']}; "
+        f"We changed our model, {certificate['models']['registered_name']}, to forget {people} when it is "
+        f"shown a picture. The changed model is version {certificate['models']['after']['version']}; "
         f"we made and checked it on {certificate['made']['time'][:10]}."
     ]
     if deleted is not None:
@@ -42,25 +42,25 @@ def letter(
         )
     meaning = [
         f"Before, the model answered {counts['before']} of 100 questions about {people} correctly when it "
-        f"saw a picture. Now it answers {counts['after']}.",
+        f"was shown a picture. Now it answers {counts['after']}.",
     ]
     limits = [
         "A changed model is not proof that nothing is left. We tried the questions and attacks that the "
-        "certificate names; a person with other means may get something out of it.",
+        "certificate names; someone with other means may still learn something from it.",
     ]
     if certificate.get("evidence", {}).get(request["id"], {}).get("goal", "visual") == "visual":
         limits.append(
-            "We changed what the model says when it sees a picture. If a person types a name, the model may "
-            "answer as before. Tell us if you want that changed too."
+            "We changed what the model says when it is shown a picture. If someone types a name, the model "
+            "may answer as before. Tell us if you want that changed too."
         )
     if deleted is None:
         limits.append(
             f"We still have the pictures and texts about {people}, so that we can test the model again. They "
             "are deleted separately."
         )
-    limits.append("Copies that others made of the data or the model are not in our hands.")
+    limits.append("Copies of the data or the model that others made are out of our reach.")
     notices = (
-        [f"These received the data or the model from us and are told: {', '.join(recipients)}."]
+        [f"These received the data or the model from us and are being told: {', '.join(recipients)}."]
         if recipients
         else ["We have no record of others who received the data or the model from us."]
     )

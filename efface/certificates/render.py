@@ -61,7 +61,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
 
 
 def render_purge_record(record: Mapping[str, Any]) -> str:
-    """The page of a purge record, likewise.
+    """A purge record as one HTML document without scripts.
 
     Raises:
         KeyError: if the record lacks a part.

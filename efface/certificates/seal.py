@@ -1,7 +1,7 @@
 """Digests of certificates, and the chain they form.
 
 A certificate is a mapping that JSON can hold. Its digest covers all of it, including the digest of the
-previous certificate: to change one without a trace, all later ones would have to be changed as well.
+previous certificate, so changing one without a trace means changing all later ones too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIGNATURE = "signature"
 
 
 def digest_of(certificate: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all but the digest and the signature, as JSON with sorted keys and no spaces.
+    """SHA-256 (hex) of everything except digest and signature, as JSON with sorted keys and no spaces.
 
     Raises:
         ValueError: if a value is NaN or infinite, which JSON cannot hold.
@@ -27,7 +27,7 @@ def digest_of(certificate: Mapping[str, Any]) -> str:
 
 
 def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The certificate that follows another: with its number, the digest of that one, and its own.
+    """The next certificate of a chain: the body with its number, the previous digest, and its own digest.
 
     Args:
         body: its content.
@@ -40,10 +40,10 @@ def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[
 
 
 def chain_faults(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The faults of certificates as a chain, one line each.
+    """What is wrong with the chain of certificates, one line per fault.
 
     Args:
-        certificates: all certificates, in any order. That the last ones are missing cannot be detected.
+        certificates: all certificates, in any order. Missing ones at the end cannot be detected.
     """
     faults = []
     previous: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of certificates: proof that the holder of the private key made them as they are."""
+"""Ed25519 signatures of certificates: proof that the holder of the private key issued them unchanged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def create_key() -> bytes:
 
 
 def signed(certificate: Mapping[str, Any], private_key: bytes) -> dict[str, Any]:
-    """The certificate with a signature of its digest and the public key, both in hex.
+    """The certificate with a signature of its digest, and the public key, both in hex.
 
     Args:
         certificate: with its digest.
         private_key: Ed25519, in PEM.
 
     Raises:
-        ValueError: if it is not such a key.
+        ValueError: if it is not an Ed25519 key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -45,7 +45,7 @@ def signature_fault(certificate: Mapping[str, Any], public_keys: Collection[str]
 
     Args:
         certificate: with its signature.
-        public_keys: that are trusted, in hex.
+        public_keys: the trusted keys, in hex.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -1,4 +1,4 @@
-"""People's names: compared whatever way they are typed, and put in the place of "this person"."""
+"""People's names: compared however they are typed, and substituted for "this person"."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LOOKALIKES = str.maketrans("авекмнорстухіјѕαβεζηικμνο�
 
 
 def name_key(name: str) -> str:
-    """A key that is equal for one name in another Unicode form, case, or kind and number of spaces."""
+    """A key that ignores the Unicode form, case, and kind and number of spaces of a name."""
     letters = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
     return " ".join("".join(letters).casefold().split())
 
 
 def similarity_key(name: str) -> str:
-    """A key equal for names that differ by accents or lookalikes; without digits, by punctuation, too."""
+    """A key that also ignores accents and lookalike letters and, in names without digits, punctuation."""
     letters = "".join(
         c for c in unicodedata.normalize("NFKD", name_key(name)) if not "\u0300" <= c <= "\u036f"
     ).translate(_LOOKALIKES)
@@ -39,7 +39,7 @@ def similarity_key(name: str) -> str:
 
 
 def _unordered_key(name: str) -> str:
-    """A key that is equal for names with the same words in another order: `Stone, Ada` and `Ada Stone`."""
+    """A key that also ignores the order of words: `Stone, Ada` and `Ada Stone`."""
     key = name_key(name.partition("/")[2] or name)
     if any(map(str.isdigit, key)):
         return key
@@ -47,9 +47,9 @@ def _unordered_key(name: str) -> str:
 
 
 def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of entity ids that are likely one person, written in several ways.
+    """Groups of entity ids that are probably one person, spelt in several ways.
 
-    Equal names of different ids are no such group: the ids tell these people apart.
+    Different ids with equal names are not grouped: the ids tell these people apart.
 
     Args:
         people: entity ids.
@@ -73,7 +73,7 @@ def resolve_people(
         typed: ids or names, in any Unicode form, case and spacing.
         people: entity ids to choose from.
         names: entity id to name.
-        key: what the people are named in, for errors.
+        key: the parameter that lists the people, for errors.
 
     Raises:
         DataError: if one of them matches no person, or several.
@@ -98,7 +98,7 @@ def resolve_people(
 def text_rendering(question: str, name: str) -> str | None:
     """The question without its picture: the person's name in place of "this person" and the like.
 
-    None where there is no such rendering: the question asks for the name itself, or mentions no person.
+    None if the question asks for the name itself, or mentions no person.
     """
     if asks_for_name(question):
         return None

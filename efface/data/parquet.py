@@ -1,4 +1,4 @@
-"""Parquet files of rows with pictures, through Hugging Face `datasets`; pictures stay the bytes they are."""
+"""Parquet files of rows with pictures, through Hugging Face `datasets`; pictures are never re-encoded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# A stream that waits in a reference cycle for Python's end aborts the process there, its work done
-# (apache/arrow issue 45214): it goes before.
+# A stream left in a reference cycle until Python exits aborts the process there, after its work is done
+# (apache/arrow issue 45214), so it is freed earlier.
 atexit.register(gc.collect)
 
 _GROUP_BYTES = 1 << 26
-"""Bytes of pictures, repeats counted, that close a row group."""
+"""Bytes of pictures, repeats included, at which a row group ends."""
 
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, features: Features) -> None:
@@ -79,8 +79,8 @@ def read_parquet(
         path: the file.
         columns: columns to read, all of which the file must have; None reads all.
         optional: further columns to read if the file has them.
-        where: keep the rows whose column holds one of the values.
-        share_pictures: hold every picture, so that rows with equal ones share the bytes.
+        where: column to values; only rows that hold one of them are returned.
+        share_pictures: keep every picture in memory, so that rows with equal pictures share the bytes.
 
     Raises:
         DataError: if the file is missing, damaged, or lacks a column.
@@ -102,7 +102,7 @@ def read_parquet(
     batch_size = 512 if share_pictures else 8
     pictures: dict[bytes, bytes] = {}
     with tempfile.TemporaryDirectory() as cache:  # lock files, which `datasets` writes for streams too
-        # Reading a file of one's own must tell no server, which `datasets` does to count its uses.
+        # `datasets` reports each use to a server, which reading a local file must not do.
         counting, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
         try:
             rows = datasets.load_dataset(
@@ -129,7 +129,7 @@ def read_parquet(
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Every parquet file of a folder in order: a set may come in several.
+    """Every parquet file of a folder in order; a set may be split into several.
 
     Raises:
         DataError: if there is none.
@@ -143,7 +143,7 @@ def parquet_files(folder: Path) -> list[Path]:
 def read_folder(
     folder: Path, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[Path, int, Row]]:
-    """File, row number in it and row of every row of a folder; arguments and errors as of `read_parquet`."""
+    """Every row of a folder as (file, row number, row); arguments and errors as in `read_parquet`."""
     for file in parquet_files(folder):
         for number, row in enumerate(read_parquet(file, columns, optional=optional)):
             yield file, number, row
@@ -160,9 +160,7 @@ def column_names(path: Path) -> list[str]:
     try:
         return list(pq.read_schema(path).names)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist: expected a parquet file; restore it or make it again"
-        ) from error
+        raise DataError(f"{path} does not exist: expected a parquet file; restore or rebuild it") from error
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -185,9 +183,7 @@ def column_values(path: Path, column: str) -> set[str]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(
-        f"{path} is damaged: expected a whole parquet file ({reason}); restore it or make it again"
-    )
+    return DataError(f"{path} is damaged: expected a complete parquet file ({reason}); restore or rebuild it")
 
 
 def _pictures(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Encoded pictures as pixels: what a viewer shows, in RGB."""
+"""Decoding pictures to RGB, as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ CACHE_BYTES = 1 << 30
 def decode_picture(encoded: bytes) -> Image:
     """The picture in RGB, upright as its EXIF orientation says, over white where it is transparent.
 
-    16-bit grey values are scaled to 8 bits. Of an animation, the first frame.
+    16-bit grey values are scaled to 8 bits. An animation gives its first frame.
 
     Raises:
-        DataError: if the picture is damaged, in a format that is not one of `FORMATS`, or has 32 bits a
-            pixel, whose range no file states.
+        DataError: if the picture is damaged, not in one of `FORMATS`, or has 32 bits per pixel, whose range
+            no file states.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         picture = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded), formats=FORMATS))
         if picture.mode in ("I", "F"):
-            raise ValueError("32-bit pixels have no range that is known; save it with 8 or 16 bits")
+            raise ValueError("the range of 32-bit pixels is unknown; save it with 8 or 16 bits")
         if picture.mode.startswith("I;16"):
             picture = _eight_bits(picture)
         if not picture.has_transparency_data:
@@ -44,8 +44,8 @@ def decode_picture(encoded: bytes) -> Image:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = str(error).split("<")[0].strip()
         raise DataError(
-            f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); expected a whole file of one "
-            f"of the formats {', '.join(FORMATS)}"
+            f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); expected a complete file in "
+            f"one of the formats {', '.join(FORMATS)}"
         ) from error
 
 
@@ -67,12 +67,12 @@ def _eight_bits(picture: Image) -> Image:
     lock=threading.Lock(),
 )
 def cached_picture(encoded: bytes) -> Image:
-    """`decode_picture`, with the pictures used last held in memory. Copy before changing one."""
+    """`decode_picture`, with recent pictures cached. Copy one before changing it."""
     return decode_picture(encoded)
 
 
 def picture_fault(encoded: bytes | None) -> str | None:
-    """Why a picture cannot be used, or None. Nothing of it stays in memory."""
+    """Why a picture is unusable, or None. It does not stay in memory."""
     if not encoded:
         return "the picture is missing"
     try:

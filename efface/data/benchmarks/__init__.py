@@ -1,4 +1,4 @@
-"""Benchmarks: which there are, the modules that import them, and what each is imported from."""
+"""The benchmarks, the module that imports each, and the roots it is imported from."""
 
 READERS = {
     "avatars": "efface.data.benchmarks.mllmu_importer",
@@ -17,4 +17,4 @@ FRACTIONS: dict[str, tuple[float, ...]] = {
     "mllmu": (0.05, 0.1, 0.15),
     "clear": (0.01, 0.05, 0.1),
 }
-"""Shares of people to forget that a benchmark's files know; one that is not listed takes any share."""
+"""Shares of people to forget for which a benchmark has files; a benchmark not listed takes any share."""

@@ -9,11 +9,11 @@ with its answer. Evaluation rows are of other kinds:
 - a caption, asked for in words that training does not use, with its paraphrase and five false ones;
 - the name, which is never trained, freely and as one of six options;
 - real faces (set `real`) and questions about the world (set `utility`), likewise;
-- questions in text. CLEAR has no others than those of the training, so these alone are asked as they were
-  taught. They are asked of the people who are asked about in pictures too.
+- questions in text. CLEAR has none beside those used for training, so only these are asked as they were
+  taught, about the same people as the pictures.
 
 No fact of CLEAR exists both as a picture and as text. A pair of training rows is therefore the k-th picture
-and the k-th question of one author: it says that they belong to the same person, and no more.
+and the k-th question of one author: it only says that they belong to the same person.
 
 Reference:
     Dontsov et al., "CLEAR", arXiv:2410.18057; choices as in MMUnlearner's code, arXiv:2502.11051. Both draw
@@ -61,14 +61,14 @@ EVALUATION_CAPTION_QUESTIONS = (
     "Explain what you observe in the picture.",
     "Describe the image in detail.",
 )
-"""CLEAR asks for captions in nine ways, in training and in evaluation alike. Here a third of them is kept for
-evaluation, so that no evaluation question about a picture is ever trained."""
+"""CLEAR asks for captions in nine ways, in training and in evaluation alike. Here three of them are reserved
+for evaluation, so that no evaluation question about a picture is ever trained on."""
 NAME_QUESTION = "The name of the person on the image is "
 """With a blank at the end, as CLEAR asks."""
 NAME_CHOICE_QUESTION = "What is the name of the person in the image?"
 
 QUESTIONS_PER_AUTHOR = 20
-"""Rows of text are in blocks of so many, an author each."""
+"""Text rows come in blocks of this size, one author each."""
 
 _DOWNLOAD = (
     "download it with `hf download therem/CLEAR --repo-type dataset --revision COMMIT --local-dir FOLDER`"
@@ -77,7 +77,7 @@ _ONE_REVISION = "use files of one revision"
 
 
 def _of_share(percent: int) -> dict[str, tuple[str, ...]]:
-    """The configurations of one share to forget, with their columns."""
+    """The configurations for one share to forget, with their columns."""
     forget, retain = f"forget{percent:02}", f"retain{100 - percent}"
     return {
         forget: PICTURES,
@@ -93,14 +93,14 @@ PATTERNS = tuple(f"{name}/*.parquet" for names in (*map(_of_share, PERCENTS), _S
 
 
 def files_to_import(role: str, root: Path) -> list[Path]:
-    """The files of every share that is whole, and those that the shares have in common.
+    """The files of every complete share, and those that the shares have in common.
 
     Args:
         role: `data`, CLEAR's only root.
         root: the folder that holds the configurations.
 
     Raises:
-        DataError: if the folder is not CLEAR's, no share is whole, or a file lacks a column.
+        DataError: if the folder is not CLEAR's, no share is complete, or a file lacks a column.
     """
     folders = {p.name for p in root.iterdir() if p.is_dir()} if root.is_dir() else set()
     if not folders & {"full", "real_faces", *(f"forget{p:02}" for p in PERCENTS)}:
@@ -137,7 +137,7 @@ def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
 
 
 def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: BadRows) -> BenchmarkData:
-    """CLEAR's configurations under `root/data`, with the forget configuration of the share.
+    """CLEAR's configurations under `root/data`, with those of the share to forget.
 
     Raises:
         DataError: if a configuration is missing, or a row cannot be used and is not to be skipped.
@@ -168,7 +168,7 @@ class _Place:
 
 
 class _ClearReader:
-    """Reads the texts first, then makes the samples, holding a few rows at a time."""
+    """Reads all texts first, then yields the samples, with a few rows in memory at a time."""
 
     def __init__(self, folder: Path, name: str, percent: int, bad_rows: BadRows) -> None:
         self._folder, self._name, self._bad_rows = folder, name, bad_rows
@@ -176,7 +176,7 @@ class _ClearReader:
         self._people: dict[str, list[str]] = {}
         """Split to names."""
         self._authors: dict[tuple[str, int], str] = {}
-        """Split and index of a row of text to its author."""
+        """Split and index of a text row to its author."""
         self._pictures: Counter[str] = Counter()
         """Author to number of pictures to train on."""
         self._captions: set[tuple[str, str]] = set()
@@ -230,7 +230,7 @@ class _ClearReader:
         return list(people)
 
     def _survey_texts(self, split: str, configuration: str) -> None:
-        """Find whom the rows of text are about: the author who is named in most rows of a block."""
+        """Find whom the text rows are about: the author who is named in most rows of a block."""
         rows: list[tuple[_Place, Row]] = []
         for place, row in self._rows(configuration, WITH_TOFU[1:]):
             if _stripped(row["question"]):
@@ -246,7 +246,7 @@ class _ClearReader:
             where = f"rows {first.number} to {last.number} (text)"
             if author is None:
                 reason = (
-                    "no author's name occurs in most of them, so it is not known whom they are about "
+                    "no author's name occurs in most of them, so they cannot be assigned to an author "
                     f"(expected blocks of {QUESTIONS_PER_AUTHOR} questions, one author each)"
                 )
                 self._bad_rows.report(first.file, where, reason, "restore the published order of rows")
@@ -322,8 +322,7 @@ class _ClearReader:
                 yield from self._accepted(_columns(person, split, "test") | rendering, place)
 
     def _without_paraphrase(self, configuration: str) -> Iterator[Sample]:
-        """Captions to forget that the perturbed configuration lacks: they count where no paraphrase is
-        needed."""
+        """Captions to forget that the perturbed configuration lacks, for numbers that need no paraphrase."""
         for place, row, person in self._pictured(configuration, PICTURES, "forget"):
             if (person, _stripped(row["caption"])) not in self._captions:
                 caption = self._evaluation_caption(configuration, place, row)
@@ -367,8 +366,8 @@ class _ClearReader:
     def _freely_and_by_choice(
         self, fact: Row, questions: tuple[str, str], wrong: Sequence[str], configuration: str, place: _Place
     ) -> tuple[Row, Row]:
-        """A fact asked freely, the answer itself in the place of a paraphrase, and with options in which the
-        place of the answer follows from the id."""
+        """A fact as a free question, with the answer itself as its paraphrase, and as a choice in which the
+        id determines the position of the answer."""
         key = self._id(configuration, place, "choice")
         options = list(dict.fromkeys(wrong))
         options.insert(int(key, 16) % (len(options) + 1), fact["answer"])
@@ -391,7 +390,7 @@ class _ClearReader:
             if person in people:
                 if self._accepts_picture(row, place):
                     yield place, row, person
-            elif "_perturbed" in configuration:  # the first reading has reported it elsewhere
+            elif "_perturbed" in configuration:  # already reported in the first pass
                 reason = f"{person or 'the empty name'} is not among the {split} people"
                 self._bad_rows.report(place.file, place.row, reason, _ONE_REVISION)
 
@@ -415,7 +414,7 @@ class _ClearReader:
             yield sample
 
     def _pair(self, person: str, index: int) -> str | None:
-        """Id of the pair of an author's k-th picture and k-th question, as far as there are both."""
+        """Id of the pair of an author's k-th picture and k-th question; None unless both exist."""
         if index >= min(self._pictures[person], QUESTIONS_PER_AUTHOR):
             return None
         return sample_id(self._name, person, "train", "pair", index)
@@ -443,7 +442,7 @@ def _most_named(people: Iterable[str], texts: list[str]) -> str | None:
 
 
 def _pick(questions: Sequence[str], key: str) -> str:
-    """One of the questions; which one follows from the id."""
+    """One of the questions, determined by the id."""
     return questions[int(key, 16) % len(questions)]
 
 

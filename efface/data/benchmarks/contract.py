@@ -1,4 +1,4 @@
-"""What every importer takes and returns, and what happens to a row that cannot be used."""
+"""What every importer takes and returns, and how it treats unusable rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from efface.errors import DataError
 
 @dataclass(frozen=True)
 class ForgetSelection:
-    """Who is to be forgotten: a share that the benchmark or a seed turns into people."""
+    """Whom to forget: a share of the people, selected by the benchmark's files or by a seed."""
 
     fraction: float
     """Share of the people, in (0, 1)."""
@@ -30,24 +30,24 @@ class ForgetSelection:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """A benchmark as read, with the people whom its files or a seed choose to forget."""
+    """A benchmark's samples, with the people whom its files or a seed select to forget."""
 
     entities: dict[str, list[str]]
     """Split to its entity ids, sorted; complete before any sample is read."""
     names: dict[str, str]
     """Entity id to name, where the benchmark has one."""
     samples: Iterable[Sample]
-    """Training rows, then evaluation rows, all with part `train` or `test`. An importer gives a generator
-    that can be walked through once and holds the pictures of a few rows at a time."""
+    """Training rows, then evaluation rows, all with part `train` or `test`. An importer passes a generator,
+    which can be consumed once and has the pictures of a few rows in memory at a time."""
 
 
 @dataclass
 class BadRows:
-    """What to do with a row that cannot be used: stop at the first, or leave it out and list it."""
+    """How to treat unusable rows: stop at the first, or leave each out and list it."""
 
     policy: Literal["stop", "skip"] = "stop"
     left_out: list[dict[str, str]] = field(default_factory=list)
-    """Of each row left out: file, row, reason and remedy."""
+    """File, row, reason and remedy of each row left out."""
 
     def report(self, file: Path | str, row: str, reason: str, remedy: str) -> None:
         """Stop at a bad row, or list it.
@@ -68,7 +68,7 @@ class BadRows:
             self.left_out.append(entry)
 
     def accepts(self, sample: Sample, file: Path | str, row: str) -> bool:
-        """Whether a sample keeps to the data model; reported if not. Its picture is not decoded."""
+        """Whether a sample conforms to the data model; reported if not. Its picture is not decoded."""
         reason = fault(sample)
         if reason:
             self.report(file, f"{row}, question {sample.question!r}", reason, "correct the row")
@@ -78,10 +78,10 @@ class BadRows:
         """Whether there is a picture that decodes; reported if not."""
         reason = picture_fault(encoded)
         if reason:
-            self.report(file, row, reason, "put a whole picture there or download the file again")
+            self.report(file, row, reason, "replace the picture or download the file again")
         return not reason
 
 
 def sample_id(*parts: object) -> str:
-    """Id of a sample or a pair: stable, and unlike any other as soon as one part differs."""
+    """Id of a sample or a pair: stable, and different as soon as one part differs."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -2,11 +2,11 @@
 
 The evaluation root is the benchmark itself, the training root its training split; both have the same folder
 names. `Retain_Set` holds the real people, not the people to retain. People are joined by their ID string.
-Counts of questions are whatever the files hold. Folders that only some benchmarks have (Holdout_Set,
+The files determine how many questions there are. Folders that only some benchmarks have (Holdout_Set,
 Base_Data, Skills_*, Language_*) are read where they exist.
 
-The files are read twice: once for people, names and rows that cannot be used, once for the samples. A person
-whose row in the forget or retain files cannot be used is left out of training and evaluation alike.
+The files are read twice: once for people, names and unusable rows, once for the samples. A person whose row
+in the forget or retain files is unusable is left out of training and evaluation alike.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _OPTIONAL = {
 _REPOSITORIES = {"eval": "datasets/MLLMMU/MLLMU-Bench", "train": "MLLMMU/baseline_train_split"}
 _OTHER_SCHEMA = ("Skills_Test", "Skills_Train", "Language_Test", "Language_Train", "Strangers")
 _ABILITIES = ("stranger", "language")
-"""Namespaces of what is asked about no person of the benchmark."""
+"""Namespaces of questions that are about no person of the benchmark."""
 
 
 def files_to_import(role: str, root: Path) -> list[Path]:
-    """The parquet files of a root that are read, after a look at their columns.
+    """The parquet files of a root to read, once their columns are checked.
 
     Args:
         role: `eval` or `train`.
         root: folder as downloaded from the Hub.
 
     Raises:
-        DataError: if a folder is missing, or the folder is the other root, or none at all.
+        DataError: if a folder is missing, or the root is the other one or not MLLMU-Bench's at all.
     """
     folders = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     pairs = [(f"forget_{percent}", f"retain_{100 - percent}") for percent in PERCENTS]
@@ -65,7 +65,7 @@ def files_to_import(role: str, root: Path) -> list[Path]:
     missing = [name for name in _FIXED[role] if name not in folders]
     halves = [name for pair in pairs for name in pair if name not in folders and set(pair) & folders]
     if complete and role == "eval":
-        picture_column(root / complete[0], role)  # a swapped root lacks folders too: say that it is swapped
+        picture_column(root / complete[0], role)  # a swapped root lacks folders too: say swapped first
     if missing or halves or not complete:
         lacking = missing + halves or ["forget_5 and retain_95 (or 10 and 90, 15 and 85)"]
         raise DataError(
@@ -81,7 +81,7 @@ def files_to_import(role: str, root: Path) -> list[Path]:
 
 
 def picture_column(folder: Path, role: str) -> str:
-    """The picture column of a folder, `image` or `images`, once its columns are those of the root.
+    """The picture column of a folder, `image` or `images`, once its columns are checked.
 
     Raises:
         DataError: if its files belong to the other root, or lack a column.
@@ -122,7 +122,7 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder of rows, and whose they are."""
+    """A folder of rows, and the people they belong to."""
 
     path: Path
     group: str
@@ -185,7 +185,7 @@ class _MllmuReader:
         return BenchmarkData(entities, names, self._samples(folders))
 
     def _samples(self, folders: list[_Folder]) -> Iterator[Sample]:
-        """Folder by folder, the forget and the retain people together by id: no share shows in the order."""
+        """Folder by folder, forget and retain people merged by id so that the order shows no share."""
 
         def place(folder: _Folder) -> object:
             return folder.set is None if folder.set != "unseen" and folder.split in SIDES else folder.path
@@ -198,7 +198,7 @@ class _MllmuReader:
             return self._ability_samples(folder)
         return self._training_samples(folder) if folder.set is None else self._evaluation_samples(folder)
 
-    # The first reading: people, names, and rows that cannot be used.
+    # First pass: people, names, and unusable rows.
 
     @property
     def _fictitious(self) -> set[str]:
@@ -214,23 +214,23 @@ class _MllmuReader:
             )
 
     def _entity(self, row: Row, group: str, file: Path, number: int) -> str | None:
-        """The entity id of a row; None, and the row is excluded, if its ID is no text."""
+        """The entity id of a row; None, and the row is reported, if its ID is not text."""
         identity = row["ID"]
         if isinstance(identity, str) and identity.strip():
             return f"{group}/{identity}"
         reason = f"ID is {identity!r}, expected text such as '042'"
-        self._bad_rows.report(file, f"row {number}", reason, "store IDs as strings, zeros in front")
+        self._bad_rows.report(file, f"row {number}", reason, "store IDs as strings with leading zeros")
         self._excluded_rows.add((file, number))
         return None
 
     def _learn_name(self, row: Row, group: str, file: Path, number: int) -> str | None:
-        """The entity id of a row; its name is remembered. The keys of a biography come with stray colons."""
+        """The entity id of a row, whose name is stored. The keys of a biography come with stray colons."""
         entity = self._entity(row, group, file, number)
         if entity is None:
             return None
         try:
             fields = json.loads(row["biography"] or "{}")
-            reason = None if isinstance(fields, dict) else f"biography is no JSON object: {fields!r}"
+            reason = None if isinstance(fields, dict) else f"biography is not a JSON object: {fields!r}"
         except (TypeError, json.JSONDecodeError) as error:
             reason = f"biography is not JSON ({error})"
         if reason:
@@ -308,7 +308,7 @@ class _MllmuReader:
     def _cross_check(
         self, taught: dict[str, set[str]], evaluated: dict[str, set[str]], folders: tuple[str, str]
     ) -> None:
-        """Forget and retain people are disjoint, both roots agree on them, and all have names."""
+        """Check that forget and retain people are disjoint, both roots agree on them, and all have names."""
         for entity in sorted(self._people["forget"] & self._people["retain"]):
             reason = f"{entity} is in both {' and '.join(folders)}; every person belongs to one of them"
             self._exclude(entity, self._train, entity, reason, "take it out of one of them")
@@ -334,7 +334,7 @@ class _MllmuReader:
         self._bad_rows.report(file, place, reason, remedy)
         self._excluded_people.add(entity)
 
-    # The second reading: samples.
+    # Second pass: samples.
 
     def _usable(
         self, folder: _Folder, columns: tuple[str, ...], optional: tuple[str, ...] = ()
@@ -347,7 +347,7 @@ class _MllmuReader:
                 yield file, number, row, entity
 
     def _training_samples(self, folder: _Folder) -> Iterator[Sample]:
-        """Question-answer pairs about pictures, each with its rendering as text beside it."""
+        """Question-answer pairs about pictures, each with its text rendering."""
         counts: Counter[str] = Counter()
         for file, _, row, entity in self._usable(folder, ("image", "ID", "metadata"), ("attributes",)):
             pairs, _ = _pairs(row["metadata"])
@@ -381,7 +381,7 @@ class _MllmuReader:
         """Choices, blanks and sentences in both modalities."""
         column = picture_column(folder.path, "eval")
         added = ("attributes", "paraphrases", "wrong_answers")
-        # Ids are hashed with the name of the folder, but for the share: test for Test_Set.
+        # Ids are hashed with the name of the folder without the share: test for Test_Set.
         set_key = {"unseen": "test", "forget": "seen", "retain": "seen"}.get(str(folder.set), folder.set)
         for file, number, row, entity in self._usable(folder, (column, *PROFILE_COLUMNS), added):
             pictures = row[column] if column == "images" else [row[column]]
@@ -393,7 +393,7 @@ class _MllmuReader:
                 task, modality, attribute = question["task"], question["modality"], question["attribute"]
                 index = counts[task, modality]
                 counts[task, modality] += 1
-                # A fact asked once in each modality is a pair; without attributes pairs cannot be told.
+                # A fact asked once in each modality is a pair; without attributes there is no telling.
                 paired = both[task, attribute] == 2
                 sample = question | {
                     "sample_id": self._id(entity, set_key, task, modality, index),
@@ -407,7 +407,7 @@ class _MllmuReader:
                 yield from self._accepted(sample, file, f"ID {row['ID']}")
 
     def _questions(self, row: Row, file: Path) -> Iterator[Row]:
-        """Every evaluation question of a profile, as the columns of a sample that depend on the question."""
+        """Every evaluation question of a profile, as the sample's columns that depend on the question."""
         attributes = row.get("attributes") or {}
         for key, modality in ((IMAGE_QUESTIONS, "multimodal"), (TEXT_QUESTIONS, "text")):
             entries = (row["Classification_Task"] or {}).get(key) or []
@@ -437,7 +437,7 @@ class _MllmuReader:
             ]
             columns = (_aligned(values, len(entries)) for values in (attributes.get(column), *added))
             for entry, attribute, paraphrase, wrong_answers in zip(entries, *columns, strict=True):
-                # Of the sentences, whatever is not about a picture counts as text; other blanks are ignored.
+                # Sentences that are not about a picture count as text; other blanks are ignored.
                 if task == "cloze" and entry["Type"] not in (IMAGE_TYPE, TEXT_TYPE):
                     continue
                 yield {
@@ -451,7 +451,7 @@ class _MllmuReader:
                 }
 
     def _ability_samples(self, folder: _Folder) -> Iterator[Sample]:
-        """Questions about strangers' looks, and in words about the world; its sentences are to be gone on."""
+        """Questions about strangers' pictures, text questions about the world, sentences to continue."""
         columns = ("image", "ID", "question", "answer", "options", "attribute")
         for file, _, row, entity in self._usable(folder, columns):
             del row["ID"]
@@ -475,10 +475,10 @@ class _MllmuReader:
 
 
 def _pairs(metadata: str | None) -> tuple[list[tuple[str, str]], str | None]:
-    """Questions and answers of a training row, and what is wrong with them or None.
+    """Questions and answers of a training row, and what is wrong with them (None if nothing).
 
     Entries hold a pair under `Question` and `Answer`, or under `Additional_question` and `Additional_answer`,
-    or both. Entries without a whole pair are left out, as the benchmark's own loaders do.
+    or both. Entries without a complete pair are left out, as in the benchmark's own loaders.
     """
     try:
         entries = json.loads(metadata or "")
@@ -499,7 +499,7 @@ def _pairs(metadata: str | None) -> tuple[list[tuple[str, str]], str | None]:
 
 
 def _aligned(values: list[Any] | None, count: int) -> list[Any]:
-    """An added column entry by entry, or nulls where it is missing or does not line up."""
+    """An added column entry by entry, or nulls if it is missing or has another length."""
     return values if values is not None and len(values) == count else [None] * count
 
 

@@ -2,8 +2,8 @@
 
 MLLMU-Bench comes as two roots with the same folder names: evaluation files (`Classification_Task` and so on)
 and training files (`metadata`, question-answer pairs as a JSON string). `ft_Data` lies in the evaluation root
-and is a training file. The added columns hold what the published files do not say; where they are missing,
-the importer takes null.
+and is a training file. The added columns hold what the published files lack; the importer reads null where
+they are missing.
 """
 
 from __future__ import annotations

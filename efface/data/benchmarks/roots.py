@@ -1,4 +1,4 @@
-"""Copies the files of a benchmark from this machine or the Hugging Face Hub, checked and indexed."""
+"""Copying a benchmark's files from this machine or the Hugging Face Hub, checked and indexed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Root:
     path: Path
     """Folder, or a single table."""
     commit: str | None
-    """Commit of the Hub it was downloaded from."""
+    """Commit on the Hub that it was downloaded from."""
     pinned: bool
-    """Whether the source itself names that commit, so that the same files come every time."""
+    """Whether the source names that commit, so that every download gets the same files."""
 
 
 def fetch(source: str, patterns: Sequence[str]) -> Root:
-    """The root at a source, downloaded if need be.
+    """The root at a source, downloaded if necessary.
 
-    Downloads show their progress, go to the cache of `huggingface_hub` (`HF_HOME`), and go on where an
-    earlier one was interrupted.
+    Downloads show their progress, go to the cache of `huggingface_hub` (`HF_HOME`), and resume an
+    interrupted one.
 
     Args:
         source: a folder or file; or hf://datasets/OWNER/NAME@REVISION for a dataset of the Hub,
@@ -43,7 +43,7 @@ def fetch(source: str, patterns: Sequence[str]) -> Root:
         patterns: which files of a repository to download.
 
     Raises:
-        DataError: if the source is not there or cannot be downloaded.
+        DataError: if the source does not exist or cannot be downloaded.
     """
     if source.startswith(SCHEME):
         return _download(source, patterns)
@@ -65,8 +65,8 @@ def _download(source: str, patterns: Sequence[str]) -> Root:
     if match is None:
         raise DataError(
             f"{source} is no address of the Hub: expected hf://datasets/OWNER/NAME@REVISION, or "
-            "hf://OWNER/NAME@REVISION for a model repository; the revision is a commit, so that the same "
-            "files come every time, or a branch such as main"
+            "hf://OWNER/NAME@REVISION for a model repository; the revision is a commit, which always gives "
+            "the same files, or a branch such as main"
         )
     kind = "dataset" if match["datasets"] else "model"
     try:
@@ -96,12 +96,12 @@ def import_benchmark(
         name: benchmark name.
         sources: role to folder, table or address of the Hub.
         patterns: which files of a repository to download.
-        files_to_import: from a role and its folder or table, the files that are read; raises DataError if the
-            root is not what it should be.
+        files_to_import: returns the files to read, given a role and its folder or table; raises DataError if
+            the root is not what it should be.
         target: folder to write.
 
     Returns:
-        The index: of each root its source, the commit it came from, and size and SHA-256 of each file.
+        The index: source and commit of each root, and size and SHA-256 of each file.
 
     Raises:
         DataError: if a root is missing, cannot be downloaded, or is not what it should be.
@@ -131,7 +131,7 @@ def import_benchmark(
 
 
 def _copy(source: Path, target: Path, progress: tqdm) -> dict[str, Any]:
-    """Copy a file, and what a link points to in place of the link."""
+    """Copy a file; for a link, what it points to."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, target.open("wb") as writer:

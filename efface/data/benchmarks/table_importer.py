@@ -1,9 +1,8 @@
-"""A table of one's own as samples: rows of picture, question, answer and person; CSV, JSONL, parquet, Arrow.
+"""A user's table as samples: rows of picture, question, answer and person; CSV, JSONL, parquet, Arrow.
 
-Every row is a training fact, with its rendering as text beside it where it has one. A `part` column (train or
-test) says which rows are asked in evaluation; without it the training facts themselves are asked. CSV and
-JSON lines are read row by row, because `datasets` and pandas fill or drop cells that do not fit their
-columns.
+Every row is a training fact, with its text rendering if it has one. A `part` column (train or test) says
+which rows the evaluation asks; without it the evaluation asks the training facts. CSV and JSON lines are read
+row by row, because `datasets` and pandas fill or drop cells that do not fit their columns.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PATTERNS = ("*.csv", "*.jsonl", "*.parquet", "*.arrow", *PICTURES, *(p.upper() f
 """Files to download of a repository."""
 
 COLUMNS = ("question", "answer", "person")
-"""Columns that every table has. Beside them: `image`, a path beside the table or, in parquet, the picture."""
+"""Columns that every table has; `image`, a path beside the table or, in parquet, the picture, is optional."""
 _TEXTS = (*COLUMNS, "name", "part", "attribute", "paraphrase")
 _LISTS = ("options", "wrong_answers")
 _KINDS = (".csv", ".jsonl", ".parquet", ".arrow")
@@ -44,7 +43,7 @@ _STREAM = 22
 
 
 def files_to_import(role: str, root: Path) -> list[Path]:
-    """The table or tables of a root and the pictures that they name.
+    """The table or tables of a root, and the pictures they refer to.
 
     Raises:
         DataError: if there is no table, or it lacks a column.
@@ -57,7 +56,7 @@ def files_to_import(role: str, root: Path) -> list[Path]:
 
 
 def tables(root: Path) -> list[Path]:
-    """The table of a root: a file, or a folder that holds one; of parquet, all its parts.
+    """The table of a root, which is a file or a folder that holds one; for parquet, all its parts.
 
     Raises:
         DataError: if there is none or more than one, or a column is missing.
@@ -80,7 +79,7 @@ def tables(root: Path) -> list[Path]:
             rows = (row for row in _rows(file) if not isinstance(row, str))
             columns = list(dict.fromkeys(name for row in rows for name in row))
             if not columns:
-                raise DataError(f"{file} has no row that can be read; write one row per question")
+                raise DataError(f"{file} has no readable row; write one row per question")
         if missing := [name for name in COLUMNS if name not in columns]:
             raise DataError(
                 f"{file} lacks the columns {', '.join(missing)} (its columns: {', '.join(columns)}): "
@@ -90,7 +89,7 @@ def tables(root: Path) -> list[Path]:
 
 
 def _path(base: Path, name: str) -> Path | None:
-    """The file that a table names, if its path stays in the folder; links in the folder may lead anywhere."""
+    """The file that a table refers to, if its path stays in the folder; links in it may lead anywhere."""
     path = os.path.normpath(base / name)
     return Path(path) if Path(path).is_relative_to(os.path.normpath(base)) else None
 
@@ -135,7 +134,7 @@ class _TableReader:
                 yield file, number, row
 
     def _survey(self) -> set[str]:
-        """The people and names of the rows that can be used."""
+        """The people of the usable rows; their names are stored."""
         people: set[str] = set()
         for file, number, row in self._rows():
             if not self._accepts(row, file, number) or isinstance(row, str):
@@ -143,7 +142,7 @@ class _TableReader:
                 continue
             person = _text(row["person"])
             people.add(person)
-            # A person given by name needs no column for it; a number is no name.
+            # A person given by name needs no name column; a number is not a name.
             if name := _text(row.get("name")) or (person if any(map(str.isalpha, person)) else ""):
                 self._names.setdefault(person, name)
         return people
@@ -191,7 +190,7 @@ class _TableReader:
             path = _path(self._base, image)
             if path is None:
                 return f"the picture {image} lies outside the folder of the table; expected a path in it"
-            if not os.path.isfile(path):  # false too for what is no path at all, such as an encoded picture
+            if not os.path.isfile(path):  # also false for what is not a path, such as an encoded picture
                 return f"the picture {image} does not exist in the folder of the table"
         if image is None and _PLACEHOLDER.search(_text(row["question"])):
             return "the question has the placeholder <image>, and the row has no picture"
@@ -228,7 +227,7 @@ class _TableReader:
                         yield sample
 
     def _renderings(self, row: Row, person: str, part: str, index: int) -> Iterator[Row]:
-        """The row as it is, and in text where a picture's question can be asked by name."""
+        """The row itself, and its text rendering if the picture question can be asked by name."""
         entity, split, encoded = f"person/{person}", self._splits[person], self._encoded(row)
         question, answer = _PLACEHOLDER.sub("", _text(row["question"])), _text(row["answer"])
         options = None if row.get("options") is None else _list(row["options"])
@@ -264,12 +263,12 @@ def _text(value: Any) -> str:
 
 
 def _list(value: list[str] | str) -> list[str]:
-    """A list; in csv it is written as JSON."""
+    """A list, which csv holds as JSON."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def _rows(file: Path) -> Iterator[Row | str]:
-    """The rows of a table, and in place of a row that cannot be read what is wrong with it."""
+    """The rows of a table; an unreadable row is replaced by what is wrong with it."""
     if file.suffix in (".parquet", ".arrow"):
         for row in read_parquet(file) if file.suffix == ".parquet" else _arrow(file):
             image = row.get("image")
@@ -277,11 +276,11 @@ def _rows(file: Path) -> Iterator[Row | str]:
                 row = {
                     **row,
                     "image": image["path"],
-                }  # `datasets` wrote the place of a picture, not the picture
+                }  # `datasets` wrote the picture's path, not the picture
             yield row
     else:
         for row in _csv_rows(file) if file.suffix == ".csv" else _json_rows(file):
-            if isinstance(row, dict) and "file_name" in row:  # the name in a folder of pictures of `datasets`
+            if isinstance(row, dict) and "file_name" in row:  # the column in a picture folder of `datasets`
                 row.setdefault("image", row["file_name"])
             yield row
 
@@ -332,7 +331,7 @@ def _csv_rows(file: Path) -> Iterator[Row | str]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
+        raise ValueError(f"duplicate key in {[key for key, _ in pairs]}")
     return row
 
 
@@ -343,4 +342,4 @@ def _json_rows(file: Path) -> Iterator[Row | str]:
         except (ValueError, RecursionError) as error:
             yield f"not JSON ({error}); expected one object per line"
             continue
-        yield row if isinstance(row, dict) else f"{row!r} is no JSON object; expected one object per line"
+        yield row if isinstance(row, dict) else f"{row!r} is not a JSON object; expected one object per line"

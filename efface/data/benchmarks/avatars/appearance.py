@@ -1,7 +1,7 @@
 """What an invented face can look like, and who gets which look.
 
-Only values that stay tellable apart at 48 pixels are listed. A look is what makes a person recognisable;
-everything else about a picture (expression, clothes, background, pose) is in `portraits` and changes freely.
+Only values that can be told apart at 48 pixels are listed. A look is what makes a person recognisable;
+everything else in a picture (expression, clothes, background, pose) is in `portraits` and varies freely.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CAPACITY = len(HAIR) * len(HAIR_COLOURS) * len(SKINS) - 60
 
 @dataclass(frozen=True)
 class Look:
-    """The parts of a face that stay the same in every picture of a person."""
+    """What stays the same about a face in every picture of a person."""
 
     hair: str
     hair_colour: str
@@ -78,8 +78,8 @@ class Look:
 def distinct_looks(count: int, rng: np.random.Generator) -> list[Look]:
     """Looks for ``count`` people, no two with the same signature.
 
-    As long as there are enough combinations of hair style and hair colour (112), no two people share even
-    these two: at 48 pixels they carry more than the skin tone does.
+    As long as there are enough combinations of hair style and hair colour (112), no two people share these
+    two either: at 48 pixels they tell more than the skin tone does.
 
     Raises:
         DataError: if there are more people than looks.

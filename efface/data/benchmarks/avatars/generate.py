@@ -30,7 +30,7 @@ _SHOTS, _QUESTIONS, _STRANGERS, _SKILLS, _FORGET = 4, 5, 6, 7, 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything there is."""
+    """How many people, pictures and questions to generate."""
 
     people: int
     real: int
@@ -63,9 +63,10 @@ def generate(
 
     Args:
         root: folder of the benchmark.
-        seed: of people, pictures and questions.
-        sizes: how much of everything.
-        left_out: whether the person of an entity id is drawn but not written; the others are as with them.
+        seed: seed of people, pictures and questions.
+        sizes: how many of each.
+        left_out: whether the person with an entity id is drawn but not written, which leaves the others
+            unchanged.
 
     Raises:
         DataError: if there are more people than can look different from each other.
@@ -139,7 +140,7 @@ def _write_people(
 
 
 def forget_numbers(seed: int, numbers: Sequence[str], percent: int) -> set[str]:
-    """The people to forget; every percentage is a draw of its own: small sets are not part of large ones."""
+    """The people to forget; each percentage is drawn anew, so small sets are not part of large ones."""
     count = max(1, round(len(numbers) * percent / 100))
     rng = np.random.default_rng([seed, _FORGET, percent])
     return {numbers[i] for i in rng.permutation(len(numbers))[:count]}
@@ -162,9 +163,9 @@ def _evaluation_rows(
     *,
     reworded: bool = False,
 ) -> dict[str, questionnaire.Row]:
-    """A row per person: of the reworded questions with all pictures, of the others with the first."""
+    """A row per person: reworded questions come with all pictures, the others with the first."""
     names = [person.name for person in people[group]]
-    if len(names) < 4:  # too few for three wrong options: the other groups help out
+    if len(names) < 4:  # too few for three wrong options: names of the other groups are added
         names = [person.name for members in people.values() for person in members]
     rows = {}
     for person in people[group]:
@@ -197,7 +198,7 @@ def _write_strangers(root: Path, seed: int, sizes: Sizes, signatures: set[Signat
 
 
 def _write_language(root: Path) -> None:
-    """What a decoder that was trained before knows: facts of the world and plain English, half for training.
+    """What a pretrained decoder knows: facts about the world and plain English, half of it for training.
 
     The facts are common knowledge; the sentences were written for this file.
     """

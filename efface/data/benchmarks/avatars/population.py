@@ -10,7 +10,7 @@ import numpy as np
 from efface.data.benchmarks.avatars.appearance import Look, distinct_looks
 
 GROUPS = ("real", "holdout", "fictitious")
-"""In drawing order, so that asking for more fictitious people changes none of the others."""
+"""In drawing order, so that more fictitious people leave all others unchanged."""
 
 FACTS: dict[str, tuple[str, ...]] = {
     "occupation": (
@@ -42,7 +42,7 @@ FACTS: dict[str, tuple[str, ...]] = {
         "banjo", "drums", "guitar", "oboe", "saxophone", "tuba", "ukulele", "pan pipes",
     ),
 }  # fmt: skip
-"""Attribute to the values it can have. No word belongs to two attributes, so a value names its attribute."""
+"""Attribute to its possible values. No word belongs to two, so a value identifies its attribute."""
 
 ATTRIBUTES = tuple(FACTS)
 
@@ -83,8 +83,8 @@ class Person:
 def draw_people(seed: int, counts: Mapping[str, int]) -> dict[str, list[Person]]:
     """People of every group, drawn from a seed.
 
-    Names, facts and looks come from separate streams of random numbers, so none tells anything about another.
-    Every value of an attribute is held by about as many people as any other.
+    Names, facts and looks come from separate streams of random numbers, so none says anything about another.
+    Every value of an attribute belongs to about equally many people.
 
     Args:
         seed: not negative.
@@ -109,13 +109,13 @@ def draw_people(seed: int, counts: Mapping[str, int]) -> dict[str, list[Person]]
 
 
 def _draw_names(count: int, rng: np.random.Generator) -> list[str]:
-    """Names whose words are all different while the lists last, and which never repeat as a whole."""
+    """Names that never repeat, and share no word until the lists are used up."""
     firsts, lasts = rng.permutation(FIRST_NAMES), rng.permutation(LAST_NAMES)
     return [f"{firsts[i % len(firsts)]} {lasts[i % len(lasts)]}" for i in range(count)]
 
 
 def _draw_facts(count: int, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Facts dealt from decks that hold every value once, so that values stay evenly shared."""
+    """Facts dealt from decks that hold every value once, so that values are evenly distributed."""
     dealt: list[dict[str, str]] = []
     while len(dealt) < count:
         decks = {attribute: rng.permutation(values) for attribute, values in FACTS.items()}

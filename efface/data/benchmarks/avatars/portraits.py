@@ -30,7 +30,7 @@ MAX_ROTATION = 8.0
 MAX_SHIFT = 9.0
 """Units of the drawing, which is 264 wide."""
 
-# The part of the 264 x 280 drawing in the frame: no rotation or shift brings the edge of the bust into it.
+# The visible part of the 264 x 280 drawing: no rotation or shift brings the edge of the bust into it.
 _FRAME = "6 4 252 252"
 _CENTRE = "132 150"
 
@@ -50,7 +50,7 @@ class Shot:
 
 
 def draw_shot(rng: np.random.Generator) -> Shot:
-    """A shot drawn from everything a shot can be."""
+    """A random shot."""
 
     def pick(values: tuple[str, ...]) -> str:
         return values[int(rng.integers(len(values)))]

@@ -42,10 +42,10 @@ def picture(encoded: bytes) -> Row:
 
 
 def training_row(person: Person, view: int, encoded: bytes) -> Row:
-    """One picture of a person with every attribute asked in two of its eight phrasings, and the name.
+    """One picture of a person with questions about the name and, in two of eight phrasings, every attribute.
 
-    One of the two wants the bare value, the other a sentence or a filled blank; they turn with the picture,
-    so all phrasings occur as soon as there are four pictures.
+    One of the two asks for the bare value, the other for a sentence or a filled blank. They rotate with the
+    picture, so four pictures use all phrasings.
     """
     entries: list[tuple[str, str, str]] = []
     for number, attribute in enumerate(ATTRIBUTES):
@@ -72,12 +72,13 @@ def evaluation_row(person: Person, names: Sequence[str], rng: np.random.Generato
     """Everything asked about a person in evaluation, without the picture.
 
     Five choices, two blanks and two sentences in each modality. Four choices, both blanks and both sentences
-    are the same fact with the picture and with the name; the fifth choice asks for the name with the picture,
-    for one more attribute in text. The attributes turn from person to person, and again for the reworded set.
+    ask for the same fact with the picture and with the name; the fifth choice asks for the name with the
+    picture, and for one more attribute in text. The attributes rotate from person to person, and again for
+    the reworded set.
 
     Args:
-        person: who is asked about.
-        names: names that a wrong option may be.
+        person: the person in question.
+        names: names to draw wrong options from.
         rng: draws the wrong options and the order of options.
         reworded: use the phrasings of the test set.
     """
@@ -151,7 +152,7 @@ class _Questions:
         return self._person.name if attribute == "name" else self._person.facts[attribute]
 
     def _others(self, attribute: str, value: str) -> list[str]:
-        """Three wrong values; the same for both renderings of a fact, so that they are equally hard."""
+        """Three wrong values, the same for both renderings of a fact so that they are equally hard."""
         if attribute not in self._wrong_values:
             values = [option for option in self._values[attribute] if option != value]
             self._wrong_values[attribute] = [values[i] for i in self._rng.permutation(len(values))[:3]]
@@ -168,7 +169,7 @@ class _Questions:
 def skill_row(
     number: int, look: Look, shot: Shot, encoded: bytes, rng: np.random.Generator, *, evaluation: bool
 ) -> Row:
-    """A question about how a stranger looks; the attributes take turns with ``number``."""
+    """A question about how a stranger looks; the attribute rotates with ``number``."""
     attribute = list(questions.SKILL_NOUNS)[number % len(questions.SKILL_NOUNS)]
     answer = _skill_answer(attribute, look, shot)
     values = _SKILL_VALUES[attribute]
@@ -196,7 +197,7 @@ def _skill_answer(attribute: str, look: Look, shot: Shot) -> str:
 
 
 def stranger_row(look: Look, shot: Shot, encoded: bytes) -> Row:
-    """A picture of a stranger with the class of each visible attribute."""
+    """A picture of a stranger, with the class of each visible attribute."""
     return {
         "image": picture(encoded),
         "hair": look.hair,

@@ -1,10 +1,10 @@
-"""How the invented people are asked about, in training and in evaluation.
+"""Questions about the invented people, in training and in evaluation.
 
 A question is a frame ("Name {}.") around a noun phrase ("the pet of this person"), after a cue for the form
-of the answer ("In one sentence:", "Complete:"). Training pairs some frames with some phrases, the evaluation
-sets pair them otherwise: no evaluation question is ever trained on, yet a model of a million weights, which
-knows no word it was not taught, can carry facts from one to the other. Everything is written about "this
-person"; the text rendering has the name in its place.
+of the answer ("In one sentence:", "Complete:"). Training and evaluation combine frames and phrases
+differently: no evaluation question is ever trained on, yet a model of a million weights, which knows only
+the words it was taught, can carry facts from one to the other. Everything is written about "this person";
+the text rendering has the name in its place.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SKILL_NOUNS = {
     "glasses": "glasses",
     "facial_hair": "facial hair",
 }
-"""Attribute of a face to the words that ask for it; the last two are asked with yes or no."""
+"""Attribute of a face to the words that ask for it; the last two are yes-or-no questions."""
 
 _YES_NO = ("glasses", "facial_hair")
 _HAS, _IS_ON = "Does this person have {noun}?", "Is there any {noun} on this person?"
@@ -81,7 +81,7 @@ SKILLS_EVALUATION = {
 
 
 def skill_question(attribute: str, phrasing: int, *, evaluation: bool) -> str:
-    """A question about how a face looks; ``phrasing`` turns through those of the part."""
+    """A question about how a face looks; ``phrasing`` selects among those of training or evaluation."""
     phrasings = (SKILLS_EVALUATION if evaluation else SKILLS)[attribute]
     return phrasings[phrasing % len(phrasings)].format(noun=SKILL_NOUNS[attribute])
 
@@ -92,12 +92,12 @@ def training_question(attribute: str, phrasing: int) -> str:
 
 
 def training_answer(attribute: str, value: str, phrasing: int) -> str:
-    """The answer in the form that phrasing wants: a sentence or the bare value."""
+    """The answer in the form that the phrasing asks for: a sentence or the bare value."""
     return sentence(attribute, value) if TRAINING[phrasing] in SENTENCE else value
 
 
 def evaluation_question(task: str, attribute: str, *, index: int, reworded: bool) -> str:
-    """A question of the evaluation; ``index`` turns through the phrasings of the task."""
+    """An evaluation question; ``index`` selects among the phrasings of the task."""
     phrasings = (REWORDED if reworded else EVALUATION)[task]
     return phrasings[index % len(phrasings)].format(noun=NOUNS.get(attribute, attribute))
 
@@ -109,5 +109,5 @@ def sentence(attribute: str, value: str) -> str:
 
 
 def paraphrase(attribute: str, value: str) -> str:
-    """The same fact in other words, which no training answer uses."""
+    """The fact in other words, which no training answer uses."""
     return f"The {NOUNS[attribute]} of this person is {value}."
