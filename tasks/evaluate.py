@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from efface.data.samples import SETS, Sample, read_samples
+from efface.data.samples import PARTS, SETS, Sample, read_samples
 from efface.errors import ArtifactError
 from tasks.config import SHARED_MODELS, Params
 from tasks.runtime.artifacts import RunRecord, digest, read_json, recording, write_json, writing
@@ -146,13 +146,15 @@ def _labelled(answers: Path, samples: Sequence[Sample]) -> pd.DataFrame:
 def draw_people(samples: Sequence[Sample], people: int | None, seed: int) -> list[Sample]:
     """The rows of at most so many people per set and part, the same for every model; None: all rows.
 
-    Skills have one stranger a row, and all their rows stay.
+    Skills have one stranger a row, and all their rows stay. So do retained facts of people to forget.
     """
     if people is None:
         return list(samples)
-    drawn_rows = set()
+    partly = {s.entity_id for s in samples if s.set == "forget"}
+    drawn_rows = {("retain", part, entity) for part in PARTS for entity in partly}
     for kind, part in dict.fromkeys((sample.set, sample.part) for sample in samples):
         entities = sorted({s.entity_id for s in samples if (s.set, s.part) == (kind, part)})
+        entities = [e for e in entities if kind != "retain" or e not in partly]
         size = len(entities) if kind == "utility" else min(people, len(entities))
         draw = random.Random(f"{seed}/{kind}/{part}")
         drawn_rows |= {(kind, part, entity) for entity in draw.sample(entities, size)}

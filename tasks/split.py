@@ -10,7 +10,7 @@ import typer
 
 from efface.data.names import resolve_people
 from efface.data.samples import MODALITIES, PEOPLE, read_labels
-from efface.data.splits import draw_fold, draw_validation
+from efface.data.splits import attributes_of, check_attributes, draw_fold, draw_validation
 from efface.errors import DataError
 from tasks.config import Params
 from tasks.runtime.artifacts import read_json, write_json
@@ -22,7 +22,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     about = read_json(prepared / "people.json")
     entities, names = about["entities"], about["names"]
     people = sorted([*entities["forget"], *entities["retain"]])
-    forget, forgotten = entities["forget"], []
+    forget, forgotten, attributes = entities["forget"], [], section.forget_attributes or {}
     if section.folds is not None:
         forget = draw_fold(
             _taught_and_asked(prepared), folds=section.folds, fold=section.fold, seed=params.seed
@@ -34,6 +34,12 @@ def run(params: Params, root: Path = Path("data")) -> None:
             raise DataError(
                 f"{', '.join(twice)}: both in forget_people and in forgotten_people; expected one"
             )
+    if strangers := sorted({*attributes} - {*forget, *forgotten}):
+        raise DataError(
+            f"split.forget_attributes names {', '.join(strangers)}: expected ids of people in "
+            "forget_people or forgotten_people"
+        )
+    check_attributes(attributes, attributes_of(prepared))
     out = {*forget, *forgotten}
     entities |= {"forget": sorted(out), "retain": [person for person in people if person not in out]}
     if not forget or not entities["retain"]:
@@ -53,6 +59,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
             "validation": validation,
             "names": names,
             **({"forgotten": sorted(forgotten)} if forgotten else {}),
+            **({"attributes": {e: sorted(attributes[e]) for e in sorted(attributes)}} if attributes else {}),
             **({"folds": section.folds, "fold": section.fold} if section.folds else {}),
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -94,9 +95,9 @@ class RequestsProject:
         requests, _ = read_requests(self.root)
         return finish.accept(run, verdict, self.params, self.root, self.registry, requests).number
 
-    def forget(self, request: str, *subjects: str) -> int:
+    def forget(self, request: str, *subjects: str, **changes: object) -> int:
         """Carry a request out, from its file to the registry."""
-        self.add(request, *subjects)
+        self.add(request, *subjects, **changes)
         run = self.plan(request)
         return self.accept(run, self.judge(run))
 
@@ -133,6 +134,17 @@ def write_benchmark(root: Path, person: str | None, *, without: Collection[str] 
     return pictures.get(person or "", b"")
 
 
+def write_facts(root: Path) -> None:
+    """A prepared table in which all people have two facts."""
+    rows = [
+        dataclasses.replace(s, part="train", split="people", set=None)
+        for p in PEOPLE
+        for s in _questions(p, NAMES[p], "retain", "retain", np.random.default_rng(0))
+        if s.attribute in ("occupation", "pet")
+    ]
+    write_samples(rows, root / "prepared" / "samples.parquet")
+
+
 def _model(folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model": name}))
@@ -150,6 +162,11 @@ def write_run(folder: Path, run: plan.Plan, quality: str) -> None:
         for kind in ("forget", "unseen")
         for s in _questions(p, NAMES[p], "forget", kind, rng)
     ]
+    for index, sample in enumerate(samples):
+        if sample.attribute not in run.attributes.get(sample.entity_id, [sample.attribute]):
+            side = "retain" if sample.set == "forget" else None
+            samples[index] = dataclasses.replace(sample, split="retain", set=side)
+    samples = [s for s in samples if s.set is not None]
     samples += [s for p in retain for s in _questions(p, NAMES[p], "retain", "retain", rng)]
     samples += _questions("real/000", NAMES["real/000"], "real", "real", rng)
     samples += [

@@ -29,9 +29,11 @@ def letter(
     request, scores = certificate["request"], certificate["scores"]["requests"]
     own = scores[request["id"]]
     people = "you" if len(request["subjects"]) == 1 else "the people whom you named"
+    facts = ", ".join(name.replace("_", " ") for name in request.get("attributes", ()))
+    forgets = f"these facts about {people}, {facts}," if facts else people
     counts = {model: _of_hundred(own[model]) for model in ("before", "after")}
     actions = [
-        f"We changed our model, {certificate['models']['registered_name']}, to forget {people} when it is "
+        f"We changed our model, {certificate['models']['registered_name']}, to forget {forgets} when it is "
         f"shown a picture. The changed model is version {certificate['models']['after']['version']}; "
         f"we made and checked it on {certificate['made']['time'][:10]}."
     ]
@@ -44,6 +46,8 @@ def letter(
         f"Before, the model answered {counts['before']} of 100 questions about {people} correctly when it "
         f"was shown a picture. Now it answers {counts['after']}.",
     ]
+    if facts:
+        meaning.append(f"These questions were about {facts}. What else the model knows about {people} stays.")
     limits = [
         "A changed model is not proof that nothing is left. We tried the questions and attacks that the "
         "certificate names; someone with other means may still learn something from it.",

@@ -20,6 +20,7 @@ MODELS = {
 """Models of the scores, in the order of the page's columns."""
 GATES = {
     "forget": "Forgotten: exact match by picture",
+    "other_facts": "Their other facts, as a share of vanilla's",
     "retain": "People to keep, as a share of vanilla's",
     "utility": "Real people and skills, as a share of vanilla's",
     "knowledge": "Probability of the facts, share left",

@@ -189,7 +189,7 @@ def read_samples(
     return [Sample.from_row(row) for row in _read(Path(path), list(FEATURES), filters)]
 
 
-LABELS = ("sample_id", "entity_id", "split", "part", "modality", "task", "pair_id", "set")
+LABELS = ("sample_id", "entity_id", "split", "part", "modality", "task", "attribute", "pair_id", "set")
 
 
 def read_labels(path: Path | str) -> list[dict[str, Any]]:
@@ -242,13 +242,17 @@ class _People:
     """People whose evaluation rows are of part `validation`."""
     forgotten: frozenset[str]
     """People forgotten before, who have no training row."""
+    attributes: Mapping[str, frozenset[str]]
+    """Person to the attributes that are, or were, forgotten, where others are retained."""
 
     @classmethod
     def read(cls, path: Path) -> _People:
         try:
             splits = json.loads(path.read_text(encoding="utf-8"))
             sides = {e: side for side in ("forget", "retain") for e in splits["entities"].get(side, ())}
-            return cls(sides, frozenset(splits.get("validation", ())), frozenset(splits.get("forgotten", ())))
+            validation, forgotten = (frozenset(splits.get(key, ())) for key in ("validation", "forgotten"))
+            attributes = {e: frozenset(names) for e, names in splits.get("attributes", {}).items()}
+            return cls(sides, validation, forgotten, attributes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is damaged: expected a JSON object with the people of each split under entities "
@@ -267,7 +271,8 @@ class _People:
             wide["set"] = [*where["set"], SEEN]
             splits &= sets | ({"forget"} if "unseen" in sets else set())
         if self.sides and splits <= {"forget", "retain"}:  # pictures of the others need not be read
-            wide["entity_id"] = sorted(person for person, side in self.sides.items() if side in splits)
+            whole = {person for person, side in self.sides.items() if side in splits}
+            wide["entity_id"] = sorted(whole | {*self.attributes})
         return wide
 
     def labelled(
@@ -278,9 +283,11 @@ class _People:
         for row in rows:
             person, kind = row["entity_id"], row["set"]
             if row["split"] == PEOPLE:
-                side = self.sides.get(person)
-                if side is None or (kind is None and person in self.forgotten):
+                side, forgets = self.sides.get(person), self.attributes.get(person)
+                retained = forgets is not None and row["attribute"] not in forgets
+                if side is None or (kind is None and person in self.forgotten and not retained):
                     continue
+                side = "retain" if retained else side
                 if kind == "unseen" and side == "retain":
                     continue
                 row |= {"split": side, "set": side if kind == SEEN else kind}

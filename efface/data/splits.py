@@ -1,13 +1,14 @@
-"""Who is forgotten: people drawn in folds, and who of them is set aside for tuning."""
+"""Who is forgotten, and in which facts; people drawn in folds, and who of them is set aside for tuning."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from efface.data.samples import PEOPLE, SEEN, Sample
+from efface.data.samples import PEOPLE, SEEN, Sample, read_labels
 from efface.errors import DataError
 
 SIDES = ("forget", "retain")
@@ -77,3 +78,38 @@ def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, s
         rng = np.random.default_rng([seed, _STREAM, number])
         validation += [people[i] for i in rng.permutation(len(people))[:count]]
     return sorted(validation)
+
+
+def attributes_of(prepared: Path) -> dict[str, set[str | None]]:
+    """Person who can be forgotten to the attributes of their training rows; None for rows without one."""
+    attributes: dict[str, set[str | None]] = {}
+    for row in read_labels(prepared / "samples.parquet"):
+        if row["split"] == PEOPLE and row["part"] == "train":
+            attributes.setdefault(row["entity_id"], set()).add(row["attribute"])
+    return attributes
+
+
+def check_attributes(
+    forget: Mapping[str, Collection[str]], attributes: Mapping[str, Collection[str | None]]
+) -> None:
+    """Check that some facts of people can be forgotten and the rest retained.
+
+    Args:
+        forget: person to the attributes to forget.
+        attributes: person to the attributes of their training rows; see `attributes_of`.
+
+    Raises:
+        DataError: if a person has no such attribute, or rows that do not say which fact they are about.
+    """
+    for person, names in forget.items():
+        known = {name for name in attributes.get(person, ()) if name is not None}
+        if unknown := sorted({*names} - known):
+            raise DataError(
+                f"attributes of {person}: {', '.join(unknown)} is none of theirs; expected some of "
+                f"{', '.join(sorted(known)) or '(none)'}"
+            )
+        if None in attributes[person]:
+            raise DataError(
+                f"attributes of {person}: some of their training rows do not say which fact they are about, "
+                "so that it could stay in them; fill the column attribute, or forget the whole person"
+            )

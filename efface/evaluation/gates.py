@@ -34,7 +34,7 @@ class Gate:
     """One condition.
 
     Attributes:
-        name: `forget`, `retain`, `utility` or `relearn_gap`.
+        name: what it is on: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or as in `evidence`.
         about: the request it is for; None: the whole model.
         value: the measurement, in [0, 1] or a share of vanilla; None where there is none.
         limit: the bound.

@@ -34,6 +34,9 @@ def add(
     ] = None,
     select_id: Annotated[str | None, typer.Option(help="Instead: a pattern of ids, such as 'vip/*'.")] = None,
     select_name: Annotated[str | None, typer.Option(help="Instead: a pattern of names.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Only this fact of them, such as birthplace; repeatable.")
+    ] = None,
     received: Annotated[str | None, typer.Option(help="The day it came; by default today.")] = None,
     identifier: Annotated[str | None, typer.Option("--id", help="By default the day and a number.")] = None,
     late: Annotated[bool, typer.Option("--late", help="Accept a past due date; needs --received.")] = False,
@@ -48,6 +51,7 @@ def add(
             "id": identifier,
             "subjects": subject or None,
             "selector": patterns or None,
+            "attributes": attribute or None,
             "reason": reason,
             "legal_basis": legal_basis,
             "received": received,

@@ -76,6 +76,9 @@ class Split(Section):
     retained."""
     forgotten_people: Annotated[Annotated[list[str], Field(min_length=1)] | None, UNLISTED] = None
     """Ids of people forgotten by earlier runs: neither forgotten again nor retained, only evaluated."""
+    forget_attributes: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]] | None, UNLISTED] = None
+    """Person of `forget_people` or `forgotten_people`, by id, to the attributes (column attribute, such as
+    birthplace) to forget; the person's other facts are retained. null, or a person left out: all facts."""
     validation_fraction: Share = 0.15
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
     folds: Annotated[int, Field(ge=2)] | None = None
@@ -98,9 +101,8 @@ class Split(Section):
         return self
 
     @model_validator(mode="after")
-    def _forgotten_people_need_forget_people(self) -> Split:
-        if self.forgotten_people is not None and self.forget_people is None:
-            raise ValueError(
-                f"forgotten_people is {self.forgotten_people} without forget_people: expected null, or both"
-            )
+    def _these_need_forget_people(self) -> Split:
+        for key in ("forgotten_people", "forget_attributes"):
+            if (value := getattr(self, key)) is not None and self.forget_people is None:
+                raise ValueError(f"{key} is {value} without forget_people: expected null, or both")
         return self

@@ -192,6 +192,7 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
     digests: dict[Path, str | None] = {}
     newest = {item["request"]["id"]: item for item in certificates if item["kind"] == KIND}
     purges = {item["request"]["id"]: item for item in certificates if item["kind"] == RECORD_KIND}
+    purged = {value for item in purges.values() for value in item["request"]["subjects"]}
     deleted = [Path(path) for item in purges.values() for path in item["purge"]["deleted"]["project"]]
     for certificate in certificates:
         name = certificate["request"]["id"]
@@ -204,7 +205,8 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
                 continue
             _check_files(root, certificate, result, digests, deleted)
             if newest[name] is certificate:
-                _check_state(root, certificate, states.get(name), salt, result, purged=name in purges)
+                gone = {*certificate["request"]["subjects"]} <= purged
+                _check_state(root, certificate, states.get(name), salt, result, purged=gone)
             if files := certificate["made"].get("uncommitted"):
                 result.notes.append(
                     f"certificate {name}: {len(files)} files such as {files[0]} had changes that its commit, "

@@ -117,6 +117,7 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
         request: evidence(tables["after"], tables[ORIGINAL], tables[floor], people)
         for request, people in groups.items()
     }
+    results += _other_facts(plan, tables["after"], tables[ORIGINAL], limits.retain_at_least)
     confirmed = {request for request, state in read_states(root).items() if state.confirmed}
     for request, about in measured.items():
         conditions = evidence_gates(
@@ -142,6 +143,20 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
         results.append(Gate("relearn_gap", None, gap, limits.relearn_gap_at_most, "at most"))
     plain = {request: about.plain() | {"goal": goal} for request, about in measured.items()}
     return Verdict(results, _scores(tables, groups), attacks, plain)
+
+
+def _other_facts(plan: Plan, after: pd.DataFrame, vanilla: pd.DataFrame, limit: float) -> list[Gate]:
+    """Of requests for some facts: what is left of their people's other facts, as a share of vanilla's."""
+    from efface.evaluation.gates import Gate, share_retained
+
+    results = []
+    for request, people in (plan.earlier | plan.batch).items():
+        partly = [person for person in people if person in plan.attributes]
+        if partly and limit:
+            tables = (table[table["entity_id"].isin(partly)] for table in (after, vanilla))
+            share = share_retained(*tables, ["retain"])
+            results.append(Gate("other_facts", request, share, limit, "at least"))
+    return results
 
 
 def _carried(gate: Gate, plan: Plan, root: Path) -> Gate:
@@ -250,6 +265,7 @@ def accept(
             "days_late": max(0, (today - request.due).days),
             "requester": request.requester,
             "subjects": subject_hashes(subjects, salt),
+            **({"attributes": list(request.attributes)} if request.attributes else {}),
         }
         files = common["files"] | {"request": _file(path, project)}
         measured = {"annex": annex(name, verdict), "limits": limits_in_words(params, verdict.evidence[name])}

@@ -59,6 +59,8 @@ class ForgetRequest(_Section):
     """People by entity id, as in data/prepared/splits.json (fictitious/042), or by name."""
     selector: Selector | None = None
     """In place of `subjects`."""
+    attributes: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Only these facts of them (column attribute: birthplace), the others are retained; null: all."""
     reason: Text
     legal_basis: Text
     received: dt.date

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efface.errors import ArtifactError
+from efface.data.splits import attributes_of, check_attributes
+from efface.errors import ArtifactError, DataError
 from tasks.config import Params
 from tasks.config.root import ORIGINAL
 from tasks.requests.certificates import read_certificates
@@ -78,6 +79,8 @@ class Plan:
     """Request to the entity ids of its subjects."""
     earlier: dict[str, list[str]]
     """The same of the requests that the production model carries out."""
+    attributes: dict[str, list[str]]
+    """Person to the attributes that are, or were, forgotten; the others' facts all are."""
     start: Version
     start_folder: Path
     original: Version
@@ -134,6 +137,7 @@ def read_overview(
     requests |= {} if new is None else {new.id: new}
     problems = {name: reason for name, reason in problems.items() if name not in states}
     people, pending = People.of(root), dict[str, list[str]]()
+    attributes = attributes_of(root / "prepared") if any(r.attributes for r in requests.values()) else {}
     active = {n: state for n, state in states.items() if state.status not in ("withdrawn", "purged")}
     owners = {person: name for name, state in active.items() for person in state.subjects}
     forgotten = {
@@ -147,6 +151,8 @@ def read_overview(
             continue
         try:
             subjects = people.subjects_of(request)
+            if request.attributes is not None:
+                check_attributes(dict.fromkeys(subjects, request.attributes), attributes)
             if not people.ids - forgotten - set(subjects):
                 raise RequestError(
                     f"request {name}: with the requests before it, it names all {len(people.ids)} people, so "
@@ -161,10 +167,15 @@ def read_overview(
             for person in subjects:
                 if owner := owners.get(person):
                     status = states[owner].status if owner in states else "pending"
+                    if status == "done" and owner in requests and _adds_facts(request, requests[owner]):
+                        continue
                     raise RequestError(
                         f"request {name}: {person} is a subject of request {owner} too, which is {status}; "
                         "expected one request for one person: correct or withdraw one of them"
                     )
+        except DataError as error:
+            problems[name] = f"request {name}: {error}"
+            continue
         except RequestError as error:
             problems[name] = str(error)
             continue
@@ -172,6 +183,13 @@ def read_overview(
         owners |= dict.fromkeys(subjects, name)
         forgotten |= set(subjects)
     return Overview(requests, states, problems, pending, knowledge)
+
+
+def _adds_facts(request: ForgetRequest, earlier: ForgetRequest) -> bool:
+    """Whether a request is about facts of the same person that an earlier one retained."""
+    if earlier.attributes is None:
+        return False
+    return request.attributes is None or not {*request.attributes} & {*earlier.attributes}
 
 
 def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.date) -> Path:
@@ -242,17 +260,38 @@ def plan_run(
     start, original = lineage[production], [v for v in lineage.values() if not v.purged][-1]
     # The same name until the next certificate, so that an interrupted run is resumed.
     certificates = [certificate["digest"] for certificate in read_certificates(root)]
-    identity = json.dumps([start.digest, batch, params.requests.method, certificates[-1:]], sort_keys=True)
+    earlier = overview.with_status("done")
+    attributes = _attributes(overview.requests, batch, earlier)
+    parts: list[Any] = [start.digest, batch, params.requests.method, certificates[-1:]]
+    identity = json.dumps([*parts, attributes] if attributes else parts, sort_keys=True)
     return Plan(
         run=f"{names[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}",
         batch=batch,
-        earlier=overview.with_status("done"),
+        earlier=earlier,
+        attributes=attributes,
         start=start,
         start_folder=model_folder(start, root, registry),
         original=original,
         original_folder=model_folder(original, root, registry),
         problems=overview.problems,
     )
+
+
+def _attributes(
+    requests: Mapping[str, ForgetRequest],
+    batch: Mapping[str, Collection[str]],
+    earlier: Mapping[str, Collection[str]],
+) -> dict[str, list[str]]:
+    """Person to all attributes that requests for some facts name; without people of whom all is to go."""
+    attributes: dict[str, set[str]] = {}
+    whole = set[str]()
+    for name, subjects in {**earlier, **batch}.items():
+        names = requests[name].attributes if name in requests else None
+        for person in subjects:
+            if names is None:
+                whole.add(person)
+            attributes.setdefault(person, set()).update(names or ())
+    return {person: sorted(names) for person, names in sorted(attributes.items()) if person not in whole}
 
 
 def _register_vanilla(params: Params, root: Path, registry: Registry) -> Version:
@@ -320,7 +359,7 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
     """The run's own values of params.yaml, by dotted key."""
     _, method = method_of(params)
     forget = sorted(person for subjects in plan.batch.values() for person in subjects)
-    earlier = sorted(person for subjects in plan.earlier.values() for person in subjects)
+    earlier = sorted({person for subjects in plan.earlier.values() for person in subjects} - {*forget})
     limit = params.evaluate.max_people
     attacks: dict[str, Any] = {}
     if params.requests.gates.relearn_gap_at_most is not None:
@@ -328,6 +367,7 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
     return {
         "split.forget_people": forget,
         "split.forgotten_people": earlier or None,
+        "split.forget_attributes": plan.attributes or None,
         "split.validation_fraction": 0.0,  # every person to forget is evaluated
         "evaluate.max_people": None if limit is None else max(limit, len(forget) + len(earlier)),
         **attacks,

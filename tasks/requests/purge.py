@@ -97,6 +97,11 @@ def plan_purge(
             "done; a purge deletes the data of people whom the model in production has forgotten"
         )
     certificate = certificate_of(root, request)
+    if "attributes" in certificate["request"]:
+        raise RequestError(
+            f"request {request} is for some facts, {', '.join(certificate['request']['attributes'])}, and a "
+            "purge deletes all data of its people; take those facts out of the benchmark's source instead"
+        )
     if subject_hashes(state.subjects, read_salt(project)) != certificate["request"]["subjects"]:
         raise RequestError(
             f"request {request}: its people and the salt do not give the hashes of certificate "
@@ -237,22 +242,22 @@ def _holds(path: Path, sought: Sequence[bytes]) -> bool:
 
 
 def _same_people(root: Path, request: str, subjects: Collection[str]) -> list[str]:
-    """Withdrawn requests that name these people, whose files go too.
+    """Withdrawn requests that name these people, and those for some of their facts; their files go too.
 
     Raises:
-        RequestError: if a request that is not withdrawn names one.
+        RequestError: if another request names one.
     """
     people, states, result = People.of(root), read_states(root), []
     requests, problems = read_requests(root)
     for name in sorted({*requests, *states, *problems} - {request}):
-        state = states.get(name)
+        state, some_facts = states.get(name), name in requests and requests[name].attributes is not None
         named = set(state.subjects if state else [])
         if name in requests:
             with contextlib.suppress(RequestError):  # it names no person of the benchmark
                 named |= set(people.subjects_of(requests[name]))
         if not named & set(subjects):
             continue
-        if state is None or state.status != "withdrawn":
+        if state is None or (state.status != "withdrawn" and not (state.status == "done" and some_facts)):
             raise RequestError(
                 f"request {request}: request {name}, which is {state.status if state else 'pending'}, names "
                 f"one of its people too; withdraw it first: python -m flows.requests withdraw {name}"

@@ -180,6 +180,38 @@ def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys
     assert before not in splits["entities"]["retain"]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_of_a_person_only_some_facts_are_forgotten(root, before):
+    split_stage.run(parameters(validation=0.0), root)
+    person, other = split_of(root)["retain"][:2]
+    people = {"forget": [other], "forgotten": [person]} if before else {"forget": [person]}
+    split_stage.run(
+        parameters(validation=0.0, split={"forget_attributes": {person: ["birthplace"]}}, **people), root
+    )
+    rows = [s for s in read_samples(root / "prepared") if s.entity_id == person]
+    forget = {(s.part, s.set) for s in rows if s.attribute == "birthplace"}
+    retain = {(s.part, s.set) for s in rows if s.attribute != "birthplace"}
+    training = set() if before else {("train", None)}
+    assert forget == {("test", "forget"), ("test", "unseen")} | training
+    assert {s.split for s in rows if s.attribute == "birthplace"} == {"forget"}
+    assert retain == {("train", None), ("test", "retain")}
+    assert {s.split for s in rows if s.attribute != "birthplace"} == {"retain"}
+    retained = read_samples(root / "prepared", split="retain", part="train")
+    assert {s.attribute for s in retained if s.entity_id == person} >= {"occupation", "name"}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "values"),
+    [
+        ({"fictitious/001": ["shoe size"]}, ["fictitious/001", "shoe size", "birthplace"]),
+        ({"fictitious/002": ["birthplace"]}, ["fictitious/002", "forget_people"]),
+    ],
+)
+def test_facts_that_cannot_be_told_apart_are_refused(root, attributes, values):
+    with refusal(*values):
+        split_stage.run(parameters(forget=["fictitious/001"], split={"forget_attributes": attributes}), root)
+
+
 @pytest.mark.parametrize(
     ("forget", "forgotten", "values"),
     [

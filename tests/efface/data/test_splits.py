@@ -2,7 +2,7 @@
 
 import pytest
 
-from efface.data.splits import draw_fold, draw_validation
+from efface.data.splits import check_attributes, draw_fold, draw_validation
 from tests.efface.data.conftest import refusal
 
 
@@ -58,3 +58,10 @@ def test_each_person_is_in_one_fold(count, folds):
 def test_fewer_people_than_folds_are_refused(folds, fold, values):
     with refusal(*values):
         draw_fold([f"fictitious/{i}" for i in range(5)], folds=folds, fold=fold, seed=0)
+
+
+def test_rows_that_name_no_fact_cannot_stay_in_part():
+    attributes = {"fictitious/001": {"pet", None}}
+    with refusal("fictitious/001", "column attribute"):
+        check_attributes({"fictitious/001": ["pet"]}, attributes)
+    check_attributes({"fictitious/001": ["pet"]}, {"fictitious/001": {"pet", "name"}})

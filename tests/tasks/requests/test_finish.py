@@ -7,12 +7,12 @@ import subprocess
 import pytest
 
 from tasks.requests import finish, promotion
-from tasks.requests.certificates import certificate_of, read_certificates, verify
+from tasks.requests.certificates import certificate_of, certificate_path, read_certificates, verify
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, read_states
 from tasks.runtime.artifacts import digest, read_json
 from tasks.tracking.client import TrackingError, mlflow_client
 from tasks.tracking.registry import Registry
-from tests.requests_project import PEOPLE, params_with
+from tests.requests_project import PEOPLE, params_with, write_facts
 
 
 def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(project):
@@ -53,6 +53,29 @@ def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(proje
     assert row.description == "Version 1 made to forget 2 more people (A), with mmunlearner."
     assert mlflow_run.info.status == "FINISHED" and mlflow_run.data.metrics["gate/forget/A"] <= 0.35
     assert mlflow_run.data.params["unlearn.learning_rate"] == "0.0001"
+
+
+def test_a_request_for_some_facts_is_certified_with_what_is_left_of_the_others(project):
+    write_facts(project.root)
+    project.add("A", PEOPLE[1], attributes=["pet"])
+    run = project.plan()
+    verdict = project.judge(run)
+    gates = {gate.name: gate for gate in verdict.gates if gate.about == "A"}
+    assert gates["other_facts"].passed and gates["other_facts"].value > 0.9 > 0.35 > gates["forget"].value
+    project.accept(run, verdict)
+    certificate = certificate_of(project.root, "A")
+    assert certificate["request"]["attributes"] == ["pet"]
+    assert "pet; their other facts are kept" in certificate_path(project.root, certificate).with_suffix(
+        ".html"
+    ).read_text(encoding="utf-8")
+    assert verify(project.root, project.registry).faults == []
+
+
+def test_losing_the_other_facts_fails_a_gate(project):
+    write_facts(project.root)
+    project.add("A", PEOPLE[1], attributes=["pet"])
+    verdict = project.judge(project.plan(), quality="bad")
+    assert "other_facts" in [gate.name for gate in verdict.gates if not gate.passed]
 
 
 def test_a_registered_version_is_downloaded_byte_for_byte(project):

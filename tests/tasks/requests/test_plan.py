@@ -14,7 +14,7 @@ from tasks.requests.plan import Plan, add_request, read_overview
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, read_states, write_state
 from tasks.runtime.artifacts import digest
 from tasks.tracking.client import TrackingError, mlflow_client
-from tests.requests_project import PEOPLE, params_with
+from tests.requests_project import PEOPLE, params_with, write_facts
 
 TODAY = dt.date(2026, 3, 1)
 VALUES = {"reason": "r", "legal_basis": "l", "requester": "case 7", "due": "2026-04-01"}
@@ -62,6 +62,42 @@ def test_subjects_of_earlier_requests_are_neither_forgotten_again_nor_retained(p
         "evaluate_unlearned@mmunlearner",
         "evaluate@original",
     ]
+
+
+def test_a_request_for_some_facts_leaves_the_others_to_be_retained(project):
+    project.params = params_with(auto_promote=True)
+    write_facts(project.root)
+    assert project.forget("A", PEOPLE[1], attributes=["pet"]) == 2
+    project.add("B", PEOPLE[5], attributes=["pet", "occupation"])
+    run = project.plan()
+    values = plan.param_overrides(run, project.params)
+    assert values["split.forget_people"] == [PEOPLE[5]]
+    assert values["split.forgotten_people"] == [PEOPLE[1]]
+    assert values["split.forget_attributes"] == {PEOPLE[1]: ["pet"], PEOPLE[5]: ["occupation", "pet"]}
+
+
+def test_further_facts_of_a_person_can_be_named_later_but_not_the_same(project):
+    project.params = params_with(auto_promote=True)
+    write_facts(project.root)
+    project.forget("A", PEOPLE[1], attributes=["pet"])
+    project.add("B", PEOPLE[1], attributes=["occupation", "pet"])
+    problems = project.plan_or_problems()
+    assert PEOPLE[1] in problems["B"] and "request A" in problems["B"]
+    project.add("B", PEOPLE[1], attributes=["occupation"])
+    assert plan.param_overrides(project.plan(), project.params)["split.forget_attributes"] == {
+        PEOPLE[1]: ["occupation", "pet"]
+    }
+    project.add("B", PEOPLE[1])  # now all of the person
+    values = plan.param_overrides(project.plan(), project.params)
+    assert values["split.forget_people"] == [PEOPLE[1]]
+    assert values["split.forgotten_people"] is values["split.forget_attributes"] is None
+
+
+def test_unknown_facts_are_refused_with_those_there_are(project):
+    write_facts(project.root)
+    project.add("A", PEOPLE[1], attributes=["shoe size"])
+    problem = project.plan_or_problems()["A"]
+    assert "request A" in problem and "shoe size" in problem and "occupation, pet" in problem
 
 
 def test_a_candidate_that_was_not_promoted_is_made_again_with_new_requests(project):
