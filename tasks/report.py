@@ -29,6 +29,8 @@ from tasks.runtime.salt import read_salt
 if TYPE_CHECKING:
     import pandas as pd
 
+    from efface.data.samples import Sample
+    from efface.evaluation.side_effects import SideEffects
     from efface.report.attacks import Attacks
     from efface.report.estimates import Estimates
     from efface.report.figures import Plot
@@ -68,7 +70,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
         pd.DataFrame(report.curve, columns=["model", *CURVE]).to_csv(partial / "curve.csv", index=False)
         attack_rows(report.attacks).to_csv(partial / "attacks.csv", index=False)
     write_json(folder / "metrics.json", plain_values(report.estimates))
-    write_json(folder / "scores.json", plain_comparison(report.comparison))
+    side_effects = {model: effects.plain() for model, effects in report.side_effects.items()}
+    write_json(folder / "scores.json", plain_comparison(report.comparison) | {"side_effects": side_effects})
     write_scored_cards(
         folder / "cards",
         params.models,
@@ -104,7 +107,7 @@ def build_report(params: Params, root: Path) -> Report:
     splits = read_splits(root)
     benchmark = str(splits["benchmark"])
     tables, estimates = _read_tables(params, root, benchmark)
-    gallery = _gallery(params, root, tables, splits)  # checks the samples, so before anything slow is drawn
+    samples = _samples(root, tables)  # checks them, so before anything slow is drawn
     records = read_records(root)
     curve = curve_rows(_curves(params, records))
     attacks, attack_plots = _attacks(params, root)
@@ -125,10 +128,11 @@ def build_report(params: Params, root: Path) -> Report:
         attacks=attacks,
         attack_plots=attack_plots,
         published=published(tables, benchmark),
+        side_effects=_side_effects(tables, samples, splits),
         layer_plots=_layer_plots(params, root),
         training=_training(records),
         costs=_costs(records, root),
-        gallery=gallery,
+        gallery=_gallery(params, samples, tables, splits),
         provenance=_provenance(params, root, records),
     )
 
@@ -247,11 +251,9 @@ def _costs(records: Iterable[Record], root: Path) -> list[Any]:
     return costs
 
 
-def _gallery(
-    params: Params, root: Path, tables: Mapping[str, pd.DataFrame], splits: Mapping[str, Any]
-) -> dict[str, list[Person]]:
+def _samples(root: Path, tables: Mapping[str, pd.DataFrame]) -> dict[str, Sample]:
+    """The evaluation samples by id, once the score tables are known to be about them."""
     from efface.data.samples import read_samples
-    from efface.report.gallery import person_card, pick_people
 
     samples = {
         sample.sample_id: sample for sample in read_samples(root / "prepared", part=("validation", "test"))
@@ -263,6 +265,41 @@ def _gallery(
             f"{len(foreign)} of {len(first)} scored samples (such as {foreign[0]}) are not in "
             f"{root / 'prepared'}: the score tables were made from another data set; {RESTORE}"
         )
+    return samples
+
+
+def _side_effects(
+    tables: Mapping[str, pd.DataFrame], samples: Mapping[str, Sample], splits: Mapping[str, Any]
+) -> dict[str, SideEffects]:
+    """What else each model but base and vanilla lost with the people to forget."""
+    from efface.evaluation.side_effects import neighbour_groups, side_effects, thumbnail
+
+    base, vanilla, floor = (tables[model] for model in ("base", "vanilla", "retrained"))
+    pictures = {
+        sample.entity_id: sample.image
+        for sample in reversed(list(samples.values()))  # the first picture of each
+        if sample.set in ("forget", "retain") and sample.image_bytes is not None
+    }
+    thumbnails = {person: thumbnail(picture) for person, picture in pictures.items() if picture is not None}
+    test = vanilla[(vanilla["part"] == "test") & (vanilla["set"] == "forget")]
+    people = sorted(set(test["entity_id"].astype(str)))
+    groups = neighbour_groups(vanilla, people, names=splits["names"], thumbnails=thumbnails)
+    return {
+        model: side_effects(table, base=base, vanilla=vanilla, floor=floor, groups=groups)
+        for model, table in tables.items()
+        if model not in ("base", "vanilla")
+    }
+
+
+def _gallery(
+    params: Params,
+    samples: Mapping[str, Sample],
+    tables: Mapping[str, pd.DataFrame],
+    splits: Mapping[str, Any],
+) -> dict[str, list[Person]]:
+    from efface.report.gallery import person_card, pick_people
+
+    first = next(iter(tables.values()))
     gallery = {}
     for name in ("forget", "retain"):
         gallery[name] = [

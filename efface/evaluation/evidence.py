@@ -7,7 +7,7 @@ most like them lose.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,11 +155,26 @@ def neighbours(table: pd.DataFrame, people: Collection[str], *, count: int = NEI
     }
     retain = sorted(set(rows.loc[rows["set"] == "retain", "entity_id"].astype(str)) - set(people))
 
-    def likeness(person: str) -> float:
-        own = [facts[subject] for subject in people if subject in facts]
-        return max((len(facts[person] & of) / max(1, len(facts[person] | of)) for of in own), default=0.0)
+    def likeness(one: str, other: str) -> float:
+        return len(facts[one] & facts[other]) / max(1, len(facts[one] | facts[other]))
 
-    return sorted(sorted(retain, key=lambda person: (-likeness(person), person))[:count])
+    those = [person for person in people if person in facts]
+    return nearest(retain, those, likeness, count)
+
+
+def nearest(
+    others: Collection[str], people: Collection[str], likeness: Callable[[str, str], float], count: int
+) -> list[str]:
+    """Those of ``others`` who are most like some of ``people``, at most ``count``, by id.
+
+    Args:
+        others: to choose from.
+        people: like one of whom they are to be; without any, one is as near as another.
+        likeness: of two people, higher is more alike; the highest over ``people`` counts.
+        count: how many.
+    """
+    likest = {other: max((likeness(one, other) for one in people), default=0.0) for other in others}
+    return sorted(sorted(likest, key=lambda other: (-likest[other], other))[:count])
 
 
 def evidence_gates(

@@ -206,6 +206,7 @@ def _parts(
         scores = []
         for cell in present:
             if name == "forget" or (name == "text" and goal == "full"):
+                _check_lead(cell, measure, v, b, "base")
                 _check_lead(cell, measure, v, g, floor)
                 scores.append(1 - np.abs(_share(u[cell] - g[cell], v[cell] - g[cell], low=-1.0)))
             elif name in ("text", "retain"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from efface.evaluation import LEARNT, LEVEL, MANY_PEOPLE, REFERENCE_MODELS
 from efface.evaluation.goals import GOALS
+from efface.evaluation.side_effects import SideEffects
 from efface.report.attacks import Attacks, markdown_attacks
 from efface.report.comparison import Comparison, Target, conclusions, markdown_scores, warnings
 from efface.report.estimates import (
@@ -80,6 +81,7 @@ class Report:
     estimates: Mapping[str, Estimates]
     plots: Sequence[Plot]
     published: Published | None = None
+    side_effects: Mapping[str, SideEffects] = field(default_factory=dict)
     attacks: Attacks | None = None
     attack_plots: Sequence[Plot] = ()
     curve: Sequence[Mapping[str, Any]] = ()
@@ -159,6 +161,7 @@ def render_report(report: Report) -> str:
         learnt=LEARNT,
         level=f"{LEVEL:.0%}",
         many=MANY_PEOPLE,
+        holes=holes(report.side_effects),
     )
 
 
@@ -183,9 +186,33 @@ def render_summary(report: Report) -> str:
             lines.append(f"| {name} | " + " | ".join(number(c.value if c else None) for c in cells) + " |")
     lines += ["", f"{block.title}: {block.meaning}, 0 to 1; reference models in italics.", ""]
     lines.append(markdown_scores(report.comparison).rstrip())
+    lines += [f"\n> {reason}" for reason in (report.published.refused if report.published else ())]
+    if report.side_effects:
+        lines += ["", holes(report.side_effects)]
     if report.attacks is not None:
         lines += ["", markdown_attacks(report.attacks).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def holes(side_effects: Mapping[str, SideEffects]) -> str:
+    """One sentence on what the means over everyone do not show, over all methods."""
+    of_methods = [effects for model, effects in side_effects.items() if model not in REFERENCE_MODELS]
+    near = [(k.value, name) for e in of_methods for name, k in e.kept.items() if k and name != "others"]
+    others = [kept.value for e in of_methods if (kept := e.kept.get("others"))]
+    left = [(e.worst, e.left) for e in of_methods if e.worst is not None and e.left is not None]
+    parts = []
+    if near and others:
+        least, kind = min(near)
+        parts.append(
+            f"of the people most like those to forget (by {kind}) as little as {least:.2f} of vanilla's "
+            f"knowledge is kept, of the rest {min(others):.2f}"
+        )
+    if left:
+        worst, mean = max(left)
+        parts.append(f"of one person to forget as much as {worst:.2f} is left where the mean is {mean:.2f}")
+    if not parts:
+        return "Side effects: not available, as vanilla leads on nobody by enough."
+    return f"Side effects, worst of all methods: {'; '.join(parts)}."
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from efface.errors import ArtifactError
+from efface.evaluation.side_effects import metrics_of
 from efface.evaluation.summary import METRICS_FILE, model_metrics
 from efface.model_card import without_metadata
 from tasks.config import REFERENCE_MODELS, Params
@@ -306,6 +307,7 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
     report, project = root / "report", project_of(root)
     if not (report / "index.html").is_file():
         raise ArtifactError(f"{report / 'index.html'} does not exist; make it with: dvc repro")
+    side_effects = read_json(report / "scores.json").get("side_effects", {})
     splits, records = read_splits(root), {record.label: record for record in read_records(root)}
     benchmark, locked = str(splits["benchmark"]), locked_digests(project)
     data = (
@@ -322,6 +324,7 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
         hashes = {f"dvc/{path}": md5 for path, md5 in locked.items() if path.endswith(outputs)}
         child = replace(
             child,
+            metrics={**child.metrics, **metrics_of(side_effects.get(model, {}))},
             tags={**tags, **hashes, **child.tags, "efface.method": model},
             datasets=_datasets(model, benchmark, root, data),
         )

@@ -70,6 +70,12 @@ def test_page_and_metrics_hold_every_number_of_the_score_files(study, page):
                     expected[model, f"{set_name}/{modality}/{metric}"] = cell["value"]
     assert len(expected) > 100
     assert page.cells == pytest.approx(expected)
+    side_effects = json.loads((study / "report" / "scores.json").read_text())["side_effects"]
+    assert set(side_effects) == {*FEW} - {"base", "vanilla"}
+    for effects in side_effects.values():
+        assert f"{effects['worst']:.2f}" in page.text and effects["perception"] is None
+        assert set(effects["kept"]) == {"picture", "name", "facts", "others"}
+    assert "Perception is not available" in page.text
     metrics = json.loads((study / "report" / "metrics.json").read_text())
     flat = {
         (model, f"{s}/{modality}/{metric}"): value

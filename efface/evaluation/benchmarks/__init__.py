@@ -35,9 +35,9 @@ def against_retrained(scores: pd.DataFrame, retrained: pd.DataFrame, benchmark: 
     """
     from efface.evaluation.benchmarks import clear
 
-    if benchmark != "clear":
-        return {}
     first, second = (table[table["part"] == "test"] for table in (scores, retrained))
+    if benchmark != "clear" or not ((first["set"] == "forget") & (first["task"] == "caption")).any():
+        return {}
     quality = clear.forget_quality(first, second)
     return {
         "forget quality": {

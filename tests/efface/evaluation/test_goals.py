@@ -176,6 +176,10 @@ def test_nothing_learnt_is_refused_with_set_and_numbers():
     with pytest.raises(EvaluationError) as error:
         score(blind, vanilla=blind)
     assert all(text in str(error.value) for text in ("retain/multimodal", "0.050", "0.020", "base"))
+    knowing = {"base": table(VANILLA)}  # base knew these people before: it is not vanilla that learnt them
+    with pytest.raises(EvaluationError) as error:
+        score(table(VANILLA), **knowing)
+    assert "forget/multimodal" in str(error.value) and "base" in str(error.value)
     nameless = table(VANILLA, text={"forget": 0.03})
     with pytest.raises(EvaluationError) as error:
         score(nameless, "visual", vanilla=nameless)

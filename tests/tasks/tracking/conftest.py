@@ -1,5 +1,6 @@
 """A finished result of a few models, and an empty MLflow database beside it."""
 
+import json
 import shutil
 
 import pytest
@@ -13,6 +14,8 @@ def result_template(tmp_path_factory):
     root = small_study(tmp_path_factory.mktemp("result") / "data")
     (root / "report").mkdir()
     (root / "report" / "index.html").write_text("<h1>Report</h1>")
+    effects = {"mmunlearner": {"kept": {"facts": {"value": 0.75}}, "worst": 0.5}}
+    (root / "report" / "scores.json").write_text(json.dumps({"side_effects": effects}))
     (root / "report" / "summary.md").write_text("### Summary")
     create_database(root.parent / "mlflow.db")  # takes seconds, so tests copy it
     return root

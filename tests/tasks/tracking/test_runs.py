@@ -98,6 +98,12 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     assert all(c.data.tags["mlflow.parentRunId"] == parent.info.run_id for c in children.values())
     assert children["mmunlearner"].data.params["unlearn.learning_rate"] == "0.0002"
     assert children["manu"].data.params["prune.fraction"] == "0.1"
+    side_effects = {
+        name: {k.removeprefix("side_effects/"): v for k, v in run_.data.metrics.items() if "side_eff" in k}
+        for name, run_ in children.items()
+    }
+    assert side_effects["mmunlearner"] == {"kept/facts": 0.75, "worst": 0.5}
+    assert side_effects["manu"] == {}
     assert children["mmunlearner"].data.tags["efface.status"] == "finished"
     assert "efface.status" not in children["manu"].data.tags
     contexts = {d.dataset.name: d.tags[0].value for d in children["mmunlearner"].inputs.dataset_inputs}
