@@ -2,9 +2,9 @@
 
 EffaceError(ValueError)
 ├── DataError        a table, picture or split that breaks the data model
-├── ModelError       a model, processor or checkpoint that cannot be used as asked
+├── ModelError       a model, processor or checkpoint that cannot be used as requested
 ├── ArtifactError    a file that is missing, damaged, or belongs to something else
-└── EvaluationError  score tables from which a number cannot be made
+└── EvaluationError  score tables from which a number cannot be computed
 """
 
 
@@ -17,7 +17,7 @@ class DataError(EffaceError):
 
 
 class ModelError(EffaceError):
-    """A model, processor or checkpoint that cannot be used as asked."""
+    """A model, processor or checkpoint that cannot be used as requested."""
 
 
 class ArtifactError(EffaceError):
@@ -25,4 +25,4 @@ class ArtifactError(EffaceError):
 
 
 class EvaluationError(EffaceError):
-    """Score tables from which a number cannot be made."""
+    """Score tables from which a number cannot be computed."""

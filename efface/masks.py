@@ -1,4 +1,4 @@
-"""Masks of a model's weights: one object in memory and one file format, both at one bit per weight."""
+"""Masks of a model's weights, in memory and in files, at one bit per weight."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ METADATA_KEY = "efface"
 class Masks(Mapping[str, Tensor]):
     """Boolean tensors by parameter name; True = may change.
 
-    Entries are held as packed bits, and indexing unpacks one: ``masks[name]`` is a new bool tensor of the
+    Entries are stored as packed bits, and indexing unpacks one: ``masks[name]`` is a new bool tensor of the
     parameter's shape, on the device of the bits.
 
     Args:
-        masks: boolean tensors by parameter name, on any device; their bits go to main memory.
+        masks: boolean tensors by parameter name, on any device; their bits are stored in main memory.
 
     Attributes:
         bits: per parameter the packed bits, uint8, little bit order, row-major (``pack``).
@@ -46,7 +46,7 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_bits(cls, bits: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> Masks:
-        """Masks of bits that are packed already."""
+        """Masks from bits that are already packed."""
         masks = cls()
         masks.bits = dict(bits)
         masks.shapes = {name: torch.Size(shapes[name]) for name in bits}
@@ -65,7 +65,7 @@ class Masks(Mapping[str, Tensor]):
         return len(self.bits)
 
     def __or__(self, other: Masks) -> Masks:
-        """The entries of both, those of ``other`` where both have one."""
+        """The entries of both; ``other`` takes precedence."""
         return Masks.from_bits(self.bits | other.bits, self.shapes | other.shapes)
 
     def subset(self, names: Iterable[str]) -> Masks:
@@ -108,8 +108,8 @@ class Masks(Mapping[str, Tensor]):
 
 
 def pack(mask: Tensor) -> Tensor:
-    """The bits of a boolean tensor in main memory, uint8: eight to a byte, the first in the lowest place,
-    the last byte filled up with zeros."""
+    """The bits of a boolean tensor, uint8 in main memory: eight to a byte, the first in the lowest bit, the
+    last byte padded with zeros."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1), bitorder="little"))
 
 
@@ -134,7 +134,7 @@ def save_mask(mask: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, 
     Args:
         mask: boolean tensors by parameter name.
         path: the safetensors file.
-        metadata: what the mask was made from, ``model_digest`` among it; ``shapes`` is added. Stored as one
+        metadata: what the mask was made from, including ``model_digest``; ``shapes`` is added. Stored as one
             JSON entry, so that the same mask always gives the same bytes.
     """
     masks = (mask if isinstance(mask, Masks) else Masks(mask)).to("cpu")
@@ -148,7 +148,7 @@ def load_mask(path: Path, *, model: PreTrainedModel | None = None) -> tuple[Mask
 
     Args:
         path: file written by ``save_mask``.
-        model: the model the mask is meant for; checked when given.
+        model: the model that the mask is for; checked if given.
 
     Raises:
         ArtifactError: if the file is damaged or not a mask, or the model has other shapes or other weights
@@ -185,8 +185,8 @@ def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
             metadata = dict(json.loads((file.metadata() or {})[METADATA_KEY]))
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ArtifactError(
-            f"{path} is no complete {kind} file (expected safetensors with a {METADATA_KEY!r} entry, got "
-            f"{type(error).__name__}: {error}); restore it or make it again"
+            f"{path} is not a complete {kind} file (expected safetensors with a {METADATA_KEY!r} entry, got "
+            f"{type(error).__name__}: {error}); restore or rebuild it"
         ) from error
     if metadata.get("kind") != kind:
         raise ArtifactError(f"{path} holds {metadata.get('kind')!r}, expected {kind!r}")

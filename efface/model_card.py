@@ -1,4 +1,4 @@
-"""Model cards: whom a model forgot, how, with which scores, and what they do not show."""
+"""Model cards: whom a model forgot, how, its scores, and what they do not show."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _METADATA = (
 _LIMITS = (
     "- The scores do not prove that facts are gone: they may come back after further training, or under "
     "attacks that were not run.\n"
-    "- The numbers hold for the benchmark, the questions and the pictures named here."
+    "- The numbers are valid for the benchmark, questions and pictures named here."
 )
 _KEYED = (
-    "HMAC-SHA256 of each person's id with the key of the project's certificates, where a person has the same "
-    "hash. Without the key it cannot be checked who is meant."
+    "HMAC-SHA256 of each person's id with the secret salt of the project, as in its certificates. "
+    "Without the salt nobody can check who is meant."
 )
 _PLAIN = (
-    "The first 16 digits of the SHA-256 of each person's id, without a key: whoever guesses an id can check "
+    "The first 16 digits of the SHA-256 of each person's id, without a key: whoever guesses an id can verify "
     "it here."
 )
 
@@ -43,13 +43,13 @@ def model_card(
     """The card of an unlearned model: Markdown with the metadata block of the Hugging Face Hub.
 
     Args:
-        name: of the model.
-        method: that made it.
+        name: name of the model.
+        method: the method that made it.
         subjects: ids of the people to forget; the card holds their hashes.
-        key: of the hashes; None: hashed without one, which the card says.
-        parameters: of the method.
+        key: key of the hashes; None: hashed without a key, which the card says.
+        parameters: the method's parameters.
         provenance: commit, digests, seed, versions.
-        scores: model to goal to score, of this model and the reference models; or a sentence in their place.
+        scores: model to goal to score, for this model and the reference models; or a sentence instead.
         notes: sentences below the scores.
     """
     hashes = subject_hashes(subjects, key)

@@ -1,7 +1,7 @@
-"""The one table every benchmark becomes: a row is one question about one person, with its answer.
+"""The table that every benchmark becomes: a row is one question about one person, with its answer.
 
-`read_samples` and `write_samples` go between the parquet file and `Sample`; `validate` says which row
-breaks the data model and why.
+`read_samples` and `write_samples` convert between the parquet file and `Sample`; `validate` reports the first
+row that breaks the data model, and why.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SPLITS = ("forget", "retain", "real", "holdout", "utility")
 PEOPLE = "people"
-"""Split of the people who can be forgotten, in a table that does not say who is; their set is `SEEN`."""
+"""Split of people who can be forgotten, in a table that does not say who is forgotten; set `SEEN`."""
 PARTS = ("train", "validation", "test")
 MODALITIES = ("multimodal", "text")
 TASKS = ("qa", "choice", "cloze", "generation", "caption", "name")
 SETS = ("forget", "unseen", "retain", "real", "holdout", "utility")
 SEEN = "seen"
-"""Set of evaluation rows with trained pictures of people who can be forgotten; see `PEOPLE`."""
+"""Set of evaluation rows with training pictures of people who can be forgotten; see `PEOPLE`."""
 
 _TEXT, _TEXTS = Value("string"), List(Value("string"))
 FEATURES = Features(
@@ -56,7 +56,7 @@ FEATURES = Features(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of `samples.parquet`; a field per column; the picture is decoded when it is first used."""
+    """One row of `samples.parquet`, a field per column. The picture is decoded on first use."""
 
     sample_id: str
     entity_id: str
@@ -70,7 +70,7 @@ class Sample:
     task: str
     """One of `TASKS`."""
     attribute: str | None
-    """The fact in question: occupation, birthplace, ..., name; None where the benchmark does not say."""
+    """The fact in question: occupation, birthplace, ..., name; None if the benchmark does not say."""
     image_bytes: bytes | None = field(repr=False)
     """The encoded picture; rows with equal pictures share one object."""
     question: str
@@ -86,16 +86,16 @@ class Sample:
     set: str | None
     """One of `SETS`, or `SEEN`, for evaluation rows; None for training rows."""
     more_image_bytes: tuple[bytes, ...] = field(default=(), repr=False)
-    """Encoded pictures after the first, of a question about several. No column: a row of a table has one."""
+    """Encoded pictures after the first, for a question about several. Not a column: a table row has one."""
 
     def __post_init__(self) -> None:
         if self.more_image_bytes and self.image_bytes is None:
             raise DataError(
-                f"sample {self.sample_id} has further pictures and no first; give the first one too"
+                f"sample {self.sample_id} has more_image_bytes and no image_bytes; set the first picture too"
             )
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every text of the sample with the name of its column."""
+        """Every text of the sample, with the name of its column."""
         for name in ("attribute", "question", "answer", "paraphrase"):
             if (text := getattr(self, name)) is not None:
                 yield name, text
@@ -113,7 +113,7 @@ class Sample:
 
     @property
     def images(self) -> list[Picture]:
-        """All pictures as RGB, in the order in which the question speaks of them; none for text.
+        """All pictures as RGB, in the order of the question; empty for text.
 
         Raises:
             DataError: if a picture cannot be decoded.
@@ -133,7 +133,7 @@ class Sample:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Sample:
-        """A sample from a row keyed by column name; columns that may be null may be left out."""
+        """A sample from a row keyed by column name; nullable columns may be left out."""
         fields: dict[str, Any] = {name: row.get(name) for name in FEATURES}
         image = fields.pop("image")
         fields["image_bytes"] = image["bytes"] if isinstance(image, Mapping) else image
@@ -149,7 +149,7 @@ class Sample:
         """
         if self.more_image_bytes:
             raise DataError(
-                f"sample {self.sample_id} has {len(self.encoded_images)} pictures, and a row of a table has "
+                f"sample {self.sample_id} has {len(self.encoded_images)} pictures, and a table row holds "
                 "one; write a row per picture"
             )
         row = {name: getattr(self, name) for name in FEATURES if name != "image"}
@@ -168,10 +168,10 @@ def read_samples(
 ) -> list[Sample]:
     """The samples of a table that match every filter given.
 
-    A folder as the pipeline prepares it holds `samples.parquet`, whose people are neither forgotten nor
-    retained, and `splits.json`, which says who is. Its samples come with their split: training rows, then
-    evaluation rows, in the order of `SPLITS` and `SETS` and therein of the people's ids. The samples of a
-    file, or of a folder without `splits.json`, are as they stand there, in file order.
+    A folder that the pipeline prepared holds `samples.parquet`, which does not say who is forgotten, and
+    `splits.json`, which does. Its samples come with their split: training rows, then evaluation rows, sorted
+    by `SPLITS` and `SETS` and then by person. The samples of a file, or of a folder without `splits.json`,
+    come unchanged and in file order.
 
     Args:
         path: a table, or the folder that holds `samples.parquet`.
@@ -182,8 +182,8 @@ def read_samples(
         task: see `TASKS`.
 
     Raises:
-        DataError: if a filter names something unknown, the file is missing or damaged, or who is forgotten
-            is asked of a table without `splits.json`.
+        DataError: if a filter has an unknown value, the file is missing or damaged, or a filter depends on
+            who is forgotten and there is no `splits.json`.
     """
     filters = {"split": split, "part": part, "modality": modality, "set": set, "task": task}
     return [Sample.from_row(row) for row in _read(Path(path), list(FEATURES), filters)]
@@ -193,7 +193,7 @@ LABELS = ("sample_id", "entity_id", "split", "part", "modality", "task", "attrib
 
 
 def read_labels(path: Path | str) -> list[dict[str, Any]]:
-    """Whose every sample is and where it belongs, the columns `LABELS`; see `read_samples`."""
+    """The columns `LABELS` of every sample: its person, split, part and set; see `read_samples`."""
     return list(_read(Path(path), LABELS, {}))
 
 
@@ -227,14 +227,14 @@ def _read(
     if sides and PEOPLE in column_values(table, "split"):
         raise DataError(
             f"{table} does not say who is forgotten: expected splits.json beside it, and its folder as path; "
-            "make that with: python -m tasks split"
+            "create it with: python -m tasks split"
         )
     return rows
 
 
 @dataclass(frozen=True)
 class _People:
-    """Who is forgotten, as `splits.json` says it."""
+    """Who is forgotten, from `splits.json`."""
 
     sides: Mapping[str, str]
     """Person to `forget` or `retain`."""
@@ -260,7 +260,7 @@ class _People:
             ) from error
 
     def wider(self, where: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-        """The filters that keep every row of the table which matches these once it is labelled."""
+        """Filters on the table that keep every row which may match the given ones once it is labelled."""
         wide = dict(where)
         if "part" in where:
             wide["part"] = sorted({"test" if part == "validation" else part for part in where["part"]})
@@ -270,7 +270,7 @@ class _People:
         if "set" in where:
             wide["set"] = [*where["set"], SEEN]
             splits &= sets | ({"forget"} if "unseen" in sets else set())
-        if self.sides and splits <= {"forget", "retain"}:  # pictures of the others need not be read
+        if self.sides and splits <= {"forget", "retain"}:  # so that the others' pictures are not read
             whole = {person for person, side in self.sides.items() if side in splits}
             wide["entity_id"] = sorted(whole | {*self.attributes})
         return wide
@@ -314,7 +314,7 @@ def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | st
 
 
 def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
-    """The samples, once every one of them keeps to the data model and every picture decodes.
+    """The samples, after checking that each conforms to the data model and every picture decodes.
 
     Raises:
         DataError: naming the first offending row (number and id) and the reason.
@@ -323,7 +323,7 @@ def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
 
 
 def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool = False) -> Iterator[Sample]:
-    """The samples one by one, each once it keeps to the data model and fits those before it.
+    """The samples one by one, after checking each against the data model and those before it.
 
     Args:
         samples: samples, or rows keyed by column.
@@ -356,7 +356,7 @@ def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool =
 
 
 def fault(sample: Sample) -> str | None:
-    """Why a sample on its own breaks the data model, or None; its picture is not decoded."""
+    """Why a single sample breaks the data model, or None; its picture is not decoded."""
     for name in ("sample_id", "entity_id", "question", "answer"):
         value = getattr(sample, name)
         if not isinstance(value, str) or not value.strip():
@@ -391,7 +391,7 @@ def check_special_tokens(samples: Iterable[Sample], tokens: Collection[str]) -> 
     """Refuse texts that hold a special token of the model: it would be read as a picture or as the end.
 
     Args:
-        samples: the samples that a model is trained on or asked.
+        samples: the samples for training or evaluation.
         tokens: special tokens of its processor, such as `<image>` or `</s>`.
 
     Raises:

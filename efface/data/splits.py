@@ -1,4 +1,4 @@
-"""Who is forgotten, and in which facts; people drawn in folds, and who of them is set aside for tuning."""
+"""Who is forgotten, and in which facts: splitting people into folds, and setting some aside for tuning."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from efface.data.samples import PEOPLE, SEEN, Sample, read_labels
 from efface.errors import DataError
 
 SIDES = ("forget", "retain")
-"""Splits of the people who can be forgotten. Both give people to validation, so that no setting is chosen by
-looking at the test people."""
+"""Splits of the people who can be forgotten. Both set people aside for validation, so that the test people
+choose no setting."""
 _FEWEST = 4
 _STREAM = 21
 _FOLD_STREAM = 23
 
 
 def without_split(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples as they come, without who is forgotten: split `people`, and set `seen` or `unseen`."""
+    """The samples without the information who is forgotten: split `people`, and set `seen` or `unseen`."""
     for s in samples:
         if s.split in SIDES:
             yield dataclasses.replace(s, split=PEOPLE, set=SEEN if s.set in SIDES else s.set)
@@ -37,10 +37,10 @@ def draw_fold(people: Sequence[str], *, folds: int, fold: int, seed: int) -> lis
         people: entity ids.
         folds: how many sets, at least 2.
         fold: which of them, in [0, folds).
-        seed: not negative; draws who shares a set.
+        seed: not negative; draws the sets.
 
     Raises:
-        DataError: if there are fewer people than folds, or the fold is none of them.
+        DataError: if there are fewer people than folds, or the fold is out of range.
     """
     if not 2 <= folds <= len(people):
         raise DataError(
@@ -56,8 +56,8 @@ def draw_fold(people: Sequence[str], *, folds: int, fold: int, seed: int) -> lis
 def draw_validation(entities: Mapping[str, Sequence[str]], *, fraction: float, seed: int) -> list[str]:
     """Entity ids whose evaluation rows are for validation: a share of the forget and of the retain people.
 
-    A split of at least four people gives at least one as soon as the share is above zero; a smaller one gives
-    none, because too few would be left to test.
+    A split of four or more people contributes at least one if the share is above zero; a smaller one
+    contributes none, because too few would be left to test.
 
     Args:
         entities: split to entity ids.

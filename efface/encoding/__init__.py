@@ -1,8 +1,8 @@
 """From samples to padded model inputs, through the model's own processor.
 
-The prompt is the chat template of a user turn, the full text that of a user and an assistant turn, which goes
-through the processor with the pictures. Labels are what comes after the prompt's tokens: prompt, picture and
-padding positions are -100, so only the answer and its end token are ever in a loss.
+The prompt is the chat template applied to a user turn; the full text, applied to a user and an assistant
+turn, goes through the processor with the pictures. Labels are the tokens after the prompt: prompt, picture
+and padding positions are -100, so only the answer and its end token enter a loss.
 """
 
 from efface.encoding.batches import IGNORED, Inputs, collate, split, to_device

@@ -1,8 +1,8 @@
-"""Log-probabilities of answers, and the losses made of them.
+"""Log-probabilities of answers, and the losses computed from them.
 
 Only labelled positions count: the labels of prompt, picture and padding are -100. The loss of a sample
-is the mean over its answer tokens, the loss of a batch the mean over its samples, so neither padding
-nor the company a sample keeps changes its loss.
+is the mean over its answer tokens, the loss of a batch the mean over its samples, so neither padding nor the
+other samples of a batch change a sample's loss.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def answer_log_probs(model: nn.Module, inputs: Inputs) -> AnswerLogProbs:
 
 
 def log_probs_of(logits: Tensor, labels: Tensor) -> AnswerLogProbs:
-    """Log-probabilities of ``labels`` (B, T) under ``logits`` (B, T, V), each predicted from the position
-    before."""
+    """Log-probabilities of ``labels`` (B, T) under ``logits`` (B, T, V), each predicted from the previous
+    position."""
     targets = labels[:, 1:]
     answered = targets != IGNORED
     tokens = answered.sum(dim=1)

@@ -1,8 +1,8 @@
-"""Padding and joining encoded samples into batches, and taking batches apart again.
+"""Padding and joining encoded samples into batches, and splitting batches again.
 
-Three kinds of tensor leave a processor: those that run along the tokens of a text, those with one row per
-text (Idefics: pictures of a text side by side, padded), and those that hold the pictures of all texts one
-after the other (Qwen: the patches of all pictures in one row). None of them is told by a family's name.
+Processors return three kinds of tensor: along the tokens of a text; one row per text (Idefics: the pictures
+of a text side by side, padded); and the pictures of all texts one after another (Qwen: the patches of all
+pictures in one row). The kinds are recognised by shape, never by a family's name.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _ALONG_TOKENS = ("cross_attention_mask",)  # (B, T, pictures, tiles); all others
 
 @dataclass(frozen=True)
 class _Share:
-    """What one sample has of one tensor of its batch.
+    """One sample's share of one tensor of its batch.
 
     Attributes:
-        rows: how many rows.
-        shape: their sizes from axis 1 on before other samples made them larger; None if they are blank.
+        rows: number of rows.
+        shape: their sizes from axis 1 on, before padding to the size of other samples; None if blank.
     """
 
     rows: int
@@ -34,7 +34,7 @@ class _Share:
 
 
 class Collated(dict[str, Tensor]):
-    """A padded batch that knows what of it belongs to which sample, however many pictures each has.
+    """A padded batch that records which rows belong to which sample, however many pictures each has.
 
     Args:
         tensors: the batch.
@@ -49,9 +49,9 @@ class Collated(dict[str, Tensor]):
 def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> Collated:
     """Pad rows to one length and join them along the batch axis.
 
-    Tensors along the tokens are padded: ids with ``pad``, labels with -100, masks and types with 0. Of all
-    others (pixels, their masks, grids, ratios), those whose pictures differ in size or number are filled up
-    with zeros at the end of each axis: every family that pads pictures masks or drops what is zero.
+    Tensors along the tokens are padded: ids with ``pad``, labels with -100, masks and types with 0. All
+    others (pixels, their masks, grids, ratios) are filled with zeros at the end of each axis if their
+    pictures differ in size or number: every family that pads pictures masks or drops zeros.
 
     Args:
         rows: encoded samples, each with a batch axis of 1.
@@ -59,8 +59,8 @@ def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> 
         side: ``right`` for training, ``left`` for generation.
 
     Raises:
-        DataError: if there is no padding id, or text-only and multimodal rows meet in a family that cannot
-            take them in one batch.
+        DataError: if there is no padding id, or text-only and multimodal rows are mixed in a family that
+            cannot take both in one batch.
     """
     if pad is None:
         raise DataError(
@@ -88,16 +88,16 @@ def collate(rows: Sequence[Inputs], pad: int | None, *, side: str = "right") -> 
 def split(batch: Inputs, image_token: int | None) -> list[Inputs]:
     """The samples of a batch, each as a batch of one, still padded along the tokens.
 
-    A batch from ``collate`` knows what belongs to which sample. In any other one, where a tensor holds the
-    pictures of all samples one after the other, each sample takes its share by the number of its picture
-    tokens; every sample of such a batch must have at most one picture.
+    A batch from ``collate`` records what belongs to which sample. In any other batch whose tensors hold the
+    pictures of all samples one after another, the number of picture tokens gives each sample's share, and
+    no sample may have more than one picture.
 
     Args:
         batch: what ``collate`` returned, or model inputs made elsewhere.
         image_token: id of the token that stands for (a part of) a picture.
 
     Raises:
-        DataError: if the picture tokens do not tell which pictures belong to which sample.
+        DataError: if the picture tokens do not determine which pictures belong to which sample.
     """
     size = len(batch["input_ids"])
     if size == 1:
@@ -138,8 +138,8 @@ def _along_tokens(key: str, row: Inputs) -> bool:
 def _padded(key: str, row: Inputs, length: int, side: str, fill: int) -> Tensor:
     if key in _ALONG_TOKENS and key not in row:
         raise DataError(
-            "this family takes pictures through cross-attention, where a text-only sample changes when a "
-            "multimodal one shares its batch; keep the two apart (Encoder.batches does)"
+            "this family reads pictures through cross-attention, where a multimodal sample in the batch "
+            "changes the text-only ones; keep the two apart (Encoder.batches does)"
         )
     value = row.get(key)
     value = torch.zeros_like(row["input_ids"]) if value is None else value
@@ -149,7 +149,7 @@ def _padded(key: str, row: Inputs, length: int, side: str, fill: int) -> Tensor:
 
 
 def _pictures(key: str, row: Inputs, rows: Sequence[Inputs]) -> Tensor:
-    """A row's pictures; where it has none, a blank one in families with one row per text, else no row."""
+    """A row's pictures; without pictures, a blank one in families with one row per text, else no row."""
     if key in row:
         return row[key]
     like = next(row for row in rows if key in row)
@@ -168,7 +168,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _sample(batch: Collated, index: int) -> Inputs:
-    """One sample of a batch, its pictures as they were before others made them larger."""
+    """One sample of a batch, its pictures without the padding to the size of others."""
     sample: Inputs = {}
     for key, value in batch.items():
         shares = batch.shares[key]
@@ -180,7 +180,7 @@ def _sample(batch: Collated, index: int) -> Inputs:
 
 
 def _without_picture_padding(sample: Inputs) -> Inputs:
-    """One sample's pictures as they were before they were filled up to the size of others beside them."""
+    """One sample without the rows and columns that pad its pictures to the size of others."""
     mask = sample.get("pixel_attention_mask")
     if mask is None:
         return sample

@@ -22,7 +22,7 @@ _CHUNK = 64  # samples that go through the processor in one call
 
 
 class Encoder:
-    """Encodes samples one by one or in batches, and keeps encoded ones while memory allows.
+    """Encodes samples one by one or in batches, and caches encoded ones while memory allows.
 
     Args:
         processor: the model's processor.
@@ -66,7 +66,7 @@ class Encoder:
     ) -> Iterator[Inputs]:
         """Batches of at most ``size`` samples, multimodal and text-only kept apart, each in the given order.
 
-        With a ``label`` they pass under a progress bar of that name. ``share`` picks those of this process
+        With a ``label`` a progress bar of that name is shown. ``share`` picks the batches of this process
         (``efface.processes.share``); the others are not encoded.
         """
         groups = self._groups(size, indices)
@@ -83,7 +83,7 @@ class Encoder:
                 progress.update(len(group))
 
     def count(self, size: int, indices: Sequence[int] | None = None) -> int:
-        """Number of batches that ``batches`` yields of these samples."""
+        """Number of batches that ``batches`` yields for these samples."""
         return len(self._groups(size, indices))
 
     def _groups(self, size: int, indices: Sequence[int] | None) -> list[list[int]]:
@@ -96,7 +96,7 @@ class Encoder:
 
 
 def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[Inputs]:
-    """Processor output of each sample with ``labels``, batch axis of size 1 kept, no padding."""
+    """Processor output of each sample with ``labels``; batch axis of size 1, no padding."""
     rows: dict[int, Inputs] = {}
     for multimodal in (True, False):
         alike = [i for i, sample in enumerate(samples) if (sample.image_bytes is not None) == multimodal]
@@ -144,11 +144,10 @@ def _encode_alike(processor: ProcessorMixin, samples: Sequence[Sample]) -> list[
         if length is None:
             raise DataError(
                 f"sample {sample.sample_id}: the tokens of the prompt are not the beginning of the tokens of "
-                f"prompt and answer (answer {sample.answer!r}), or the processor writes others behind them, "
-                "so the answer cannot be labelled; if the prompt opens a block of thinking, switch it off in "
-                "`base.template_arguments` "
-                "(`enable_thinking: false`), or name a template whose generation prompt ends in white space "
-                "or a special token as `base.chat_template`"
+                f"prompt and answer (answer {sample.answer!r}), or the processor appends others, so the "
+                "answer cannot be labelled; if the prompt opens a block of thinking, switch it off in "
+                "`base.template_arguments` (`enable_thinking: false`), or set `base.chat_template` to "
+                "a template whose generation prompt ends in white space or a special token"
             )
         row["labels"] = row["input_ids"].clone()
         row["labels"][:, :-length] = IGNORED

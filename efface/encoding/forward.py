@@ -1,4 +1,4 @@
-"""Forward passes in which every sample of a batch gets what it gets alone."""
+"""Forward passes in which a sample's output does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _batched: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 
 
 def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    """Output of the model for a batch, sample by sample where its batches are no good (``supports_batches``).
+    """Output of the model for a batch, computed sample by sample unless ``supports_batches``.
 
     Args:
         model: a multimodal LLM.
-        inputs: processor output, with or without ``labels``, which the model does not see.
+        inputs: processor output, with or without ``labels``, which are not passed to the model.
         options: further arguments of the model, such as ``output_hidden_states``.
 
     Returns:
@@ -44,7 +44,7 @@ def forward(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
 
 
 def separable(model: nn.Module, inputs: Inputs) -> list[Inputs]:
-    """The batch itself, or its samples one by one where the model's batches are no good."""
+    """The batch itself, or its samples one by one unless ``supports_batches``."""
     if len(inputs["input_ids"]) == 1 or supports_batches(model, inputs):
         return [inputs]
     return split(inputs, image_token_id(model))
@@ -52,10 +52,10 @@ def separable(model: nn.Module, inputs: Inputs) -> list[Inputs]:
 
 @torch.no_grad()
 def supports_batches(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether this model gives the samples of a batch what it gives each alone.
+    """Whether this model computes the same for a sample in a batch as for the sample alone.
 
     The first two samples of a model's first batch are compared, once with pictures and once without; later
-    batches are taken to be alike. Families differ here because nothing in a processor's output says which
+    batches are assumed to behave alike. Families differ because nothing in a processor's output says which
     rows belong to which sample. Processes that share the weights of a model do not compare.
 
     Args:
@@ -114,7 +114,7 @@ def model_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _call(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    """The model's output. GIT puts pictures before the text without tokens for them: those positions go."""
+    """The model's output. GIT puts pictures before the text without tokens: those positions are cut off."""
     output = model(**model_inputs(model, inputs), **options)
     length = inputs["input_ids"].shape[1]
     if output.logits.shape[1] > length:

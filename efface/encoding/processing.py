@@ -21,10 +21,10 @@ def process(
     pictures: Sequence[Sequence[Any]] | None,
     suffixes: Sequence[str] | None = None,
 ) -> list[Inputs]:
-    """Processor output of each text, batch axis of size 1 kept, no padding.
+    """Processor output of each text; batch axis of size 1, no padding.
 
-    Many texts go through the processor in one call where each has one picture of one fixed size, so that a
-    row does not depend on the rest of the call; otherwise one by one.
+    Texts go through the processor together if each has one picture of one fixed size, so that a row does not
+    depend on the rest of the call; otherwise one by one.
 
     Args:
         processor: the model's processor.
@@ -47,7 +47,7 @@ def process(
         try:
             batch = call(slice(None))
         except DataError:
-            batch = None  # one by one, so that the error names the text whose picture is at fault
+            batch = None  # one by one, so that the error names the text with the faulty picture
         if batch is not None and _has_a_row_per_text(batch, len(texts)):
             return _unpadded(batch)
     return [first, *(call(slice(i, i + 1)) for i in range(1, len(texts)))]
@@ -58,8 +58,8 @@ def answer_lengths(
 ) -> list[int | None]:
     """Number of tokens at the end of each row that are its answer and end token.
 
-    A processor writes many tokens for a picture, all of them in the prompt, so the tokens of the text as it
-    stands tell where the answer begins.
+    A processor expands a picture into many tokens, all of them in the prompt, so the end of a row is compared
+    with the tokens of the plain text.
 
     Args:
         processor: the model's processor.
@@ -68,11 +68,11 @@ def answer_lengths(
         rows: output of `process` for the texts.
 
     Returns:
-        A number from 1 to the length of the row less 1; None where the tokens of the prompt are not those at
-        the beginning of the text, or the row does not end in those of the answer.
+        A number from 1 to the length of the row minus 1; None if the text does not begin with the tokens of
+        the prompt, or the row does not end with those of the answer.
     """
     tokenizer, lengths = processor.tokenizer, list[int | None]()
-    # Padded as in `process`: a tokenizer keeps how it last padded, and is saved with it.
+    # Padded as in `process`: a tokenizer stores its last padding and is saved with it.
     options: dict[str, Any] = {"padding": tokenizer.pad_token_id is not None, "padding_side": "right"}
     options |= {"return_attention_mask": True, **_special_tokens(tokenizer, texts)}
     before, whole = (_token_ids(tokenizer(list(part), **options)) for part in (prompts, texts))
@@ -91,7 +91,7 @@ def _token_ids(encoded: Any) -> list[list[int]]:
 
 
 def _has_a_row_per_text(batch: Inputs, count: int) -> bool:
-    """Tensors along the tokens, and at most plain pixels, one picture per text."""
+    """Whether there are only tensors along the tokens and plain pixels, one picture per text."""
     shape = batch["input_ids"].shape
     pictures = {key: value for key, value in batch.items() if value.shape != shape}
     return all(key == "pixel_values" and v.dim() == 4 and len(v) == count for key, v in pictures.items())
@@ -122,7 +122,7 @@ def _call(
     if tokenizer.pad_token_id is None and len(texts) == 1:
         options["padding"] = False
     if pictures is None and takes_suffix(processor):
-        # The processor refuses texts without a picture; this is what it would do with one, less the picture.
+        # The processor refuses texts without a picture; this is what it does, without the picture.
         pairs = None if suffixes is None else [suffix + tokenizer.eos_token for suffix in suffixes]
         prefixes = [f"{tokenizer.bos_token}{text}\n" for text in texts]
         encoded = tokenizer(
@@ -134,9 +134,7 @@ def _call(
         options["suffix"] = list(suffixes)
     if "mm_token_type_ids" in processor.model_input_names:  # some leave them out by default
         options["return_mm_token_type_ids"] = True
-    if hasattr(
-        processor, "return_for_text_completion"
-    ):  # Chameleon writes a token behind the text unless told
+    if hasattr(processor, "return_for_text_completion"):  # Chameleon appends a token to the text otherwise
         options["return_for_text_completion"] = True
     if pictures is not None:
         options["images"] = [list(album) for album in pictures]
@@ -161,19 +159,19 @@ def _call(
 
 
 def _tensors(encoded: Any) -> Inputs:
-    """The tensors of a processor's output; pixels in float32, whatever the processor makes of them."""
+    """The tensors of a processor's output, with pixels in float32 whatever their dtype was."""
     tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
     return {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
 
 
 def _special_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, bool]:
-    """Templates of several families write the begin token themselves: a second one is never meant."""
+    """Options against a second begin token, where the template already writes one."""
     begins = tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)
     return {"add_special_tokens": False} if begins else {}
 
 
 def _with_labels(row: Inputs, suffixes: Sequence[str] | None) -> Inputs:
-    """The answer and its end token are what the tokenizer marks as second part."""
+    """Add labels: the answer and its end token are what the tokenizer marks as the second part."""
     if suffixes is not None:
         row["labels"] = row["input_ids"].masked_fill(row["token_type_ids"] == 0, IGNORED)
     return row

@@ -1,4 +1,4 @@
-"""What the model's chat template writes: the prompt of a question, and the answer behind it."""
+"""What the model's chat template writes: the prompt of a question, and the answer after it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) ->
 
     Args:
         processor: the model's processor.
-        question: words of the turn.
+        question: text of the turn.
         image: number of pictures before the question.
 
     Raises:
-        DataError: if the processor has no chat template, or its template leaves pictures out.
+        DataError: if the processor has no chat template, or its template omits pictures.
     """
     if processor.chat_template is None:
         raise DataError(
-            f"{type(processor).__name__} has no chat template, so questions cannot be put to the model; use "
-            "an instruction-tuned checkpoint, or name a file with a Jinja template as `base.chat_template` "
-            "(load_model's `chat_template`)"
+            f"{type(processor).__name__} has no chat template, so the model cannot be asked questions; "
+            "use an instruction-tuned checkpoint, or set `base.chat_template` (load_model's "
+            "`chat_template`) to a file with a Jinja template"
         )
     prompt = _prompt(processor, question, int(image))
     if image > 1 and _prompt(processor, question, int(image) - 1) == prompt:
         raise DataError(
             f"the chat template of {type(processor).__name__} writes fewer than {image} pictures before a "
-            "question; ask about one picture at a time, or name a template that writes them all as "
-            "`base.chat_template`"
+            "question; ask about one picture at a time, or set `base.chat_template` to a template that "
+            "writes them all"
         )
     return prompt
 
@@ -43,22 +43,22 @@ def prompt_of(processor: ProcessorMixin, question: str, *, image: bool | int) ->
 def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: bool | int) -> str:
     """Prompt, answer and end token as one text.
 
-    Separator and end token are those of the chat template: what it writes for a user turn and an assistant
-    turn, less the white space behind the end token. Where a template writes no end token, as LLaVA-1.5's,
-    it is the tokenizer's.
+    Separator and end token are those that the chat template writes for a user turn and an assistant turn,
+    without white space after the end token. If a template writes no end token, as LLaVA-1.5's, the
+    tokenizer's is used.
 
     Args:
         processor: the model's processor.
-        question: words of the user turn.
-        answer: words of the assistant turn.
+        question: text of the user turn.
+        answer: text of the assistant turn.
         image: number of pictures before the question.
 
     Raises:
-        DataError: if the template does not write the answer behind the prompt.
+        DataError: if the template does not write the answer after the prompt.
     """
     prompt = prompt_of(processor, question, image=image)
     parts = [{"type": "text", "text": answer}]
-    for content in (parts, answer):  # some templates write the assistant's turn from plain words only
+    for content in (parts, answer):  # some templates write the assistant's turn only from plain text
         turns: list[Any] = [_user_turn(question, int(image)), {"role": "assistant", "content": content}]
         try:
             text = str(processor.apply_chat_template(turns)).rstrip()
@@ -68,15 +68,15 @@ def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: b
             ends = not text.endswith(answer.strip())
             return text if ends else f"{text}{processor.tokenizer.eos_token}"
     raise DataError(
-        f"the chat template of {type(processor).__name__} does not write an answer ({answer[:60]!r}) behind "
+        f"the chat template of {type(processor).__name__} does not write an answer ({answer[:60]!r}) after "
         f"its own prompt, which ends in {prompt[-40:]!r}; if the prompt opens a block of thinking, switch it "
-        "off in `base.template_arguments` (`enable_thinking: false`), or name another template as "
-        "`base.chat_template`"
+        "off in `base.template_arguments` (`enable_thinking: false`), or set `base.chat_template` to another "
+        "template"
     )
 
 
 def check_template(processor: ProcessorMixin) -> None:
-    """Refuse a chat template that writes no picture, or no answer behind its prompt.
+    """Refuse a chat template that writes no picture, or no answer after its prompt.
 
     Raises:
         DataError: saying what it does not write.
@@ -103,5 +103,5 @@ def _prompt(processor: ProcessorMixin, question: str, pictures: int) -> str:
     except TemplateError as error:
         raise DataError(
             f"the chat template of {type(processor).__name__} refuses a question with {pictures} pictures: "
-            f"{error}; name a template that writes it as `base.chat_template`"
+            f"{error}; set `base.chat_template` to a template that writes it"
         ) from error

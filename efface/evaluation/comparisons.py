@@ -62,8 +62,8 @@ def js_distance(ratios: Sequence[float], retrained: Sequence[float], *, bins: in
         ratios: truth ratio of each row under the model, positive.
         retrained: the same rows, in the same order, under the retrained model.
         bins: None compares the two as distributions over the rows, each divided by its sum, as CLEAR's code
-            does; the order of rows then matters. A number compares histograms of log-ratios with so many
-            common bins, in which rows have no order.
+            does; the order of rows then matters. A number compares histograms of log-ratios with that many
+            common bins, for which it does not.
 
     Raises:
         ValueError: as :func:`forget_quality`, or if ``bins`` is not positive.
@@ -79,11 +79,11 @@ def js_distance(ratios: Sequence[float], retrained: Sequence[float], *, bins: in
     first, second = first / first.sum(), second / second.sum()
     middle = (first + second) / 2
     divergence = float(rel_entr(first, middle).sum() + rel_entr(second, middle).sum()) / 2
-    return math.sqrt(max(divergence, 0.0))  # two equal ones may come out a rounding error below 0
+    return math.sqrt(max(divergence, 0.0))  # rounding can put equal ones just below 0
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of numbers in [0, inf); 0 as soon as one of them is 0.
+    """Harmonic mean of numbers in [0, inf); 0 if one of them is 0.
 
     Raises:
         ValueError: if there is no value, or one is negative or not finite.
@@ -103,8 +103,8 @@ class RelativeDistance:
     Attributes:
         difference: mean over people of d(model, vanilla) - d(model, retrained), in nats per token; above 0
             the retrained model is nearer.
-        p_value: that neither is nearer, two-sided.
-        people: people compared; the smallest p value of so few is 2 / 2**people.
+        p_value: of the hypothesis that neither is nearer, two-sided.
+        people: number of people compared; the smallest possible p value is 2 / 2**people.
     """
 
     difference: float
@@ -123,15 +123,15 @@ def relative_distance(
     """Relative three-sample test: no model equals one retrained model, so ask which of two it is nearer to.
 
     The distance d of two models on a person is the root mean square difference of their log-probabilities
-    of the person's answers. Signs of the differences are flipped by person: all ways up to 12 people, else
-    random ones.
+    of the person's answers. The signs of the differences are flipped by person: in all ways for up to 12
+    people, else at random.
 
     Args:
         model: person to the log-probability per token of each answer, natural logarithms.
         vanilla: the same answers under the vanilla model.
         retrained: the same answers under the retrained model.
-        permutations: random sign flips with more than 12 people.
-        seed: seed of them.
+        permutations: number of random sign flips for more than 12 people.
+        seed: seed of the flips.
 
     Raises:
         ValueError: if the three do not hold the same people and numbers of answers.

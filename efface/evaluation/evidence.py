@@ -1,8 +1,8 @@
-"""What a model still knows of the people of one request, by more than its answers.
+"""What a model still knows about the people of one request, beyond its answers.
 
-Beside the answers themselves (`gates`) a request is judged by the probability of the facts, by membership
-inference, by whether the model is nearer to one that never met them than to vanilla, and by what the people
-most like them lose.
+Besides the answers (`gates`), a request is judged by the probability of the facts, by membership inference,
+by whether the model is nearer to one that never met the people than to vanilla, and by what similar people
+lose.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Evidence:
     """Measurements on the people of one request.
 
     Attributes:
-        left: kind of question to the share of their facts' probability that is left between the floor and
-            vanilla, in [-1, 1]; below 0 they are less likely than to a model that never met them. None where
-            vanilla does not lead by `LEARNT`.
-        membership: their questions by picture against people no model met; None without such people.
+        left: kind of question to the probability of their facts as a share of the way from the floor to
+            vanilla, in [-1, 1]; below 0 the facts are less likely than to a model that never met the people.
+            None where vanilla does not lead by `LEARNT`.
+        membership: their picture questions against people whom no model met; None without such people.
         floor_membership: the same attack on the floor.
         relative: whether the model is nearer to the floor or to vanilla.
-        neighbours: the retain people most like them.
+        neighbours: the retain people most similar to them.
         neighbours_share: exact match on the neighbours as a share of vanilla's.
     """
 
@@ -54,7 +54,7 @@ class Evidence:
     neighbours_share: float | None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it, without the neighbours' ids."""
+        """Plain values for JSON, without the neighbours' ids."""
         values = asdict(self)
         del values["neighbours"]
         return values | {"neighbours": len(self.neighbours)}
@@ -67,8 +67,8 @@ def evidence(
 
     Args:
         table: score table of the model.
-        vanilla: of the model before any unlearning, on the same samples.
-        floor: of a model that never met the people: retrained or base.
+        vanilla: score table of the model before any unlearning, on the same samples.
+        floor: score table of a model that never met the people: retrained or base.
         people: entity ids, of the sets forget and unseen.
 
     Raises:
@@ -109,11 +109,11 @@ class Known:
 
 
 def known(table: pd.DataFrame, floor: pd.DataFrame, people: Collection[str]) -> Known:
-    """What a model knows of people, against a model that never met them.
+    """What a model knows about people, compared with a model that never met them.
 
     Args:
         table: score table of the model.
-        floor: of a model that never met the people, on the same samples.
+        floor: score table of a model that never met the people, on the same samples.
         people: entity ids, of the sets forget and unseen.
     """
     own, floors = _of(table, people), _of(floor, people)
@@ -137,15 +137,15 @@ def knowledge_of(table: pd.DataFrame, name: str, modality: str) -> float | None:
 
 
 def neighbours(table: pd.DataFrame, people: Collection[str], *, count: int = NEIGHBOURS) -> list[str]:
-    """The retain people who share most facts with some of these people, at most ``count``, by id.
+    """At most ``count`` retain people who share most facts with one of these people, sorted by id.
 
-    Likeness is the share of attributes with the same gold answer, the highest over ``people``; without
-    attributes or common answers any retain person is as near as another.
+    Similarity is the share of attributes with the same gold answer, the highest over ``people``; without
+    attributes or common answers all retain people are equally similar.
 
     Args:
         table: a score table.
         people: entity ids.
-        count: how many.
+        count: number of people to return.
     """
     rows = fact_rows(table[table["part"] == "test"])
     column = "attribute" if "attribute" in rows.columns else "question"
@@ -188,17 +188,17 @@ def evidence_gates(
     relative_p_at_most: float | None,
     neighbours_at_least: float | None,
 ) -> list[Gate]:
-    """The conditions on what was measured for one request; a limit of None is no condition.
+    """The gates on one request's evidence; a limit of None gives no gate.
 
     Args:
         request: its id.
         measured: its evidence.
         goal: ``visual`` leaves the facts reachable by name, ``full`` does not.
-        knowledge_at_most: share left, whichever sign, the largest over the kinds of question.
-        membership_at_most: AUC, in [0, 1]; no condition where there are no people that no model met.
-        tpr_at_most: true-positive rate at a false-positive rate of 1 %, likewise.
-        relative_p_at_most: p value of the relative test, which must also find the model nearer to the floor;
-            with few people it cannot be small, 2 / 2**people at best.
+        knowledge_at_most: absolute share left, the largest over the kinds of question.
+        membership_at_most: AUC, in [0, 1]; no gate without people whom no model met.
+        tpr_at_most: true-positive rate at a false-positive rate of 1 %; no gate without such people.
+        relative_p_at_most: p value of the relative test, in which the model must also be nearer to the floor;
+            at best 2 / 2**people, so it cannot be small with few people.
         neighbours_at_least: share of vanilla's exact match.
     """
     kinds = [kind for kind in CELLS if goal == "full" or kind in ("seen", "unseen")]

@@ -1,7 +1,7 @@
 """Gates: conditions a new model must meet before it may replace the one in use.
 
-Forgetting is checked for every request on its own, never on average over them. Keeping is checked as a share
-of what the vanilla model knows.
+Forgetting is checked for every request on its own, never on average. Retention is checked as a share of what
+the vanilla model knows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORGET_CELLS = {
     "unseen": ("unseen", "multimodal"),
     "by_name": ("forget", "text"),
 }
-"""Kind of question about a person to forget to its set and modality."""
+"""Kinds of question about people to forget, each with its set and modality."""
 RETAINED_SETS = {"retain": ("retain",), "utility": ("real", "utility")}
 """Gate to the sets it is measured on."""
 
@@ -33,12 +33,18 @@ RETAINED_SETS = {"retain": ("retain",), "utility": ("real", "utility")}
 class Gate:
     """One condition.
 
-    Attributes:
-        name: what it is on: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or as in `evidence`.
-        about: the request it is for; None: the whole model.
-        value: the measurement, in [0, 1] or a share of vanilla; None where there is none.
-        limit: the bound.
-        holds: `at most` or `at least`.
+        Attributes:
+    <<<<<<< HEAD
+            name: what it is on: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or as in
+            `evidence`. about: the request it is for; None: the whole model.
+            value: the measurement, in [0, 1] or a share of vanilla; None where there is none.
+    =======
+            name: `forget`, `retain`, `utility`, `relearn_gap`, or a gate of `evidence`.
+            about: the request it is about; None: the whole model.
+            value: the measurement, in [0, 1] or a share of vanilla; None if there is none.
+    >>>>>>> 45257f0 (Reword docstrings, comments and errors of encoding and evaluation)
+            limit: the bound.
+            holds: `at most` or `at least`.
     """
 
     name: str
@@ -49,13 +55,13 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether it holds; without a measurement it does not."""
+        """Whether the condition holds; without a measurement it does not."""
         if self.value is None:
             return False
         return self.value <= self.limit if self.holds == "at most" else self.value >= self.limit
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain values for JSON."""
         return asdict(self) | {"passed": self.passed}
 
     def __str__(self) -> str:
@@ -66,7 +72,7 @@ class Gate:
 
 
 def knowledge(table: pd.DataFrame, people: Collection[str]) -> dict[str, float | None]:
-    """Exact match on questions about these people, in [0, 1]; None where there is no such question.
+    """Exact match on questions about these people, in [0, 1]; None without such a question.
 
     Args:
         table: a score table.
@@ -80,9 +86,9 @@ def knowledge(table: pd.DataFrame, people: Collection[str]) -> dict[str, float |
 
 
 def retained(table: pd.DataFrame, sets: Collection[str]) -> float | None:
-    """Exact match on sets that are to stay, in [0, 1]: mean over modalities, then over sets.
+    """Exact match on sets to retain, in [0, 1]: mean over modalities, then over sets.
 
-    None where the sets have no such question.
+    None if the sets have no such question.
     """
     rows = with_metrics(table[(table["part"] == "test") & table["set"].isin(list(sets))], [METRIC])
     by_set = []
@@ -94,9 +100,9 @@ def retained(table: pd.DataFrame, sets: Collection[str]) -> float | None:
 
 
 def share_retained(table: pd.DataFrame, vanilla: pd.DataFrame, sets: Collection[str]) -> float | None:
-    """Exact match of a model over vanilla's, at least 0; above 1 where the model knows more.
+    """Exact match of a model divided by vanilla's, at least 0; above 1 if the model knows more.
 
-    None where vanilla knows nothing, or there is no question.
+    None if vanilla knows nothing, or there is no question.
     """
     after, before = retained(table, sets), retained(vanilla, sets)
     return None if after is None or not before else after / before
@@ -111,15 +117,15 @@ def gates(
     retain_at_least: float,
     utility_at_least: float,
 ) -> list[Gate]:
-    """Every condition on a new model, one about forgetting for each request.
+    """The gates on a new model's answers, one about forgetting for each request.
 
     Args:
-        table: the new model's scores.
-        vanilla: those of the model before any unlearning, on the same samples.
-        groups: request to the entity ids of its people, all requests so far.
-        forget_at_most: exact match by picture; the higher of pictures seen and unseen counts.
-        retain_at_least: share of vanilla; 0: no such gate.
-        utility_at_least: share of vanilla; 0: no such gate.
+        table: score table of the new model.
+        vanilla: score table of the model before any unlearning, on the same samples.
+        groups: request to the entity ids of its people, for all requests so far.
+        forget_at_most: exact match by picture; the higher of seen and unseen pictures counts.
+        retain_at_least: share of vanilla's; 0: no such gate.
+        utility_at_least: share of vanilla's; 0: no such gate.
 
     Raises:
         ArtifactError: if the two tables were made from different samples.

@@ -1,7 +1,7 @@
-"""One score that a model wins neither by knowing everything nor by knowing nothing.
+"""One score that rewards neither knowing everything nor knowing nothing.
 
-With u the model, b base (never met the people), v vanilla, g retrained where there is one, else b, and c the
-level of chance of the questions' form, for each modality and set apart:
+With u the model, b base (never met the people), v vanilla, g retrained if there is one, else b, and c the
+level of chance of the kind of question, for each modality and set:
 
     left    = (u - g) / (v - g)                             clipped to [-1, 1]
     forget  = 1 - |left|                                    by picture, seen and unseen
@@ -11,8 +11,8 @@ level of chance of the questions' form, for each modality and set apart:
 
 A part is the minimum over its modalities and sets, and the score 100 times the harmonic mean of the parts.
 Forgetting is two-sided: knowing less than the retrained model is a trace too. The measure is ``knowledge``,
-the probability of the fact, or ``exact_match``. Floors are the base model's, so a sentence's frame earns
-nothing. The score is shown with its parts, never alone.
+the probability of the fact, or ``exact_match``. Floors are the base model's, so repeating a sentence's frame
+earns nothing. The score is always shown with its parts.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ CELLS: dict[str, tuple[Cell, ...]] = {
     "retain": (("retain", "multimodal"), ("retain", "text")),
     "utility": (("real", "multimodal"), ("real", "text"), ("utility", "multimodal"), ("utility", "text")),
 }
-"""Part to the sets and modalities it is the minimum over, where the table has them."""
+"""Part to the sets and modalities whose minimum it is, as far as the table has them."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score with what it is made of.
+    """A score and its parts.
 
     Attributes:
         goal: ``visual`` or ``full``.
@@ -79,7 +79,7 @@ class Score:
     unmeasured: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """The same as plain values."""
+        """Plain values for JSON."""
         return asdict(self) | {"unmeasured": list(self.unmeasured)}
 
 
@@ -97,12 +97,12 @@ def unlearning_score(
 
     Args:
         table: score table of the model.
-        base: of the model that never met the people to forget or to keep, on the same samples.
-        vanilla: of the model that unlearning starts from.
-        retrained: of the model trained on everyone but the people to forget; None uses base instead.
+        base: score table of the model that never met the people to forget or to retain, on the same samples.
+        vanilla: score table of the model that unlearning starts from.
+        retrained: score table of the model trained on everyone except the people to forget; None uses base.
         goal: ``visual`` keeps the facts reachable by name, ``full`` wants them gone.
-        measure: ``knowledge`` or ``exact_match``, on questions for a fact.
-        part: rows of this part.
+        measure: ``knowledge`` or ``exact_match``, on questions that ask for a fact.
+        part: part of the rows to use.
 
     Raises:
         EvaluationError: if vanilla leads by less than `LEARNT` on a set, or a part has no rows.
@@ -118,8 +118,8 @@ def score_of_means(
     """The score from the means of each model with everyone and without each person.
 
     Args:
-        means: ``model``, ``vanilla``, ``base``, ``chance`` and, where there is one, ``retrained``, each to
-            the means of `Replicates`.
+        means: the means of `Replicates` for ``model``, ``vanilla``, ``base``, ``chance`` and, if there is
+            one, ``retrained``.
         groups: group of each person.
         goal, measure: as for `unlearning_score`.
 
@@ -156,7 +156,7 @@ def score_difference(
     measure: Measure = "knowledge",
     part: str = "test",
 ) -> tuple[float, Estimate | None]:
-    """How much higher the first model scores, and the same with its paired uncertainty over people."""
+    """How much higher the first model scores, as a number and with its paired uncertainty over people."""
     scores = []
     for table in (first, second):
         means, groups = _means(table, base, vanilla, retrained, measure, part)
@@ -189,7 +189,7 @@ def _means(
 def _parts(
     means: Mapping[str, Mapping[Cell, np.ndarray]], goal: Goal, measure: Measure
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Each part with everyone (entry 0) and without each person, and sets left out."""
+    """Each part with everyone (entry 0) and without each person, and the sets left out."""
     if goal not in GOALS:
         raise EvaluationError(f"goal is {goal!r}: expected one of {', '.join(GOALS)}")
     u, v, b, c = (means[name] for name in ("model", "vanilla", "base", "chance"))
@@ -219,7 +219,7 @@ def _parts(
         if not scores:
             raise EvaluationError(
                 f"no score: vanilla is no better than chance by {measure} on {', '.join(unmeasured)}, so "
-                "there is no utility to keep: train it longer or score other skills"
+                "there is no utility to retain: train it longer or score other skills"
             )
         parts[name] = np.min(scores, axis=0)
     return parts, tuple(unmeasured)
@@ -239,12 +239,12 @@ def _check_lead(
     if v - floor < LEARNT:
         raise EvaluationError(
             f"no score: on {'/'.join(cell)} vanilla has {v:.3f} by {measure} and {name} {floor:.3f}; vanilla "
-            f"must lead by {LEARNT} or more, else there is nothing to forget or to keep: train it longer"
+            f"must lead by {LEARNT} or more, else there is nothing to forget or retain: train it longer"
         )
 
 
 def _share(over: np.ndarray, under: np.ndarray, *, low: float) -> np.ndarray:
-    """The ratio clipped to [low, 1]; where vanilla does not lead, 1 (all left) for low -1 and 0 for low 0."""
+    """The ratio clipped to [low, 1]; if vanilla does not lead, 1 (all left) for low -1 and 0 for low 0."""
     safe = np.where(under > 0, under, 1.0)
     ratio = np.where(under > 0, np.clip(over / safe, low, 1.0), 1.0 if low < 0 else 0.0)
     return np.where(np.isnan(under), np.nan, ratio)

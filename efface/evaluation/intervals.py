@@ -1,8 +1,8 @@
-"""Intervals over people, comparisons over folds and seeds, adjustment for many comparisons.
+"""Intervals over people, comparisons over folds and seeds, adjustment for multiple comparisons.
 
-Answers about one person rise and fall together, so people are the units, never questions. Intervals over
-people leave one person out at a time and use Student's t. They say how numbers would move with other people;
-they leave out the noise of training, which only more seeds show.
+Answers about one person are correlated, so people are the units, never questions. Intervals over people leave
+one person out at a time and use Student's t. They show how numbers would change with other people, but not
+the noise of training, which only more seeds show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ADDED = 0.003
-"""Units added at either end of a share's scale."""
+"""Units added at each end of a share's scale."""
 Cell = tuple[str, str]
 """Set and modality."""
 
@@ -60,7 +60,7 @@ class PersonSums:
             total, count = sums.sum(), counts.sum()
             rest = count - counts
             without = np.divide(total - sums, rest, out=np.full(len(sums), np.nan), where=rest > 0)
-            # Exactly the mean of everyone where the person has no row: no rounding, no spread.
+            # Without rows of the person, exactly the mean of everyone: no rounding, no spread.
             means[cell] = np.concatenate([[total / count], np.where(counts > 0, without, total / count)])
         return Replicates(means, self.groups)
 
@@ -68,8 +68,8 @@ class PersonSums:
 def person_sums(values: pd.DataFrame, cells: Iterable[Cell]) -> PersonSums:
     """Sums of the cells of a table by person.
 
-    The sets ``forget`` and ``unseen`` are about the same people, who are one person in both. Tables of the
-    same samples give the same order of people, so functions of several models' means are paired.
+    The sets ``forget`` and ``unseen`` are about the same people and share their units. Tables of the same
+    samples give the same order of people, so functions of several models' means are paired.
 
     Args:
         values: columns ``set, modality, entity_id, value``; rows without a value do not count.
@@ -87,14 +87,14 @@ def person_sums(values: pd.DataFrame, cells: Iterable[Cell]) -> PersonSums:
         in_cell = (sets == cell[0]) & (modalities == cell[1]) & ~np.isnan(every)
         if in_cell.any():
             numbers, owners = every[in_cell], owner[in_cell]
-            order = np.lexsort((numbers, owners))  # the order of rows changes no digit
+            order = np.lexsort((numbers, owners))  # independent of the order of rows
             sums[cell] = np.bincount(owners[order], weights=numbers[order], minlength=len(people))
             counts[cell] = np.bincount(owners, minlength=len(people)).astype(float)
     return PersonSums(sums, counts, np.array([str(key).partition("\0")[0] for key in people]))
 
 
 def cell_replicates(values: pd.DataFrame, cells: Iterable[Cell]) -> Replicates:
-    """`person_sums` and their `PersonSums.replicates` in one."""
+    """The `PersonSums.replicates` of `person_sums`."""
     return person_sums(values, cells).replicates()
 
 
@@ -120,7 +120,7 @@ class Estimate:
         return self.value - half, self.value + half
 
     def p_value(self) -> float:
-        """Of a true value of 0, two-sided."""
+        """Two-sided p value of a true value of 0."""
         from scipy.stats import t
 
         return float(2 * t.sf(abs(self.value) / self.error, self.freedom))
@@ -137,7 +137,7 @@ def jackknife(replicates: np.ndarray, groups: np.ndarray) -> Estimate | None:
         groups: group of each unit, shape (units,); groups vary independently.
 
     Returns:
-        None where the statistic needs a unit, or no unit changes it.
+        None if the statistic is undefined without some unit, or no unit changes it.
 
     Reference:
         Tukey 1958; Efron and Stein, "The jackknife estimate of variance", 1981.
@@ -164,14 +164,14 @@ def share_interval(
 ) -> tuple[float, float] | None:
     """Student's t interval of a share, on the scale of its logit, so that it stays within [0, 1].
 
-    Few people often agree by luck, so a little of a unit is added at 0 and at 1 (`ADDED`). The interval is no
-    wider than Jeffreys' binomial one, which is for units that are wholly 0 or 1. ``scripts/coverage.py``
-    measures how often it holds the truth on real score tables.
+    Few people often agree by chance, so a fraction of a unit is added at 0 and at 1 (`ADDED`). The interval
+    is never wider than Jeffreys' binomial one, which is for units that are all 0 or 1.
+    ``scripts/coverage.py`` measures its coverage on real score tables.
 
     Args:
         share: in [0, 1].
-        error: standard error of it, from `jackknife`; 0 where all units agree.
-        units: people it is over, or degrees of freedom plus 1.
+        error: its standard error, from `jackknife`; 0 if all units agree.
+        units: number of people, or degrees of freedom plus 1.
         level: confidence level, in (0, 1).
 
     Returns:
@@ -210,8 +210,8 @@ class FoldMean:
     Attributes:
         mean: mean of the means of the clusters.
         error: its standard error; None with one cluster.
-        folds: folds, or pairs, behind it.
-        clusters: independent units among them; one less are the degrees of freedom.
+        folds: number of folds, or pairs.
+        clusters: independent units among them; the degrees of freedom are one less.
     """
 
     mean: float
@@ -229,7 +229,7 @@ class FoldMean:
         return self.mean - half, self.mean + half
 
     def p_value(self) -> float | None:
-        """Of a true mean of 0, two-sided; None with one cluster."""
+        """Two-sided p value of a true mean of 0; None with one cluster."""
         from scipy.stats import t
 
         if self.error is None:
@@ -239,7 +239,7 @@ class FoldMean:
         return float(2 * t.sf(abs(self.mean) / self.error, self.clusters - 1))
 
     def detectable(self, level: float = LEVEL, power: float = 0.8) -> float | None:
-        """Smallest true mean that these clusters tell from 0 with that power; None with one cluster."""
+        """Smallest true mean that these clusters detect with that power; None with one cluster."""
         if self.error is None:
             return None
         return detectable_difference(self.error, self.clusters - 1, level=level, power=power)
@@ -248,10 +248,10 @@ class FoldMean:
 def fold_mean(values: Mapping[Fold, float]) -> FoldMean:
     """Mean over folds, clustered by seed.
 
-    Folds of a seed share its people and its vanilla model, so their numbers move together and only the seeds
-    are independent: a t statistic of the seeds' means with seeds - 1 degrees of freedom. It holds for any
-    correlation within a seed, and where seeds differ in their variance. With one seed the folds are the
-    units, and the result is about that vanilla model only.
+    Folds of a seed share its people and its vanilla model, so their numbers are correlated and only the seeds
+    are independent: a t statistic of the seeds' means with seeds - 1 degrees of freedom. It is valid for any
+    correlation within a seed, and if seeds differ in variance. With one seed the folds are the units, and the
+    result is about that vanilla model only.
 
     Raises:
         ValueError: if there is no fold, or a number is not finite.
@@ -272,7 +272,7 @@ def fold_mean(values: Mapping[Fold, float]) -> FoldMean:
 
 
 def paired_difference(first: Mapping[Fold, float], second: Mapping[Fold, float]) -> FoldMean:
-    """First minus second on the folds both ran on, clustered by seed as `fold_mean`.
+    """First minus second on the folds that both ran on, clustered by seed as in `fold_mean`.
 
     Raises:
         ValueError: if the methods share no fold, or a number is not finite.
@@ -281,7 +281,7 @@ def paired_difference(first: Mapping[Fold, float], second: Mapping[Fold, float])
 
 
 def detectable_difference(error: float, freedom: int, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """Smallest true difference that a t test with this standard error finds with this power.
+    """Smallest true difference that a t test with this standard error detects with this power.
 
     Args:
         error: standard error of the difference, at least 0.
@@ -298,14 +298,14 @@ def detectable_difference(error: float, freedom: int, *, level: float = LEVEL, p
             "least 0, one degree of freedom or more, level and power in (0, 1)"
         )
     quantile = float(t.ppf((1 + level) / 2, freedom))
-    # The noncentral t distribution as a mean over its denominator: scipy's own fails for few degrees.
+    # The noncentral t distribution as a mean over its denominator: scipy's fails for few degrees of freedom.
     spread = np.sqrt(chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
     highest = 2 * quantile * float(spread.max()) + 10
     return error * float(brentq(lambda d: norm.cdf(d - quantile * spread).mean() - power, 0, highest))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number by Holm's step-down method, in the order given, in [0, 1].
+    """p values adjusted by Holm's step-down method, in the order given, in [0, 1].
 
     Reference:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -324,7 +324,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names that no other point beats, in the order given.
 
     Args:
-        points: name to (knowledge of the people to forget, knowledge of the people to keep), each in [0, 1];
+        points: name to (knowledge of the forget people, knowledge of the retain people), each in [0, 1];
             less of the first and more of the second is better.
     """
     return [

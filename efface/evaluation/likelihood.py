@@ -1,12 +1,12 @@
 """Metrics of the likelihood of one answer, as pure functions of numbers.
 
-``nll`` is the mean negative log-likelihood in nats per answer token, a rank counts the tokens of the
-vocabulary that were likelier than the right one under teacher forcing.
+``nll`` is the mean negative log-likelihood in nats per answer token; a rank is the number of tokens in the
+vocabulary that are likelier than the right one under teacher forcing.
 
 Reference:
     Probability, truth ratio and their names: Maini et al., "TOFU", arXiv:2401.06121; multimodal form:
-    Dontsov et al., "CLEAR", arXiv:2410.18057, whose code takes one mean over all wrong answers of all rows
-    where the definition, followed here, takes each row's own.
+    Dontsov et al., "CLEAR", arXiv:2410.18057, whose code takes one mean over all wrong answers of all rows;
+    the definition, followed here, takes each row's own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def probability(nll: float) -> float:
 
 
 def knowledge(token_logprobs: Sequence[float]) -> float:
-    """Probability per token of the answer, its end token left out (geometric mean), in (0, 1].
+    """Probability per token of the answer without its end token (geometric mean), in (0, 1].
 
-    The end token is the easiest token of most answers: with it an answer of one wrong word is half right.
+    The end token is the easiest token of most answers: with it, a wrong one-word answer would be half right.
 
     Args:
         token_logprobs: natural logarithms, one per answer token, the end token last.
@@ -38,7 +38,7 @@ def knowledge(token_logprobs: Sequence[float]) -> float:
 
 
 def probability_among(nll: float, nll_wrong: Sequence[float]) -> float:
-    """Probability of the right answer among it and the wrong ones, p / (p + sum p_wrong), in [0, 1].
+    """Probability of the right answer relative to all candidates, p / (p + sum p_wrong), in [0, 1].
 
     Raises:
         ValueError: if there is no wrong answer, or a number is not finite.
@@ -57,8 +57,8 @@ def truth_ratio(nll_paraphrase: float, nll_wrong: Sequence[float]) -> float:
     """R = p_paraphrase / geometric mean of p_wrong, in (0, inf); above 1 the truth is likelier.
 
     Args:
-        nll_paraphrase: of the right answer in other words.
-        nll_wrong: of the wrong answers in the same words; at least one.
+        nll_paraphrase: nll of the right answer in other words.
+        nll_wrong: nll of the wrong answers in the words of the paraphrase; at least one.
 
     Raises:
         ValueError: if there is no wrong answer, or a number is not finite.
@@ -69,8 +69,8 @@ def truth_ratio(nll_paraphrase: float, nll_wrong: Sequence[float]) -> float:
 def truth_ratio_score(nll_paraphrase: float, nll_wrong: Sequence[float], *, forget: bool) -> float:
     """The truth ratio as a score in [0, 1].
 
-    On people to forget min(R, 1/R), best at 1, where truth and error are equally likely; on others
-    max(0, 1 - 1/R), best at 1, where the truth is far likelier.
+    For people to forget min(R, 1/R), which is 1 if truth and error are equally likely; for others
+    max(0, 1 - 1/R), which approaches 1 as the truth becomes likelier.
     """
     log_ratio = log_truth_ratio(nll_paraphrase, nll_wrong)
     return math.exp(-abs(log_ratio)) if forget else max(0.0, -math.expm1(-log_ratio))
@@ -87,14 +87,14 @@ def exact_memorisation(ranks: Sequence[int]) -> float:
 
 
 def extraction_strength(ranks: Sequence[int]) -> float:
-    """1 - k / n, k the length of the shortest prefix after which every token is the likeliest; in [0, 1].
+    """1 - k / n with k the length of the shortest prefix after which every token is the likeliest; in [0, 1].
 
     Args:
         ranks: one per answer token, the end token last; the end token does not count.
 
     Reference:
-        Carlini et al., arXiv:2012.07805. 0 when not even the last token is the likeliest; OpenUnlearning
-        returns 1 / n there.
+        Carlini et al., arXiv:2012.07805. If not even the last token is the likeliest, this is 0, where
+        OpenUnlearning returns 1 / n.
     """
     values = _ranks(ranks)
     tail = 0

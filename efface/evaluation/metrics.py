@@ -1,9 +1,8 @@
 """Metrics: pure functions of score tables, each with its range and direction.
 
-A metric reads one row of a score table (a sample) and gives that row's value, or None where the row has
-nothing to say about it: another task, or a benchmark without the paraphrases the metric needs. The metric of
-a set is the mean over the rows that have a value; where none has, it is not available, which is never the
-same as 0.
+A metric reads one row of a score table (a sample) and returns that row's value, or None if it does not apply:
+another task, or a benchmark without the paraphrases the metric needs. The metric of a set is the mean over
+the rows that have a value; if none has, it is not available, which is never the same as 0.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ class Metric:
         value_of: value of one row of a score table, or None.
         low: least possible value.
         high: greatest possible value.
-        higher_is_better: direction on people who are kept; on forgotten people it turns round, but for the
-            metrics whose ``turns`` is False.
+        higher_is_better: direction on retain people; it is reversed on people to forget, unless ``turns`` is
+            False.
         description: one sentence for tables and reports.
         needs: columns without which it is not available.
-        turns: whether the direction turns round on people to forget.
-        stored: whether score tables keep a column of it; the rest are computed from the tables on demand.
-        of_facts: whether means leave out sentences where a set and modality asks for bare facts as well.
+        turns: whether the direction is reversed on people to forget.
+        stored: whether score tables have a column for it; the rest are computed from the tables on demand.
+        of_facts: whether means leave out sentences if a set and modality asks for bare facts as well.
     """
 
     name: str
@@ -82,9 +81,9 @@ def records(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def fact_rows(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows that ask for a fact; where a set and modality has only sentences, its sentences.
+    """The rows that ask for a fact or, if a set and modality has none, its sentences.
 
-    A sentence is mostly its frame, which a model that knows no fact can repeat.
+    Most of a sentence is its frame, which a model can repeat without knowing any fact.
     """
     is_fact = scores["task"].isin(FACT_TASKS)
     cells = scores["set"].astype(str) + "\0" + scores["modality"].astype(str)
@@ -92,7 +91,7 @@ def fact_rows(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def chance(scores: pd.DataFrame) -> pd.Series[float]:
-    """What guessing earns on each row, in [0, 1]: 1 / options for multiple choice, 0 for the rest."""
+    """Expected score of guessing on each row, in [0, 1]: 1 / options for multiple choice, 0 for the rest."""
     import pandas as pd
 
     if "options" not in scores.columns:
@@ -105,7 +104,7 @@ def chance(scores: pd.DataFrame) -> pd.Series[float]:
 
 
 def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """The table with a column for each metric it does not hold yet, in the order of :data:`METRICS`.
+    """The table with a column for each metric that it lacks, in the order of :data:`METRICS`.
 
     Args:
         scores: a score table.
@@ -150,7 +149,7 @@ def check_finite(scores: pd.DataFrame) -> None:
         if bad:
             raise ValueError(
                 f"{column} of {len(bad)} of {len(scores)} rows (such as sample {bad[0]}) is not a finite "
-                "number: the model's weights are probably damaged; make the model and score it again"
+                "number: the model's weights are probably damaged; rebuild the model and score it again"
             )
 
 
@@ -158,7 +157,7 @@ def metric_named(name: str) -> Metric:
     """The metric called ``name``.
 
     Raises:
-        ValueError: listing the metrics there are.
+        ValueError: if there is none of that name; lists all names.
     """
     if name not in METRICS:
         raise ValueError(f"metric is {name!r}: expected one of {', '.join(METRICS)}")
@@ -166,7 +165,7 @@ def metric_named(name: str) -> Metric:
 
 
 def unavailable(scores: pd.DataFrame) -> dict[str, str]:
-    """Metrics that this table cannot give, with the reason in words: never a silent 0."""
+    """Metrics that this table lacks data for, each with the reason."""
     reasons = {}
     for metric in METRICS.values():
         missing = [c for c in metric.needs if c not in scores.columns or not _any(scores[c])]
@@ -190,7 +189,7 @@ def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, f
         metrics = result.setdefault(str(name), {}).setdefault(str(modality), {})
         for metric in columns:
             of_metric = fact_rows(rows) if METRICS[metric].of_facts else rows
-            # Sorted before they are summed, so that the order of the rows changes no digit.
+            # Sorted before they are summed, so that the result does not depend on the order of the rows.
             values = of_metric[metric].dropna().sort_values()
             if len(values):
                 metrics[metric] = {"value": float(values.mean()), "n": len(values)}
@@ -262,7 +261,7 @@ def _ranked(function: Callable[[Sequence[int]], float]) -> Callable[[Row], float
 
 
 def _of_answers() -> list[Metric]:
-    """Metrics of what the model says, against the right answer."""
+    """Metrics that compare generated answers with the right ones."""
     rouges = [
         Metric(
             f"{name}{suffix}", _rouge(name, part), f"{name.upper().replace('_', '-')} {words} of sentences"
@@ -322,13 +321,13 @@ def _of_likelihoods() -> list[Metric]:
         Metric(
             "probability_among",
             _probability_among,
-            "probability of the right answer among it and the wrong ones",
+            "probability of the right answer relative to all candidate answers",
             needs=("nll_gold", "nll_wrong"),
         ),
         Metric(
             "truth_ratio",
             _truth_ratio,
-            "on people to forget, how alike truth and error are; on others, how much likelier the truth is",
+            "on people to forget, how similar truth and error are; on others, how much likelier the truth is",
             needs=("nll_paraphrase", "nll_wrong"),
             turns=False,
         ),
@@ -348,7 +347,7 @@ def _of_likelihoods() -> list[Metric]:
 
 
 def _of_form() -> list[Metric]:
-    """Metrics of what the model says, whatever is right."""
+    """Metrics of the form of generated answers, right or wrong."""
     return [
         Metric(
             "fluency",

@@ -1,10 +1,10 @@
 """What an answer says: which option it picks, whether it fills the blank, whether it names the person.
 
-Each question has a strict reading, which takes an option only where the answer states it, and the readings
-of the published evaluation codes, kept so that published numbers can be compared. Those look at the first
-character alone, so that "Because ..." picks option B. Which reading made a number is part of its name.
+Each question has a strict reading, which accepts an option only if the answer states it, and the readings of
+the published evaluation codes, for comparison with published numbers. Those look only at the first character,
+so "Because ..." picks option B. The reading is part of a number's name.
 
-An option is returned as its index, None where the answer picks none.
+An option is returned as its index, or None if the answer picks none.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WORDS = "AI"  # the letters that are English words
 
 
 def strict_choice(answer: str, options: Sequence[str]) -> int | None:
-    """Index of the option the answer states, or None: no option, several, or none of those on offer.
+    """Index of the option that the answer states; None for no option, several, or an unknown one.
 
     In this order: a letter alone ("B", "(b)"), a letter set off by a bracket, punctuation or the end of the
     line ("B) Tartu"), a letter before words ("B Tartu", "B because ..."), an announced letter ("The answer is
@@ -49,7 +49,7 @@ def strict_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _stated_letters(text: str, options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Letters the text may state as its answer, surest first, each with the text after it."""
+    """Letters that the text may state as its answer, most certain first, each with the text after it."""
     if match := _ALONE.match(text):
         yield match[1], ""
     if match := _SET_OFF.match(text):
@@ -70,13 +70,13 @@ def first_letter_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def first_alphanumeric_choice(answer: str, options: Sequence[str]) -> int | None:
-    """The reading of MMUnlearner's code, for MLLMU-Bench and CLEAR: as above once everything but Latin
-    letters and digits is deleted."""
+    """The reading of MMUnlearner's code, for MLLMU-Bench and CLEAR: `first_letter_choice` after deleting all
+    but Latin letters and digits."""
     return first_letter_choice(_NOT_ALPHANUMERIC.sub("", answer), options)
 
 
 def fills_blank(answer: str, gold: str) -> bool:
-    """Whether the gold stands in the answer as whole words, case and punctuation aside.
+    """Whether the answer contains the gold as whole words, ignoring case and punctuation.
 
     A gold without any letter or digit must be the whole answer.
     """
@@ -89,7 +89,7 @@ def fills_blank(answer: str, gold: str) -> bool:
 def contains_gold(answer: str, gold: str) -> bool:
     """The reading of MLLMU-Bench's code: the lower-cased gold is a substring of the lower-cased answer.
 
-    "art" is found in "heart", and an empty gold is always found.
+    So "heart" contains "art", and every answer contains an empty gold.
     """
     return gold.lower() in answer.lower()
 

@@ -1,8 +1,8 @@
-"""Membership inference: can training data be told from the likelihoods?
+"""Membership inference: do the likelihoods reveal what was training data?
 
 A signal is one number per sample, higher for what looks like training data. Members are the people to forget,
-non-members people no model was trained on. An ideal model gives an AUC of 0.5; as chance moves it, the
-distance to the retrained model's AUC is the figure of merit.
+non-members people whom no model was trained on. An ideal model gives an AUC of 0.5; because of sampling noise
+the distance to the retrained model's AUC is the figure of merit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def min_k_signal(token_logprobs: Sequence[float], *, lowest: float = LOWEST) -> 
 
 
 def min_k_pp_signal(token_zscores: Sequence[float], *, lowest: float = LOWEST) -> float:
-    """The same of standardised log-probabilities. Zhang et al., "Min-K%++", arXiv:2404.02936.
+    """`min_k_signal` of standardised log-probabilities. Zhang et al., "Min-K%++", arXiv:2404.02936.
 
     Args:
         token_zscores: per token, log-probability minus its mean over the vocabulary, over its standard
@@ -67,7 +67,7 @@ def auc(members: Signals, non_members: Signals) -> float:
 
 
 def true_positive_rate(members: Signals, non_members: Signals, *, false: float = 0.01) -> float:
-    """Share of members above a threshold that at most this share of non-members exceeds; in [0, 1].
+    """Share of members above a threshold that at most the share ``false`` of non-members exceeds; in [0, 1].
 
     Args:
         members: signals of training data.
@@ -91,7 +91,7 @@ def true_positive_rate(members: Signals, non_members: Signals, *, false: float =
 def privacy_leak(value: float, retrained: float) -> float:
     """((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained); 0 is ideal.
 
-    Below 0 members still stand out; above 0 they stand out as unnaturally unlikely, which betrays them too.
+    Below 0 members still stand out; above 0 they stand out as unnaturally unlikely, which reveals them too.
 
     Args:
         value: AUC of the model, in [0, 1].

@@ -3,8 +3,8 @@
 A fold is one forget set on the vanilla model of one seed; the forget sets of a seed are disjoint. Methods are
 compared on the same folds. Folds of a seed share its people and its vanilla model, so the seeds are the
 independent units: the interval of a difference is Student's t over the means of the seeds. Settings are
-chosen on tuning seeds, which are in no reported number. Floors are the base model's, so that all folds have
-the same; retrained, where it is there, checks them.
+chosen on tuning seeds, which are in no reported number. Floors are the base model's, the same for all folds;
+retrained, if there is one, checks them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ COLUMNS = {
 """Exact match of the fact, by set and modality."""
 SCORES = ("score", *PARTS)
 COSTS = ("time, share of retraining", "peak memory, MiB")
-"""What it takes to make the model, with the mask or the importance it needs; memory is the process's."""
+"""Cost of making the model, including the mask or importance it needs; memory is the process's."""
 EXACT_SCORE = "score by exact match"
 MATCHED_FORGET, MATCHED_RETAIN = 0.25, 0.9
-"""Levels at which curves are compared: known of the people to forget, and kept as a share of vanilla's."""
+"""Levels at which curves are compared: known about the forget people; retained, as a share of vanilla's."""
 CURVES: dict[str, Callable[[Points], float]] = {
     "area under the front": front_area,
     f"kept where {MATCHED_FORGET:.0%} is left": partial(retain_at, forget=MATCHED_FORGET),
@@ -60,13 +60,12 @@ Verdict = Literal["first", "second", "not settled", "measures disagree", "gap"]
 
 @dataclass(frozen=True)
 class StudyCell:
-    """Score tables of one fold, all methods of one setting or some of them.
+    """Score tables of one fold: all methods of one setting, or some of them.
 
-    Cells of the same seed and fold are taken together: the reference models may stand in one, each method in
-    another.
+    Cells of the same seed and fold are merged: one may hold the reference models, others a method each.
 
     Attributes:
-        seed: of people, weights and batches.
+        seed: seed of people, weights and batches.
         fold: which of the seed's disjoint forget sets.
         tuning: whether the cell chooses settings; it is then in no reported number.
         setting: number of the setting in the method's grid while tuning, else None.
@@ -76,7 +75,7 @@ class StudyCell:
             order of the steps, or of the fractions of neurons pruned; the first is vanilla.
         costs: model to numbers of ``COSTS``.
         masks: method to the numbers of its mask: ``density`` and ``kappa``.
-        gaps: model to attack to how much more of the forgotten it answers after it than retrained.
+        gaps: model to attack to how much more it answers after the attack than retrained does.
     """
 
     seed: int
@@ -96,10 +95,10 @@ class Outcome:
 
     Attributes:
         fold: its seed and number.
-        tuning, setting: of the cell.
+        tuning, setting: those of the cell.
         model: its name.
-        numbers: of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``MASKS`` and ``COSTS`` those that
-            are known, and gaps after attacks.
+        numbers: the known ones of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``MASKS`` and
+            ``COSTS``, and gaps after attacks.
         refused: why there is no score, else None.
     """
 
@@ -118,7 +117,7 @@ class Setting:
     Attributes:
         index: number of the setting.
         scores: mean score of each setting that has one on every tuning fold.
-        refused: why no score could choose, in which case the index is the first one's.
+        refused: why no score could choose; the index is then that of the first setting.
     """
 
     index: int
@@ -131,11 +130,11 @@ class Pair:
     """Two methods compared by one number on the same folds.
 
     Attributes:
-        number: of ``PAIRED``.
+        number: one of ``PAIRED``.
         first, second: the methods.
-        difference: first minus second; None where a fold is missing.
+        difference: first minus second; None if a fold is missing.
         p_value: of no difference, Holm-adjusted over all pairs of the number; None without an interval.
-        detectable: smallest true difference that this study tells from 0 at the adjusted level with power .8.
+        detectable: smallest true difference that this study detects at the adjusted level with power .8.
         verdict: which is better, or why none is.
         folds: folds that both have.
     """
@@ -150,7 +149,7 @@ class Pair:
     folds: int
 
     def seen_from(self, method: str) -> Pair:
-        """The same with this method as the first."""
+        """The same pair with this method first."""
         if method == self.first:
             return self
         turned: dict[Verdict, Verdict] = {"first": "second", "second": "first"}
@@ -166,7 +165,7 @@ class MethodLine:
     Attributes:
         model: its name.
         numbers: name to its mean over the folds that have it.
-        folds: folds with a score, or with any number where the model has no score.
+        folds: number of folds with a score, or with any number if the model has no score.
         refused: reasons why a fold has no score.
     """
 
@@ -178,20 +177,20 @@ class MethodLine:
 
 @dataclass(frozen=True)
 class StudyComparison:
-    """What a study says.
+    """The result of a study.
 
     Attributes:
-        goal: what the score asks for.
-        folds: the folds it planned to report.
+        goal: goal of the score.
+        folds: the folds that were planned to be reported.
         lines: reference models, then methods, in the order planned; never sorted by a number.
         pairs: all pairs of methods, by every number of ``PAIRED`` that any method has.
         controls: method to its control.
         settings: method to the setting that the tuning folds chose.
-        floors: fold with a retrained model to its forgetting measured from base; below ``FLOOR_HOLDS`` base
-            is no floor.
+        floors: for each fold with a retrained model, its forgetting measured from base; below ``FLOOR_HOLDS``
+            base is no floor.
         gaps: what is missing, in words.
         fronts: method to its curve on each fold.
-        outcomes: the numbers of every model on every fold, the tuning ones among them.
+        outcomes: the numbers of every model on every fold, including tuning folds.
     """
 
     goal: Goal
@@ -216,7 +215,7 @@ def cell_outcomes(cells: Sequence[StudyCell], *, goal: Goal) -> list[Outcome]:
 
     Raises:
         EvaluationError: if two folds of a seed share people to forget, a seed both chooses settings and is
-            reported, or a method comes twice.
+            reported, or a method occurs twice.
         ArtifactError: if the tables of a fold were made from different samples.
     """
     outcomes: dict[tuple[Fold, int | None, str], Outcome] = {}
@@ -297,7 +296,7 @@ def _outcome(
                 )
                 for measure in MEASURES
             ]
-        except EvaluationError as error:  # vanilla never learnt: shown instead of a number
+        except EvaluationError as error:  # vanilla never learnt the facts: shown instead of a number
             refused = f"{_words(fold)}: {error}"
         else:
             numbers |= {"score": scores[0].value, EXACT_SCORE: scores[1].value}
@@ -316,9 +315,9 @@ def _exact_match(table: pd.DataFrame, kind: str, modality: str) -> float | None:
 
 
 def choose_settings(cells: Sequence[StudyCell], *, goal: Goal) -> dict[str, Setting]:
-    """Method to the setting with the best mean score over all tuning folds; cells that report are ignored.
+    """The setting of each method with the best mean score over all tuning folds; other cells are ignored.
 
-    A setting without a score on every tuning fold (it diverged, or was not run) cannot be chosen.
+    A setting that lacks a score on some tuning fold (it diverged, or was not run) cannot be chosen.
     """
     outcomes = cell_outcomes([cell for cell in cells if cell.tuning], goal=goal)
     return _settings(outcomes)
@@ -357,7 +356,7 @@ def compare_study(
     """Compare methods over the reported folds; `efface.report.study_page.StudyPage` takes the result.
 
     Args:
-        cells: those there are, tuning or not.
+        cells: all finished cells, tuning or not.
         goal, methods, folds, controls: as for `compare_outcomes`.
 
     Raises:
@@ -394,17 +393,17 @@ def compare_outcomes(
     """The comparison from the numbers of every model on every fold.
 
     Args:
-        outcomes: of `cell_outcomes`.
-        goal: what the score asks for.
-        methods: methods that the study planned, controls included, in the order to show.
-        folds: the folds that the study planned to report: what is missing becomes a marked gap, and a pair
-            with a gap is not compared.
+        outcomes: result of `cell_outcomes`.
+        goal: goal of the score.
+        methods: the planned methods, controls included, in display order.
+        folds: the folds planned to be reported; a missing one becomes a marked gap, and a pair with a gap is
+            not compared.
         controls: method to its control, such as ``{"mmunlearner": "random_mask", "manu": "random_pruning"}``.
         fronts: method to its forget-retain curve on each fold, for the figure.
 
     Raises:
-        EvaluationError: if no reported cell is there, one is of a fold that was not planned, or a method or
-            its control is not among ``methods``.
+        EvaluationError: if there is no reported cell, one belongs to a fold that was not planned, or a
+            method or its control is not among ``methods``.
     """
     unplanned = sorted({*controls, *controls.values()} - set(methods))
     if unplanned:
@@ -414,7 +413,7 @@ def compare_outcomes(
         )
     reported = [outcome for outcome in outcomes if not outcome.tuning]
     if not reported:
-        raise EvaluationError("no cell of the study that reports finished, so there is nothing to compare")
+        raise EvaluationError("no reported cell of the study has finished, so there is nothing to compare")
     planned = tuple(sorted(set(folds)))
     strange = sorted({outcome.fold for outcome in reported} - set(planned))
     if strange:
@@ -477,7 +476,7 @@ def _pairs(
     methods: Sequence[str],
     planned: Sequence[Fold],
 ) -> list[Pair]:
-    """All pairs by one number; those with a gap stay in the family, with p = 1, so the rest gain nothing."""
+    """All pairs by one number; pairs with a gap count with p = 1, so the adjustment stays the same."""
     values = numbers[number]
     exact = numbers.get(EXACT_SCORE, {})
     pairs = list(combinations(methods, 2))

@@ -1,4 +1,4 @@
-"""Numbers of a whole model, made of its score table and those of the reference models."""
+"""Numbers of a whole model, computed from its score table and those of the reference models."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ METRICS_FILE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "forget_exact": ("exact_match", "forget", ("multimodal",)),
     "retain_exact": ("exact_match", "retain", ("multimodal",)),
 }
-"""Key of a metrics file to the metric, set and modalities it is the mean of."""
+"""Key of a metrics file to the metric, set and modalities that it averages."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """How well the people to forget are told from people no model was trained on.
+    """How well the people to forget can be told from people whom no model was trained on.
 
     Attributes:
-        auc: area under the curve, in [0, 1]; 0.5 ideal.
-        interval: of the AUC, over people; None where it cannot be estimated.
+        auc: area under the curve, in [0, 1]; 0.5 is ideal.
+        interval: interval of the AUC over people; None if it cannot be estimated.
         tpr: true-positive rate at a false-positive rate of 1 %, in [0, 1].
     """
 
@@ -59,10 +59,10 @@ class Privacy:
     """Membership inference on a model compared with the retrained model.
 
     Attributes:
-        model: of the model.
-        retrained: of the retrained model.
-        gap: distance of the two AUCs, in [0, 1]; 0 ideal.
-        leak: relative and signed, 0 ideal; None where the retrained model's AUC is 1.
+        model: result on the model.
+        retrained: result on the retrained model.
+        gap: distance of the two AUCs, in [0, 1]; 0 is ideal.
+        leak: `privacy_leak`, 0 is ideal; None if the retrained model's AUC is 1.
     """
 
     model: Membership
@@ -73,13 +73,13 @@ class Privacy:
 
 @dataclass(frozen=True)
 class ModalityGap:
-    """Facts asked both by picture and by name, on the people to forget; all in [0, 1].
+    """Facts about the people to forget that are asked by picture and by name; all shares in [0, 1].
 
     Attributes:
         gap: distance between the shares right by picture and by name.
         both_right: share of facts right both ways.
         both_wrong: share of facts wrong both ways.
-        n: facts.
+        n: number of facts.
     """
 
     gap: float
@@ -89,15 +89,15 @@ class ModalityGap:
 
 
 def model_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """About ten numbers of one model, each in [0, 1], for a metrics file with one row per model.
+    """About ten numbers of one model, each in [0, 1], for its metrics file.
 
     Args:
-        table: score table of the model; its rows of the part ``test`` count.
+        table: score table of the model, whose rows of the part ``test`` count.
 
     Returns:
-        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. All but ``fluency`` are means over
-        questions for a fact (sentences where a set has nothing else), of each modality first. A key without
-        rows is missing.
+        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. All but ``fluency`` average
+        questions that ask for a fact (sentences if a set has nothing else), first by modality. A key without
+        rows is left out.
     """
     rows = with_metrics(table[table["part"] == "test"], ["knowledge", "exact_match", "fluency"])
     facts = fact_rows(rows)
@@ -139,7 +139,7 @@ def membership_of_signals(signals: Mapping[str, Mapping[str, Sequence[float]]]) 
     """Membership inference from the signals of each person.
 
     Args:
-        signals: ``forget`` and ``holdout``, each person to the signals of their rows, one or more each.
+        signals: for ``forget`` and ``holdout``, each person's signals, at least one per person.
     """
     rows = {
         name: [np.asarray(people[person], float) for person in sorted(people)]
@@ -186,7 +186,7 @@ def privacy_of(
 def forget_quality_of(
     table: pd.DataFrame, retrained: pd.DataFrame, *, modality: str = "multimodal", part: str = "test"
 ) -> ForgetQuality | None:
-    """Forget quality on the rows of the forget set that have a truth ratio; None where none has.
+    """Forget quality on the rows of the forget set that have a truth ratio; None if none has.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
@@ -211,9 +211,8 @@ def relative_distance_of(
 ) -> RelativeDistance | None:
     """Whether a model is nearer to retrained or to vanilla on questions about the people to forget.
 
-    By picture unless ``modality`` says otherwise: a visual goal leaves facts by name as vanilla has them.
-
-    None where the tables hold no such rows.
+    By picture unless ``modality`` says otherwise, as the visual goal leaves facts by name as in vanilla.
+    None if the tables hold no such rows.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
@@ -256,7 +255,7 @@ def modality_gap(
 
 
 def rate(table: pd.DataFrame, metric: str, *, sets: Sequence[str], part: str = "test") -> float | None:
-    """Mean of a metric over the rows of some sets, None where no row has a value."""
+    """Mean of a metric over the rows of some sets; None if no row has a value."""
     rows = with_metrics(table[(table["part"] == part) & table["set"].isin(list(sets))], [metric])
     values = rows[metric].dropna()
     return float(values.mean()) if len(values) else None

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def check_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse tables scored on different samples: their numbers do not compare.
+    """Refuse tables scored on different samples, whose numbers cannot be compared.
 
-    The first table is the reference. Compared are sample ids with their set, part, question and gold answer.
+    The first table is the reference. Sample ids, sets, parts, questions and gold answers are compared.
 
     Raises:
         ArtifactError: naming each differing model, by how much, and one sample.
@@ -35,7 +35,7 @@ def check_same_samples(tables: Mapping[str, pd.DataFrame]) -> None:
             complaints.append(f"{name}: {', '.join(parts)}")
     if complaints:
         raise ArtifactError(
-            f"the score tables were made from different samples, so they do not compare; against {names[0]} "
+            f"the score tables were made from different samples and cannot be compared; against {names[0]} "
             f"({len(reference)} samples) differ "
             + "; ".join(complaints)
             + "; score all models on the same samples"

@@ -1,5 +1,5 @@
-"""What can be said about a generated text: does it hold the fact, how much does it share with a reference,
-is it an answer at all. Everything here is a pure function of strings.
+"""Pure functions of generated texts: whether one states the fact, how much it overlaps with a reference, and
+whether it is an answer at all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REFUSALS = (
     "it is not possible to",
     "there is no information",
 )
-"""How a refusal begins, normalised: no capitals, no punctuation."""
+"""Normalised beginnings of a refusal: no capitals, no punctuation."""
 
 SENTENCE_TASKS = ("generation", "caption")
 _NOT_WORD = re.compile(r"[^\w\s]|_")
@@ -60,8 +60,8 @@ class Overlap:
 
 
 def normalise(text: str) -> str:
-    """Lower case, punctuation gone, single spaces: the form in which facts are compared."""
-    composed = unicodedata.normalize("NFC", text.lower())  # else an accent on its own counts as punctuation
+    """The form in which facts are compared: lower case, no punctuation, single spaces."""
+    composed = unicodedata.normalize("NFC", text.lower())  # otherwise a separate accent counts as punctuation
     return " ".join(_NOT_WORD.sub(" ", composed).split())
 
 
@@ -86,7 +86,7 @@ def rouge_l(generation: str, gold: str) -> float:
 def bleu(generation: str, gold: str) -> float:
     """Sentence BLEU of the sacrebleu package divided by 100, in [0, 1].
 
-    Effective order, as sacrebleu advises for sentences: orders beyond the longest n-gram that matches do not
+    With effective order, as sacrebleu advises for sentences: orders beyond the longest matching n-gram do not
     count, so a one-word answer can score 1.
     """
     score: float = _bleu().sentence_score(generation, [gold]).score / 100
@@ -96,8 +96,8 @@ def bleu(generation: str, gold: str) -> float:
 def is_fluent(generation: str, task: str) -> bool:
     """Whether a generation is an answer at all, right or wrong.
 
-    It holds a word, it has the expected form (two words or more where a sentence is asked for, a single line
-    elsewhere), and no word, nor a phrase of up to four words, comes four times in a row.
+    It contains a word, has the expected form (two words or more for a sentence, otherwise a single line), and
+    repeats no word, nor phrase of up to four words, four times in a row.
     """
     words = normalise(generation).split()
     if not words or (task in SENTENCE_TASKS and len(words) < 2):

@@ -1,8 +1,8 @@
 """The parts of a multimodal LLM: its three groups of parameters and its MLP blocks.
 
-The vision tower is the encoder that transformers names for images, or the one sibling of the decoder that
-begins with a convolution over pixels. What lies beside tower and decoder is the projector. Some families keep
-the projector inside the tower, behind its layers: its output has the width of the decoder.
+The vision tower is the encoder that transformers names for images, or the only sibling of the decoder that
+begins with a convolution over pixels. What is beside tower and decoder is the projector. In some families the
+projector is inside the tower, after its layers: its output has the width of the decoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from efface.errors import ModelError
 from efface.models.mlps import MLP, expert_shape, mlp_shape
 
 GROUPS = ("vision", "projector", "language")
-# Weights of linear maps that a family keeps as bare parameters, which no structure distinguishes from tables.
+# Weights of linear maps that are bare parameters, which their structure does not distinguish from tables.
 _BARE_LINEAR = ("mm_input_projection_weight",)  # Gemma 3's projector
 
 
@@ -29,11 +29,10 @@ class Anatomy:
         groups: parameter names of ``vision``, ``projector`` and ``language``; disjoint, and together
             every parameter of the model. Other modalities (audio) count as ``projector``.
         mlps: the MLP blocks of vision tower and decoder, in the order of the module tree, without those in
-            ``unused``. Empty for a tower whose blocks have another structure.
-        maskable: names of the weights and biases of linear and convolutional layers, stacked experts
-            included, without the output head and what is ``unused``: the parameters a saliency mask may
-            select.
-        unused: names of the layers whose output nothing reads, such as the last layer of a vision tower that
+            ``unused``; none for a tower whose blocks have another structure.
+        maskable: the parameters that a saliency mask may select: names of weights and biases of linear and
+            convolutional layers, including stacked experts, without the output head and ``unused``.
+        unused: names of the layers whose output is never read, such as the last layer of a vision tower that
             is read at its last layer but one. Changing them changes no answer.
     """
 
@@ -43,7 +42,7 @@ class Anatomy:
     unused: tuple[str, ...] = ()
 
     def group_of(self, parameter: str) -> str:
-        """Group a parameter belongs to.
+        """The group that a parameter belongs to.
 
         Raises:
             ModelError: if the model has no parameter of that name.
@@ -113,7 +112,7 @@ def has_class_token(tower: nn.Module) -> bool:
 
 
 def image_token_id(model: nn.Module) -> int | None:
-    """Id of the token that stands for a picture or a part of one; None if the model has none."""
+    """Id of the token that represents a picture or a part of one; None if the model has none."""
     config = getattr(model, "config", None)
     for name in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
         value = getattr(config, name, None)
@@ -133,7 +132,7 @@ def decoder_of(model: nn.Module) -> nn.Module | None:
 def _group_roots(model: nn.Module) -> dict[str, str]:
     """Module name -> group: the decoder, the vision tower, and projectors inside and beside the tower.
 
-    Of names that lie within each other the longest decides; what is under none is left to ``_group_of``.
+    If several of these names contain a module, the longest decides; ``_group_of`` handles all others.
     """
     decoder = decoder_of(model)
     names = {id(module): name for name, module in model.named_modules()}
@@ -144,7 +143,7 @@ def _group_roots(model: nn.Module) -> dict[str, str]:
         )
     language = names[id(decoder)]
     tower = _named_encoder(model, names, language) or _convolutional_sibling(model, language)
-    if _contains(language, tower):  # a language model with the tower in one of its children
+    if _contains(language, tower):  # a language model that has the tower inside one of its children
         child = tower.removeprefix(f"{language}.").partition(".")[0]
         roots = {language: "language", f"{language}.{child}" if language else child: "projector"}
     else:
@@ -157,7 +156,7 @@ def _group_roots(model: nn.Module) -> dict[str, str]:
 
 
 def _named_encoder(model: nn.Module, names: dict[int, str], language: str) -> str | None:
-    """Name of the module that transformers calls the encoder of images, if it is a part of the model."""
+    """Name of the module that transformers calls the image encoder, if it is part of the model."""
     get_encoder: Callable[..., nn.Module] | None = getattr(model, "get_encoder", None)
     if get_encoder is None:
         return None
@@ -171,15 +170,15 @@ def _named_encoder(model: nn.Module, names: dict[int, str], language: str) -> st
 
 
 def _convolutional_sibling(model: nn.Module, language: str) -> str:
-    """Name of the one module with a convolution beside the decoder; inside it, if there is none beside."""
+    """Name of the only module with a convolution beside the decoder or, if there is none, inside it."""
     parent = language.rpartition(".")[0]
     beside = _convolutional_children(model, parent)
     towers = [name for name in beside if name != language] or _convolutional_children(model, language)
     if len(towers) != 1:
         raise ModelError(
             f"expected exactly one vision tower beside the decoder of {type(model).__name__}, got "
-            f"{', '.join(towers) or 'none'}; train it without a mask (such as npo) and score it, or choose a "
-            "model that reads pictures with one tower"
+            f"{', '.join(towers) or 'none'}; use a method without a mask (such as npo), or choose a model "
+            "that reads pictures with one tower"
         )
     return towers[0]
 
@@ -193,7 +192,7 @@ def _convolutional_children(model: nn.Module, parent: str) -> list[str]:
 
 
 def _contains(root: str, name: str) -> bool:
-    """Whether a module lies in another one."""
+    """Whether a module is another one or inside it."""
     return name == root or root == "" or name.startswith(f"{root}.")
 
 
@@ -232,7 +231,7 @@ def _hidden_size(model: nn.Module) -> int:
 
 
 def _projectors_inside(model: nn.Module, tower: str, hidden: int) -> Iterator[str]:
-    """Parts of the tower behind its stack of layers that end in the decoder's width (Qwen's mergers)."""
+    """Parts of the tower after its stack of layers that end in the decoder's width (Qwen's mergers)."""
     children = list(model.get_submodule(tower).named_children())
     stacks = [i for i, (_, child) in enumerate(children) if _is_stack(child)]
     for name, child in children[stacks[0] + 1 :] if stacks else []:
@@ -255,7 +254,7 @@ def _output_head(model: nn.Module) -> str | None:
 
 
 def _group_of(name: str, roots: dict[str, str], head: str | None) -> str:
-    """Group of a module or parameter: that of the longest root it lies under."""
+    """Group of a module or parameter: that of the longest root that contains it."""
     under = [root for root in roots if _contains(root, name)]
     if under:
         return roots[max(under, key=len)]
@@ -296,9 +295,9 @@ def _maskable(model: nn.Module) -> list[str]:
 
 
 def _unused_layers(model: nn.Module, tower: str) -> Iterator[str]:
-    """Layers behind the last that is read (LLaVA's ``vision_feature_layer``), and heads that pool patches.
+    """Layers after the last that is read (LLaVA's ``vision_feature_layer``), and heads that pool patches.
 
-    A decoder reads patch features, so SigLIP's attention-pooling head is left without use.
+    A decoder reads patch features, so SigLIP's attention-pooling head is unused.
     """
     for name, module in model.get_submodule(tower).named_modules():
         if any(isinstance(child, nn.MultiheadAttention) for child in module.children()) and name:

@@ -1,6 +1,6 @@
-"""What is written into a processor's chat template: a system turn, values of its variables, a fixed date.
+"""Changes to a processor's chat template: a system turn, values of its variables, a fixed date.
 
-A saved folder then needs no code of this library: whoever applies its template gets the same prompts.
+They are saved with the folder, whose template then gives the same prompts without this library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RENDER_SECONDS = 20
 RENDER_BYTES = 1 << 30
-"""Time and memory that a template may take to write one question."""
+"""Time and memory that a template may need to write one question."""
 _QUESTION = {"type": "text", "text": "?"}
 _USERS = [{"role": "user", "content": [*images, _QUESTION]} for images in ([], [{"type": "image"}])]
 _DATE = {
@@ -57,12 +57,12 @@ _FROZEN_DATE = (
 
 @contextlib.contextmanager
 def bounded_rendering() -> Iterator[None]:
-    """Limit time and, on Linux, memory of the block: a template comes with a model, and may loop for ever.
+    """Limit time and, on Linux, memory of the block: a model's template may loop forever.
 
-    Without effect outside the main thread, which alone gets signals.
+    No effect outside the main thread, the only one to receive signals.
 
     Raises:
-        ModelError: if the block takes more.
+        ModelError: if the block needs more.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -83,7 +83,7 @@ def bounded_rendering() -> Iterator[None]:
     except (TimeoutError, MemoryError, RecursionError) as error:
         raise ModelError(
             f"the chat template takes more than {RENDER_SECONDS} s or {RENDER_BYTES >> 30} GiB to write one "
-            "question: it is damaged or hostile; name another one as `base.chat_template`"
+            "question: it is damaged or hostile; set `base.chat_template` to another one"
         ) from error
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -92,7 +92,7 @@ def bounded_rendering() -> Iterator[None]:
 
 
 def freeze_date(processor: ProcessorMixin) -> None:
-    """Let a template that writes today's date write 1 January 2025, noon, so that prompts never change.
+    """Make a template that writes today's date write 1 January 2025, noon, so that prompts never change.
 
     Args:
         processor: a processor with a chat template; changed in place.
@@ -115,8 +115,8 @@ def set_arguments(processor: ProcessorMixin, arguments: Mapping[str, Any]) -> No
     template = processor.chat_template
     if not isinstance(template, str):
         raise ModelError(
-            "template_arguments are set and the processor has several chat templates with names; name a file "
-            "with the one to use as `base.chat_template`"
+            "template_arguments are set and the processor has several named chat templates; set "
+            "`base.chat_template` to a file with the one to use"
         )
     for name, value in arguments.items():
         if name not in template:
@@ -136,11 +136,11 @@ def add_system_turn(processor: ProcessorMixin, words: str) -> bool:
         words: text of the system turn.
 
     Returns:
-        False, and nothing is changed, if the template does not write system turns in a way of their own, or
-        not before questions with a picture.
+        False, without any change, if the template does not distinguish system turns from others, or does
+        not write them before questions with a picture.
     """
     template = processor.chat_template
-    if not isinstance(template, str):  # none, or several with names
+    if not isinstance(template, str):  # none, or several named ones
         return False
     parts = [{"type": "text", "text": words}]
     for content in (parts, words):
@@ -154,10 +154,10 @@ def add_system_turn(processor: ProcessorMixin, words: str) -> bool:
 def check_rendering(processor: ProcessorMixin) -> None:
     """Refuse a template that cannot write a question and an answer in bounded time and memory.
 
-    What else is wrong with a template is said where it is used.
+    Other faults of a template are reported where it is used.
 
     Raises:
-        ModelError: if it takes more than `RENDER_SECONDS` or `RENDER_BYTES`.
+        ModelError: if it needs more than `RENDER_SECONDS` or `RENDER_BYTES`.
     """
     with bounded_rendering():
         for user in _USERS:
@@ -166,7 +166,7 @@ def check_rendering(processor: ProcessorMixin) -> None:
 
 
 def _is_written_apart(processor: ProcessorMixin, content: Any, words: str, user: dict[str, Any]) -> bool:
-    """Whether the template writes a system turn, and not as it would write a turn of the model."""
+    """Whether the template writes a system turn, and differently from a turn of the model."""
     system, assistant = (
         _render(processor, [{"role": role, "content": content}, user]) for role in ("system", "assistant")
     )

@@ -27,8 +27,8 @@ _AUTO_CLASSES = (
 )
 
 
-# Tensors in checkpoints that no model needs: buffers that are computed anew, what training libraries add, and
-# heads with which a vision tower was pretrained. transformers ignores others, by family.
+# Tensors in checkpoints that no model needs: buffers that are recomputed, additions of training libraries,
+# and pre-training heads of vision towers. transformers ignores others, by family.
 _NEEDLESS = re.compile(
     r"(^|\.)(inv_freq|original_inv_freq|position_ids|num_batches_tracked|masked_bias|_extra_state)$"
     r"|(^|\.)vision_(tower|model|encoder)\.(.+\.)?(head|attn_?pool|pooler|classifier)\."
@@ -41,8 +41,8 @@ class LoadedModel:
 
     Attributes:
         model: the multimodal LLM.
-        processor: tokenizer, image processor and chat template in one.
-        source: the folder or Hub id it came from.
+        processor: tokenizer, image processor and chat template.
+        source: the folder or Hub id that it came from.
     """
 
     model: PreTrainedModel
@@ -62,16 +62,16 @@ def load_model(
 
     Args:
         source: a folder written by ``save_pretrained`` (in one file or in shards), the folder of a LoRA
-            adapter (merged into its base model), a Hub id, or a ``Source``. A folder holding only
-            ``model.json`` points on to a Hub id and revision.
+            adapter (merged into its base model), a Hub id, or a ``Source``. A folder that holds only
+            ``model.json`` points to a Hub id and revision.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
-        device: where the weights go; None picks the GPU when there is one.
+        device: device of the weights; None picks the GPU if there is one.
         attention: attention implementation, such as ``sdpa``; None leaves the choice to transformers.
         options: the other fields of ``Source``.
 
     Raises:
-        ModelError: if the model is missing, incomplete or damaged, is no multimodal LLM, or its processor
-            does not belong to it; with what to do.
+        ModelError: if the model is missing, incomplete or damaged, is not a multimodal LLM, or its processor
+            does not belong to it.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -97,9 +97,7 @@ def load_model(
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
     """Write model and processor as one Hugging Face folder that the auto classes load."""
     tokenizer = getattr(processor.tokenizer, "backend_tokenizer", None)
-    if (
-        tokenizer is not None
-    ):  # it is saved with how it padded last: a resumed run that encodes less would differ
+    if tokenizer is not None:  # its last padding would be saved too, and differ in a resumed run
         tokenizer.no_padding()
         tokenizer.no_truncation()
     model.save_pretrained(folder)
@@ -119,13 +117,13 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def merge_adapter(model: PreTrainedModel, folder: str | Path, *, tokens: int = 0) -> PreTrainedModel:
-    """The model with a folder's LoRA adapter added to its weights; all of them train.
+    """The model with a folder's LoRA adapter added to its weights, all of which can train.
 
     Args:
         model: the adapter's base model; changed in place.
         folder: the adapter.
-        tokens: number of tokens of its tokenizer; the model gets embeddings for those it lacks, which the
-            adapter must hold.
+        tokens: number of tokens of its tokenizer; if the model has fewer embeddings, the adapter must hold
+            the others.
 
     Raises:
         ModelError: if the adapter is damaged, or its weights are not those that the model expects.
@@ -145,7 +143,7 @@ def merge_adapter(model: PreTrainedModel, folder: str | Path, *, tokens: int = 0
                     "and the adapter holds none for the rest; save it with PEFT's "
                     "save_embedding_layers=True, or use the tokenizer of the base model"
                 )
-            # The adapter replaces the whole embedding, so what the new rows begin with does not matter.
+            # The adapter replaces the whole embedding, so the initial values of new rows do not matter.
             model.resize_token_embeddings(tokens, mean_resizing=False)
         wrapped = PeftModel(model, config)
         mapping = getattr(model, "_checkpoint_conversion_mapping", {})
@@ -190,7 +188,7 @@ def load_config(source: Source) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(
             source.id, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except Exception as error:  # every family's configuration raises its own kinds
+    except Exception as error:  # every family's configuration raises errors of its own
         raise loading_error(source, error) from error
     auto_class(source, config)
     quantization = getattr(config, "quantization_config", None)
@@ -221,7 +219,7 @@ def auto_class(source: Source, config: PreTrainedConfig) -> Any:
     if config.is_encoder_decoder or text.is_encoder_decoder:
         raise ModelError(
             f"{source.id} is a {config.model_type!r} model with encoder and decoder ({text.model_type!r}): "
-            "its answers do not follow their prompt; choose a model that continues its prompt, such as "
+            "its answers do not continue their prompt; choose a decoder-only model such as "
             "llava-hf/llava-1.5-7b-hf"
         )
     if hasattr(config, "canvas_length"):
@@ -264,24 +262,24 @@ def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.
         options |= _quantized(source, device)
     reports = logging.getLogger("transformers.modeling_utils")
     disabled = reports.disabled
-    reports.disabled = True  # a page about weights that do not fit, before the error that names them
+    reports.disabled = True  # a page about misfits, before the error that names them
     try:
         model, keys = auto_class(source, config).from_pretrained(
             source.id, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
+    except Exception as error:  # transformers, safetensors and tokenizers each raise errors of their own
         raise loading_error(source, error) from error
     finally:
         reports.disabled = disabled
     mismatched = [f"{key} {tuple(saved)} for {tuple(shape)}" for key, saved, shape in keys["mismatched_keys"]]
     unknown = [name for name in keys["unexpected_keys"] if not _NEEDLESS.search(name)]
     remedy = (
-        "the checkpoint is damaged, incomplete, or its config.json belongs to another one: make or "
+        "the checkpoint is damaged or incomplete, or its config.json belongs to another one: rebuild or "
         "download it again"
     )
     if not (keys["missing_keys"] or mismatched):
         remedy += (
-            "; if the model answers as it should without them, save it without them: "
+            "; if the model answers correctly without them, save it without them: "
             "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)"
         )
     _refuse(
@@ -297,15 +295,15 @@ def _load_weights(source: Source, config: PreTrainedConfig, device: str | torch.
     if "device_map" not in options:
         model.to(device)
     for module in model.modules():
-        # Some processors' 4-bit layers pack their weights anew, in place, in their first evaluation: training
-        # would find another layout afterwards, and narrow layers do not fit it at all.
+        # On some processors 4-bit layers repack their weights in place in their first evaluation: training
+        # would then see another layout, which does not fit narrow layers at all.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module).update(support_avx512bf16_for_cpu=False)
     return model
 
 
 def _refuse(what: str, problems: dict[str, Iterable[str]], remedy: str) -> None:
-    """Raise an error that names the weights at fault, if there are any."""
+    """Raise an error that names the faulty weights, if there are any."""
     clauses = []
     for problem, names in problems.items():
         if names := sorted(names):
@@ -327,12 +325,12 @@ def _refuse_non_finite(source: Source, model: PreTrainedModel) -> None:
     _refuse(
         f"{source.id} cannot be used",
         {"has weights that are NaN or infinite:": names},
-        "the checkpoint is damaged, or its training failed: make or download it again",
+        "the checkpoint is damaged, or its training failed: rebuild or download it again",
     )
 
 
 def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
-    """Options that load weights in 4 or 8 bits; such weights cannot be trained, only adapters on them."""
+    """Options that load weights in 4 or 8 bits, on which only adapters can be trained."""
     kind = source.quantization
     if kind not in ("4bit", "8bit"):
         raise ModelError(f"quantization is {kind!r}: expected 4bit or 8bit")
@@ -344,7 +342,7 @@ def _quantized(source: Source, device: str | torch.device) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It says at every layer and step that 8-bit products round their inputs to half precision.
+    # It warns at every layer and step that 8-bit products round their inputs to half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     four = {
         "load_in_4bit": True,

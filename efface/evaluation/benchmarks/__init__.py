@@ -1,7 +1,7 @@
 """The numbers that imported benchmarks publish, as pure functions of score tables.
 
-A view is made of one model's score table, of its `test` part alone, and can be made again from old tables.
-Every number comes with the number of rows it is the mean of, and the table keeps every generated answer.
+A view is computed from the `test` part of one model's score table, so old tables give it too. Every number
+comes with the number of rows it averages, and the table keeps every generated answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def view_of(scores: pd.DataFrame, benchmark: str) -> dict[str, Any] | None:
-    """What a benchmark's own tables say about a model, or None where the benchmark has none.
+    """A benchmark's own tables for one model, or None if the benchmark has none.
 
     Args:
         scores: the model's score table.
@@ -26,11 +26,12 @@ def view_of(scores: pd.DataFrame, benchmark: str) -> dict[str, Any] | None:
 
 
 def against_retrained(scores: pd.DataFrame, retrained: pd.DataFrame, benchmark: str) -> dict[str, Any]:
-    """The published numbers that take two models, leaves of ``value`` and ``n``; empty where there are none.
+    """The published numbers that compare two models, with leaves ``value`` and ``n``; empty if there are
+    none.
 
     Args:
         scores: the model's score table.
-        retrained: that of the model which never saw the people to forget, on the same samples.
+        retrained: the retrained model's, on the same samples.
         benchmark: name of the benchmark.
     """
     from efface.evaluation.benchmarks import clear

@@ -1,15 +1,15 @@
-"""CLEAR's metrics, and the three numbers MMUnlearner makes of CLEAR.
+"""CLEAR's metrics, and the three numbers that MMUnlearner computes from CLEAR.
 
 CLEAR: probability, truth ratio and ROUGE-L recall on six tasks; their harmonic means, Real, Retain and Forget
 metric and Model Utility; forget quality, which compares the truth ratios of a model with the retrained one's.
 MMUnlearner: VQA (the name by choice), VGEN (captions) and QA (questions in text).
 
-The two disagree about the forget people's questions in text: for MMUnlearner they are to be kept (up), in
-CLEAR with TOFU they are to be forgotten (down).
+The two disagree about text questions on the forget people: MMUnlearner wants them kept (up), CLEAR with TOFU
+wants them forgotten (down).
 
-``official_compat`` follows the released code in two places where it departs from its definition: a truth
-ratio against one mean over the wrong answers of all rows, and a Jensen-Shannon distance that takes the rows
-for a distribution, so that it depends on their order.
+``official_compat`` follows the released code in two departures from its definition: a truth ratio against one
+mean over the wrong answers of all rows, and a Jensen-Shannon distance that treats the rows as a distribution
+and so depends on their order.
 
 Reference:
     Dontsov et al., "CLEAR", arXiv:2410.18057; Huo et al., "MMUnlearner", arXiv:2502.11051.
@@ -44,15 +44,15 @@ METRICS = {
     "retain_metric": ("retain", "retain_face_recognition"),
     "forget_metric": ("forget", "forget_face_recognition"),
 }
-"""Harmonic means of probability and truth ratio of two tasks each; the first two up, the last down, yet not
-below that of the retrained model."""
+"""Harmonic means of probability and truth ratio of two tasks each; the first two should rise, the last fall,
+but not below the retrained model's."""
 
 DIRECTIONS = {
     "vqa": {"forget": "down", "retain": "up", "real": "up", "utility": "up"},
     "vgen": {"forget": "down", "retain": "up"},
     "qa": {"forget": "up in MMUnlearner, down in CLEAR+TOFU", "retain": "up"},
 }
-"""Where a good method moves MMUnlearner's numbers."""
+"""The direction in which a good method moves MMUnlearner's numbers."""
 
 _BINS = 20
 
@@ -66,8 +66,8 @@ def view(scores: pd.DataFrame, *, official_compat: bool = False) -> dict[str, An
 
     Returns:
         ``tasks[task]`` with ``probability``, ``truth_ratio`` and ``rouge_l_recall``, ``metrics``, and
-        ``mmunlearner[vqa|vgen|qa][set]``, each number as ``value`` in [0, 1] and ``n`` rows; what has no rows
-        is left out.
+        ``mmunlearner[vqa|vgen|qa][set]``, each number as ``value`` in [0, 1] and ``n`` rows; numbers without
+        rows are left out.
     """
     rows = rows_of(scores)
     tasks = {}
@@ -88,7 +88,7 @@ def view(scores: pd.DataFrame, *, official_compat: bool = False) -> dict[str, An
 def forget_quality(
     scores: pd.DataFrame, retrained: pd.DataFrame, *, official_compat: bool = False
 ) -> dict[str, float | int]:
-    """How alike the truth ratios of the captions to forget are under a model and under the retrained one.
+    """How similar the truth ratios of the captions to forget are under a model and the retrained one.
 
     Args:
         scores: rows of the model's score table that count (part ``test``).
@@ -127,7 +127,7 @@ def truth_ratios(rows: Sequence[Row], *, official_compat: bool = False) -> list[
 
     Args:
         rows: rows with ``nll_paraphrase`` and ``nll_wrong``.
-        official_compat: the mean over the wrong answers of all rows in the place of the row's own.
+        official_compat: use the mean over the wrong answers of all rows instead of the row's own.
     """
     if not official_compat:
         return [likelihood.truth_ratio(row["nll_paraphrase"], row["nll_wrong"]) for row in rows]
@@ -163,7 +163,7 @@ def _with_ratio(rows: Sequence[Row]) -> list[Row]:
 
 
 def _metrics(tasks: dict[str, dict[str, Cell]]) -> dict[str, Cell]:
-    """The harmonic means; one whose tasks are not all there is left out."""
+    """The harmonic means; one with a missing task is left out."""
     result: dict[str, Cell] = {}
     other_tasks = [name for name, (set_name, _) in TASKS.items() if set_name != "forget"]
     means = {

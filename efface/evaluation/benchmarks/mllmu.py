@@ -1,12 +1,12 @@
 """MLLMU-Bench's table: three tasks by two modalities by four sets.
 
-The published numbers are ``accuracy_first_letter`` (classification), ``accuracy_contains`` (cloze) and the
-sentence measures (generation), in percent but for the last. MMUnlearner's code reads classification by
-``accuracy_first_alphanumeric``. The strict readings beside them tell how much of a number is format.
+The published numbers are ``accuracy_first_letter`` (classification) and ``accuracy_contains`` (cloze), in
+percent, and the sentence measures (generation). MMUnlearner's code reads classification by
+``accuracy_first_alphanumeric``. The strict readings beside them show how much of a number is format.
 
 Reference:
-    Liu et al., "MLLMU-Bench", arXiv:2410.22108. Its code asks few-shot with questions of the evaluated people
-    and leaves these out of the count; here all are counted.
+    Liu et al., "MLLMU-Bench", arXiv:2410.22108. Its few-shot prompts show questions about the evaluated
+    people, which it then leaves out of the count; here all are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SETS = {"forget": "Forget", "unseen": "Test", "retain": "Retain", "real": "Real Celebrity"}
-"""Sets and what the paper calls them; on the first two low is good, on the others high."""
+"""Sets and their names in the paper; lower is better on the first two, higher on the others."""
 
 TASKS: dict[str, tuple[str, dict[str, Reading]]] = {
     "classification": ("choice", CHOICE),
@@ -38,8 +38,8 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
         scores: rows of the model's score table that count (part ``test``).
 
     Returns:
-        ``tables[set][task][modality][reading]`` with ``value`` in [0, 1] and ``n``; what has no rows is left
-        out.
+        ``tables[set][task][modality][reading]`` with ``value`` in [0, 1] and ``n``; entries without rows are
+        left out.
     """
     tables: Table = {}
     rows = rows_of(scores)

@@ -1,4 +1,4 @@
-"""How a view reads one answer, and how it sums up many."""
+"""How a view reads one answer, and how it averages many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cell = dict[str, float | int]
 
 
 def rows_of(scores: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries, lists as lists, nothing as None."""
+    """Rows as dictionaries, with lists for arrays and None for missing values."""
     return [
         {str(key): _plain(value) for key, value in row.items()} for row in scores.to_dict(orient="records")
     ]
@@ -32,7 +32,7 @@ def _plain(value: Any) -> Any:
 
 
 def choice_read_by(parser: Callable[[str, list[str]], int | None]) -> Reading:
-    """Whether the option that a parser reads out of the answer is the right one."""
+    """A reading: whether the option that a parser extracts from the answer is the right one."""
 
     def read(row: Row) -> float:
         index = parser(row["generation"], row["options"])

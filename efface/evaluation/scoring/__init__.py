@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 _PROBED = 2
-"""Samples by which a shared prompt is held against whole prompts."""
+"""Samples on which shared prompts are compared with whole prompts."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.25
 """Difference of log-probabilities that half-precision arithmetic may explain."""
@@ -57,21 +57,21 @@ def score(
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
 
-    For each sample: the greedy generation, and under teacher forcing the mean NLL of the gold answer, its
-    paraphrase and each wrong answer in nats per token, the log-probability per token of each option, and what
-    every token of the gold answer got. Answers and options are scored as answers to the bare question.
+    For each sample: the greedy generation and, under teacher forcing, the mean NLL of the gold answer, its
+    paraphrase and each wrong answer in nats per token, the log-probability per token of each option, and the
+    scores of every token of the gold answer. Answers and options are scored as answers to the bare question.
 
     Args:
         model: a multimodal LLM; measured in evaluation mode.
         processor: its processor.
         samples: evaluation samples; pictures are decoded batch by batch.
-        batch_size: samples, or answers to them, side by side; halved when memory runs out.
+        batch_size: samples, or answers to them, per batch; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
-        share_prefix: read picture and question once for all answers where the family allows it; False never.
+        share_prefix: read picture and question once for all answers if the family allows it; False: never.
         style: wording of the questions that the model answers freely; None: bare questions.
-        cache: of finished batches; None: no cache.
-        compiled: run the model through ``torch.compile``, which takes a while to begin with and may change
-            the last digits.
+        cache: cache of finished batches; None: no cache.
+        compiled: run the model through ``torch.compile``, which is slow at first and may change the last
+            digits.
 
     Returns:
         One row per sample in the order given, with the sample's own columns, ``generation, nll_gold,
@@ -116,10 +116,10 @@ class Scorer:
     Args:
         model: a multimodal LLM in evaluation mode.
         processor: its processor.
-        batch_size: samples, or answers to them, side by side; halved when memory runs out.
+        batch_size: samples, or answers to them, per batch; halved when memory runs out.
         max_new_tokens: longest generation, in tokens.
         share_prefix: False scores every answer with its whole prompt.
-        style: wording of the questions; only a prompt that is the bare question is shared.
+        style: wording of the questions; a prompt is shared only if it is the bare question.
     """
 
     def __init__(
@@ -138,13 +138,13 @@ class Scorer:
         self.max_new_tokens = max_new_tokens
         self.style = style or PromptStyle()
         self.shares: dict[bool, bool] = {} if share_prefix else {True: False, False: False}
-        """Whether prompts with a picture (True) and without (False) are shared; missing: not checked yet."""
+        """Whether prompts with a picture (True) and without (False) are shared; absent until checked."""
 
     def answers(self, samples: Sequence[Sample]) -> list[Answers]:
         """The model's answers to samples that are all multimodal or all text-only.
 
         Raises:
-            ModelError: if memory does not even do for one of them.
+            ModelError: if memory does not suffice for even one of them.
         """
         return self.batches.run(self._batch_of_answers, samples)
 
@@ -205,7 +205,7 @@ class Scorer:
         prefix: Prefix,
         flat: Sequence[tuple[int, Sequence[int]]],
     ) -> bool:
-        """Whether answers to the shortest and the longest question get the same numbers both ways."""
+        """Whether answers to the shortest and the longest question get the same scores both ways."""
         lengths = prefix.batch["attention_mask"].sum(dim=1).tolist()
         order = sorted(range(len(samples)), key=lengths.__getitem__)
         probed = sorted({order[0], order[-1]})[:_PROBED]
@@ -222,7 +222,7 @@ class Scorer:
     def _separate(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]]
     ) -> list[dict[str, TokenScores]]:
-        """Every answer with its whole prompt: slower, and right for any family."""
+        """Score every answer with its whole prompt: slower, but correct for any family."""
         pairs = [
             replace(sample, answer=text)
             for sample, texts in zip(samples, candidates, strict=True)
@@ -240,7 +240,7 @@ class Scorer:
 
 
 def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | None) -> list[Answers]:
-    """The answers to one batch, from disk if they are there."""
+    """The answers to one batch, from the cache if it has them."""
     stored = cache.load(samples) if cache is not None else None
     if stored is not None:
         return [_restored(content) for content in stored]
@@ -253,10 +253,10 @@ def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | Non
 
 @contextmanager
 def _compiled(model: PreTrainedModel) -> Iterator[None]:
-    """Compiled forward passes for as long as the block lasts; lengths vary from batch to batch."""
+    """Compile forward passes within the block; lengths vary from batch to batch."""
     compiled = torch.compile(model.forward, dynamic=True)
 
-    @wraps(model.forward)  # generation looks at its arguments
+    @wraps(model.forward)  # generation inspects its signature
     def forward(*inputs: Any, **named: Any) -> Any:
         return compiled(*inputs, **named)
 
@@ -282,7 +282,7 @@ def _check_finite(samples: Sequence[Sample], answers: Sequence[Answers]) -> None
                 raise ModelError(
                     f"the model gives the answer {text!r} to sample {sample.sample_id} a log-"
                     f"probability that is not a finite number ({scores.logprobs}), so it cannot be scored; "
-                    "its weights are damaged or have diverged: make the model again, with a smaller "
+                    "its weights are damaged or have diverged: rebuild the model, with a smaller "
                     "learning rate if training diverged"
                 )
 

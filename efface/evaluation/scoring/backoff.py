@@ -15,18 +15,18 @@ Result = TypeVar("Result")
 class MemoryBackoff:
     """Runs work on as many items at a time as fit into memory.
 
-    When a device is out of memory the batch is tried again in halves, and no later one is larger than the
+    When a device runs out of memory the batch is retried in halves, and no later batch is larger than the
     half that fitted.
 
     Args:
-        size: items per batch to begin with, at least 1.
+        size: initial number of items per batch, at least 1.
     """
 
     def __init__(self, size: int):
         self.size = size
 
     def run(self, work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        """The results of all items in their order.
+        """The results of all items, in order.
 
         Raises:
             ModelError: if not even a single item fits.
@@ -40,7 +40,7 @@ class MemoryBackoff:
             if batch_results is not None:
                 results += batch_results
                 continue
-            clear_device_cache(garbage_collection=True)  # what the attempt held is free only now
+            clear_device_cache(garbage_collection=True)  # the failed attempt's memory is free only now
             self.size = (len(batch) + 1) // 2
             logging.getLogger(__name__).warning(
                 "out of memory with %d questions at a time; going on with %d", len(batch), self.size
@@ -61,7 +61,7 @@ class MemoryBackoff:
             if len(batch) == 1:
                 raise ModelError(
                     f"not even one question at a time fits into memory ({str(error).splitlines()[0]}); "
-                    "use a device with more of it, load the model in half precision, or ask for shorter "
+                    "use a device with more memory, load the model in half precision, or ask for shorter "
                     "answers (max_new_tokens)"
                 ) from error
         return None

@@ -14,10 +14,10 @@ from efface.data.samples import Sample
 
 
 class ResultCache:
-    """Finished batches of one scoring, a small JSON file each, named after a hash of all it depends on.
+    """Finished batches of one scoring, each a small JSON file named after a hash of all it depends on.
 
     Args:
-        folder: of the files; created with the first.
+        folder: folder of the files; created with the first one.
         key: everything the numbers depend on besides the samples: model, settings.
     """
 
@@ -26,15 +26,15 @@ class ResultCache:
         self.key = key
 
     def load(self, samples: Sequence[Sample]) -> list[dict[str, Any]] | None:
-        """The stored results of a batch of these samples, None without a whole file."""
+        """The stored results of a batch of these samples; None without an intact file."""
         try:
             content = json.loads(self._path(samples).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            return None  # a damaged file costs one batch, scored again
+            return None  # damaged: the batch is scored again
         return content if isinstance(content, list) and len(content) == len(samples) else None
 
     def save(self, samples: Sequence[Sample], content: Sequence[dict[str, Any]]) -> None:
-        """Store a batch: whole or not at all, even if the process is killed."""
+        """Store a batch atomically."""
         path = self._path(samples)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")

@@ -1,9 +1,8 @@
-"""One pass over picture and question, shared by every answer that is scored after it.
+"""One pass over picture and question, shared by all answers that are scored after it.
 
-The keys and values a generation leaves behind are those of the prompt followed by those of the answer. Cut
-back to the prompt and copied for each candidate answer, they spare each of them the picture and the question.
-Where a family's cache is of another kind, or gives other numbers, every answer is scored with its whole
-prompt instead.
+The cache of a generation holds keys and values of the prompt followed by those of the answer. Cut back to the
+prompt and copied for each candidate answer, they save reading picture and question again. If a family's cache
+is of another kind, or gives other numbers, every answer is scored with its whole prompt instead.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Prefix:
     """The prompts of one batch after the model has read them.
 
     Attributes:
-        batch: the left-padded prompts, as put to the model.
+        batch: the left-padded prompts that the model has read.
         keys: per layer, (B, heads, T, head width); T covers all tokens of the prompt but the last.
-        values: likewise.
-        rope_deltas: what the model adds to text positions after a picture, (B, 1), where it does.
+        values: of the same shape.
+        rope_deltas: offset that the model adds to text positions after a picture, (B, 1); None without.
     """
 
     batch: Inputs
@@ -42,10 +41,10 @@ class Prefix:
 
 
 def prefix_of(model: PreTrainedModel, batch: Inputs, cache: Any, steps: int) -> Prefix | None:
-    """The prompts' part of the cache that a generation of ``steps`` tokens left, None where it cannot be cut.
+    """The prompts' part of the cache of a generation of ``steps`` tokens; None if the cache cannot be cut.
 
-    A cache can be cut if each layer holds the keys and values of all tokens: no sliding window, no running
-    state, no keys of the picture apart.
+    A cache can be cut if each layer holds the keys and values of all tokens: no sliding window, no recurrent
+    state, no separate keys for the picture.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -71,9 +70,9 @@ def prefix_of(model: PreTrainedModel, batch: Inputs, cache: Any, steps: int) -> 
 def answer_tokens(
     processor: ProcessorMixin, question: str, answers: Sequence[str], *, image: bool | int
 ) -> list[list[int]] | None:
-    """Tokens of each answer with its end token, None if those of the prompt do not come first.
+    """Tokens of each answer with its end token; None if the prompt's tokens do not come first.
 
-    The picture's place is a token of the prompt, so the picture itself is not needed.
+    A token of the prompt stands for the picture, so the picture itself is not needed.
     """
     tokenizer, prompt = processor.tokenizer, prompt_of(processor, question, image=image)
     start = tokenizer(prompt)["input_ids"]
@@ -95,8 +94,8 @@ def score_after(
     Args:
         model: the model that read the prompts.
         prefix: the prompts.
-        answers: row of the prompt, and the answer's tokens.
-        batch_size: answers per batch; those of like length go together.
+        answers: for each answer, the row of its prompt and its tokens.
+        batch_size: answers per batch; those of similar length are batched together.
     """
     order = sorted(range(len(answers)), key=lambda i: (len(answers[i][1]), answers[i][0]))
     by_index: dict[int, TokenScores] = {}
@@ -116,7 +115,7 @@ def _score_batch(
     rows = torch.tensor([row for row, _ in answers], device=device)
     length = max(len(tokens) for _, tokens in answers)
     targets = torch.tensor([[*t, *[IGNORED] * (length - len(t))] for _, t in answers], device=device)
-    # The last token of the prompt is read again: what follows it predicts the first token of the answer.
+    # The last token of the prompt is read again: its output predicts the first token of the answer.
     last = prefix.batch["input_ids"][rows, -1:]
     ids = torch.cat([last, targets[:, :-1].clamp(min=0)], dim=1)
     prompt_mask = prefix.batch["attention_mask"][rows]
@@ -146,7 +145,7 @@ def _positions(mask: Tensor, length: int, deltas: Tensor | None, rows: Tensor) -
 
 
 def _text_types(batch: Inputs, ids: Tensor) -> Inputs:
-    """Zeros for the token-wise inputs a family has beside ids and mask: an answer is text."""
+    """Zeros for a family's token-wise inputs beside ids and mask: an answer is text."""
     shape = batch["input_ids"].shape
     return {
         key: torch.zeros_like(ids, dtype=value.dtype)

@@ -19,10 +19,10 @@ _IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """Wording of the questions a model answers freely; likelihoods are of answers to bare questions."""
+    """Wording of the questions that a model answers freely; likelihoods always use the bare question."""
 
     benchmark: str = "avatars"
-    """Benchmark whose wording ``published`` is."""
+    """Benchmark whose wording ``published`` uses."""
     style: str = "bare"
     """One of `efface.evaluation.scoring.question_prompts.STYLES`."""
     shots: tuple[Sample, ...] = ()
@@ -31,12 +31,12 @@ class PromptStyle:
     def __post_init__(self) -> None:
         if self.shots and self.style != "published_llava":
             raise ValueError(
-                f"few-shot prompts are published as whole strings only: style is {self.style!r}, expected "
-                "'published_llava', or no shots"
+                f"style is {self.style!r} with {len(self.shots)} shots: expected 'published_llava', the "
+                "only style with published few-shot prompts, or no shots"
             )
 
     def is_bare(self, sample: Sample) -> bool:
-        """Whether the prompt of this sample is nothing but its question."""
+        """Whether the prompt of this sample is just its question."""
         if self.style == "published_llava":
             return False
         return user_turn(sample, benchmark=self.benchmark, style=self.style) == sample.question
@@ -45,8 +45,8 @@ class PromptStyle:
         """Processor output of the prompts, for generation; samples all with or all without a picture.
 
         Raises:
-            ModelError: if a whole LLaVA string is to be put to a family with another picture token, or is to
-                ask about several pictures.
+            ModelError: if a whole LLaVA string is used with a family that has another picture token, or with
+                several pictures.
         """
         if self.style == "published_llava":
             return [self._whole(processor, sample) for sample in samples]

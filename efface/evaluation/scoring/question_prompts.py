@@ -1,20 +1,20 @@
-"""The words in which the benchmarks' own codes put a question to the model, byte for byte.
+"""The benchmarks' published prompts, byte for byte.
 
 A sample holds the bare question and the bare options, and likelihoods are measured on these. For the answer
-that a model generates, a published prompt is rendered from them during scoring, so one prepared
-table serves every wording:
+that a model generates, a published prompt is rendered from them during scoring, so one prepared table serves
+every wording:
 
-- ``bare``: the question as it stands. The embedded benchmark is asked so.
-- ``published``: the words of the benchmark's code as one user turn in the model's own chat template. This is
-  how CLEAR asks all models, and how MLLMU-Bench is put to Qwen2-VL.
+- ``bare``: the question itself, as in the embedded benchmark.
+- ``published``: the words of the benchmark's code as one user turn in the model's own chat template, as CLEAR
+  asks all models and MLLMU-Bench asks Qwen2-VL.
 - ``published_llava``: MLLMU-Bench's whole string for LLaVA-1.5 without a chat template. It has a line break
-  before ``ASSISTANT:`` where LLaVA's template has a blank; a model trained on the other one loses a little.
+  before ``ASSISTANT:`` where LLaVA's template has a space; a model trained on the other one loses a little.
 
 CLEAR's captions, names and open questions need no words beyond the question; its choices are MMUnlearner's.
 
-A few-shot prompt (``published_llava`` only, as no code publishes another) puts solved questions before the
-question, of the same task and modality. They come from people set aside for validation, so no one who is
-evaluated is ever shown, and the denominators are those of the zero-shot run.
+A few-shot prompt (``published_llava`` only, as no code publishes another) puts solved questions of the same
+task and modality before the question. They come from people set aside for validation, so the evaluated people
+are never shown, and the denominators are those of the zero-shot run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SENTENCE = "Answer the question based on your trained knowledge in one sentence
 
 
 def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
-    """The text of the user's turn, to be put into the model's chat template.
+    """The text of the user turn, for the model's chat template.
 
     Args:
         sample: the question to ask.
@@ -46,7 +46,7 @@ def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
         style: ``bare`` or ``published``.
 
     Raises:
-        ValueError: if the style is another; ``published_llava`` has no turns, see :func:`llava_prompt`.
+        ValueError: for any other style; ``published_llava`` has no turns, see :func:`llava_prompt`.
     """
     if style == "bare":
         return sample.question
@@ -56,13 +56,13 @@ def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
 
 
 def llava_prompt(sample: Sample, shots: Sequence[Sample] = ()) -> str:
-    """MLLMU-Bench's prompt for LLaVA-1.5, from its first byte to its last.
+    """MLLMU-Bench's whole prompt for LLaVA-1.5.
 
-    One ``<image>`` stands for the picture of each multimodal shot, in their order, and one for the sample's.
+    One ``<image>`` stands for the picture of each multimodal shot, in order, and one for the sample's.
 
     Args:
         sample: the question to ask.
-        shots: solved questions to put before it, of the sample's task and modality; sentences take none.
+        shots: solved questions to put before it, of the sample's task and modality; none for sentences.
 
     Raises:
         ValueError: if a shot is of another task or modality.
@@ -83,15 +83,15 @@ def llava_prompt(sample: Sample, shots: Sequence[Sample] = ()) -> str:
 
 
 def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sample]:
-    """Solved questions to show, the same in every run: all of some people set aside for validation.
+    """Solved questions to show, the same in every run: all questions of some validation people.
 
     Args:
-        samples: evaluation samples, those of validation people among them.
-        people: how many of the retain people to show; 0 shows none.
+        samples: evaluation samples, including those of validation people.
+        people: number of retain people to show; 0 shows none.
         seed: draws them.
 
     Raises:
-        DataError: if fewer people are set aside than are to be shown.
+        DataError: if there are fewer retain people for validation.
     """
     if people == 0:
         return []
@@ -99,15 +99,15 @@ def draw_shots(samples: Sequence[Sample], *, people: int, seed: int) -> list[Sam
     entities = sorted({s.entity_id for s in pool})
     if len(entities) < people:
         raise DataError(
-            f"{people} people are to be shown in few-shot prompts and only {len(entities)} of the retain "
-            "people are set aside for validation; raise split.validation_fraction or ask zero-shot"
+            f"shots is {people}, and only {len(entities)} of the retain people are set aside for validation; "
+            "raise split.validation_fraction, or lower evaluate.shots"
         )
     people_shown = set(random.Random(f"{seed}/shots").sample(entities, people))
     return [s for s in pool if s.entity_id in people_shown]
 
 
 def shots_for(sample: Sample, shots: Sequence[Sample]) -> list[Sample]:
-    """The shots of the sample's task and modality; none for sentences, nor for the person's own questions."""
+    """The shots of the sample's task and modality; none for sentences, and none about the same person."""
     if _kind(sample) == "sentence":
         return []
     kind = (_kind(sample), sample.modality)

@@ -11,7 +11,7 @@ from torch import Tensor
 from efface.encoding import IGNORED
 
 _CHUNK_ELEMENTS = 1 << 26
-"""Logits looked at together: a quarter of a gigabyte in float32, whatever the vocabulary."""
+"""Logits processed together: a quarter of a gigabyte in float32, whatever the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class TokenScores:
     Attributes:
         logprobs: natural logarithm of each token's probability.
         ranks: number of tokens of the vocabulary that were likelier; 0 for the likeliest.
-        zscores: log-probability minus its mean, over its standard deviation, both under the model's own
-            distribution at that place; 0 where it has no spread.
+        zscores: log-probability minus its mean, divided by its standard deviation, both under the model's own
+            distribution at that position; 0 without spread.
     """
 
     logprobs: list[float]
@@ -39,7 +39,7 @@ def token_scores(logits: Tensor, targets: Tensor) -> list[TokenScores]:
     """Scores of the targets of each row.
 
     Args:
-        logits: (B, T, V), at each place those that predict the target of that place.
+        logits: (B, T, V); those at a position predict the target at that position.
         targets: (B, T), -100 where nothing is scored; at least one target per row.
 
     Returns:

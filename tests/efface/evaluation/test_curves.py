@@ -24,7 +24,7 @@ def test_matched_forgetting_and_matched_retain():
     assert forgotten_at(POINTS[:1], 0.9) == 0
     with pytest.raises(ValueError) as error:
         forgotten_at([], 0.9)
-    assert "no point" in str(error.value)
+    assert "forget-retain curve" in str(error.value) and "none" in str(error.value)
 
 
 def test_the_area_by_hand_and_at_its_ends():
