@@ -33,18 +33,12 @@ RETAINED_SETS = {"retain": ("retain",), "utility": ("real", "utility")}
 class Gate:
     """One condition.
 
-        Attributes:
-    <<<<<<< HEAD
-            name: what it is on: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or as in
-            `evidence`. about: the request it is for; None: the whole model.
-            value: the measurement, in [0, 1] or a share of vanilla; None where there is none.
-    =======
-            name: `forget`, `retain`, `utility`, `relearn_gap`, or a gate of `evidence`.
-            about: the request it is about; None: the whole model.
-            value: the measurement, in [0, 1] or a share of vanilla; None if there is none.
-    >>>>>>> 45257f0 (Reword docstrings, comments and errors of encoding and evaluation)
-            limit: the bound.
-            holds: `at most` or `at least`.
+    Attributes:
+        name: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or a gate of `evidence`.
+        about: the request it is about; None: the whole model.
+        value: the measurement, in [0, 1] or a share of vanilla; None if there is none.
+        limit: the bound.
+        holds: `at most` or `at least`.
     """
 
     name: str
