@@ -225,7 +225,7 @@ def test_tables_of_other_folds_people_or_studies_are_refused(cells):
     assert "manu, random_pruning" in str(error.value)
     with pytest.raises(EvaluationError) as error:
         compared([replace(o, tuning=True, setting=0) for o in outcomes()])
-    assert "reports" in str(error.value)
+    assert "reported cell" in str(error.value)
 
 
 def test_the_order_of_cells_changes_nothing():
