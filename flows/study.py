@@ -233,7 +233,7 @@ def study(workers: int | None = None) -> State[list[str]]:
     with ending_with_flow():
         params = load_params()
         plan = plan_of(params)
-        folds, seeds = range(params.study.folds or 1), list(params.study.seeds)
+        folds, seeds = params.study.fold_numbers, list(params.study.seeds)
         tuning = [
             Cell(params.study.tuning_seed, fold, setting)
             for fold in folds[: params.study.tuning_folds]

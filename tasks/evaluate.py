@@ -151,7 +151,7 @@ def draw_people(samples: Sequence[Sample], people: int | None, seed: int) -> lis
     if people is None:
         return list(samples)
     partly = {s.entity_id for s in samples if s.set == "forget"}
-    drawn_rows = {("retain", part, entity) for part in PARTS for entity in partly}
+    drawn_rows: set[tuple[str | None, str, str]] = {("retain", p, e) for p in PARTS for e in partly}
     for kind, part in dict.fromkeys((sample.set, sample.part) for sample in samples):
         entities = sorted({s.entity_id for s in samples if (s.set, s.part) == (kind, part)})
         entities = [e for e in entities if kind != "retain" or e not in partly]

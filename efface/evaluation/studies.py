@@ -133,7 +133,8 @@ class Pair:
         number: one of ``PAIRED``.
         first, second: the methods.
         difference: first minus second; None if a fold is missing.
-        p_value: of no difference, Holm-adjusted over all pairs of the number; None without an interval.
+        p_value: of no difference, Holm-adjusted over the pairs of its family by that number: the methods with
+            their controls, planned before any result, or all other pairs; None without an interval.
         detectable: smallest true difference that this study detects at the adjusted level with power .8.
         verdict: which is better, or why none is.
         folds: folds that both have.
@@ -433,7 +434,7 @@ def compare_outcomes(
             pair
             for number in PAIRED
             if set(methods) & numbers.get(number, {}).keys()
-            for pair in _pairs(number, numbers, methods, planned)
+            for pair in _pairs(number, numbers, methods, planned, controls)
         ],
         controls=controls,
         settings=_settings(outcomes),
@@ -475,11 +476,27 @@ def _pairs(
     numbers: Mapping[str, Mapping[str, Mapping[Fold, float]]],
     methods: Sequence[str],
     planned: Sequence[Fold],
+    controls: Mapping[str, str],
 ) -> list[Pair]:
-    """All pairs by one number; pairs with a gap count with p = 1, so the adjustment stays the same."""
+    """All pairs by one number, in the order of the methods."""
+    pairs = list(combinations(methods, 2))
+    planned_pairs = [
+        pair for pair in pairs if controls.get(pair[0]) == pair[1] or controls.get(pair[1]) == pair[0]
+    ]
+    families = planned_pairs, [pair for pair in pairs if pair not in planned_pairs]
+    compared = [pair for family in families for pair in _family(number, numbers, family, planned)]
+    return sorted(compared, key=lambda pair: pairs.index((pair.first, pair.second)))
+
+
+def _family(
+    number: str,
+    numbers: Mapping[str, Mapping[str, Mapping[Fold, float]]],
+    pairs: Sequence[tuple[str, str]],
+    planned: Sequence[Fold],
+) -> list[Pair]:
+    """Pairs adjusted together; pairs with a gap count with p = 1, so the adjustment stays the same."""
     values = numbers[number]
     exact = numbers.get(EXACT_SCORE, {})
-    pairs = list(combinations(methods, 2))
     common = [set(planned) & values.get(a, {}).keys() & values.get(b, {}).keys() for a, b in pairs]
     complete = [len(folds) == len(planned) for folds in common]
     differences = [

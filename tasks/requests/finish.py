@@ -153,8 +153,8 @@ def _other_facts(plan: Plan, after: pd.DataFrame, vanilla: pd.DataFrame, limit: 
     for request, people in (plan.earlier | plan.batch).items():
         partly = [person for person in people if person in plan.attributes]
         if partly and limit:
-            tables = (table[table["entity_id"].isin(partly)] for table in (after, vanilla))
-            share = share_retained(*tables, ["retain"])
+            own, before = (table[table["entity_id"].isin(partly)] for table in (after, vanilla))
+            share = share_retained(own, before, ["retain"])
             results.append(Gate("other_facts", request, share, limit, "at least"))
     return results
 

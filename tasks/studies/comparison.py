@@ -78,7 +78,7 @@ def run(params: Params, plan: StudyPlan, finished: Sequence[Finished], unfinishe
         study_cells(finished),
         goal=study.goal,
         methods=list(plan.methods),
-        folds=[Fold(seed, fold) for seed in study.seeds for fold in range(study.folds or 1)],
+        folds=[Fold(seed, fold) for seed in study.seeds for fold in study.fold_numbers],
         controls=plan.controls,
     )
     provenance = _provenance(params, finished)
@@ -111,7 +111,7 @@ def _provenance(params: Params, finished: Sequence[Finished]) -> dict[str, str]:
     return {
         "command": "python -m flows.study",
         "seeds": ", ".join(str(seed) for seed in params.study.seeds),
-        "folds of each": str(params.study.folds or 1),
+        "folds of each": f"{len(params.study.fold_numbers)} of {params.study.folds or 1}",
         "git commit": all_of("git_commit"),
         "devices": all_of("device"),
         "threads": all_of("threads"),

@@ -60,6 +60,7 @@ def test_every_method_has_its_control_which_tries_as_many_settings():
         ({"grid": GRID | {"npo": {"beta": [0.1, 0.2, 0.4]}}}, ["study.grid", "2 of mmunlearner"]),
         ({"grid": {"mmunlearner": RATES}}, ["study.grid", "1 of npo", "1 of manu"]),
         ({"folds": 61}, ["study.folds is 61", "60"]),
+        ({"folds_per_seed": 4}, ["folds_per_seed is 4", "3"]),
     ],
 )
 def test_unequal_budgets_and_more_folds_than_people_are_refused(study, words):
