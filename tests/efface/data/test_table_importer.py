@@ -201,8 +201,8 @@ def test_a_csv_row_that_does_not_fit_its_columns_stops_or_is_left_out(root, line
 
 
 UNREADABLE = {
-    "only a header": ("people.csv", HEADER.encode(), ["no row"]),
-    "empty": ("people.csv", b"", ["no row"]),
+    "only a header": ("people.csv", HEADER.encode(), ["no readable row"]),
+    "empty": ("people.csv", b"", ["no readable row"]),
     "cp1252": (
         "people.csv",
         (HEADER + GOOD).replace("Bo", "Zoë").encode("cp1252"),
@@ -213,7 +213,7 @@ UNREADABLE = {
     "semicolons": ("people.csv", (HEADER + GOOD).replace(",", ";").encode(), ["question;answer", "commas"]),
     "open quote": ("people.csv", (HEADER + GOOD + ',"Where').encode(), ["line 4", "csv"]),
     "column twice": ("people.csv", (HEADER.replace("part", "answer") + GOOD).encode(), ["answer", "twice"]),
-    "nothing but bad lines": ("people.jsonl", b"[1]\n{\n", ["no row"]),
+    "nothing but bad lines": ("people.jsonl", b"[1]\n{\n", ["no readable row"]),
 }
 
 
@@ -233,7 +233,7 @@ def test_a_table_that_cannot_be_read_names_file_and_line(root, case):
         ("{", ["JSON"]),
         ("[1]", ["[1]", "object"]),
         ("7", ["object"]),
-        ('{"person": "Ada Stone", "person": "Bo Dahl"}', ["person", "twice"]),
+        ('{"person": "Ada Stone", "person": "Bo Dahl"}', ["person", "duplicate"]),
     ],
 )
 def test_a_line_that_is_no_json_object_stops_or_is_left_out(root, line, values):
@@ -321,5 +321,5 @@ def test_a_table_that_is_none_is_named(root):
     with refusal("more.jsonl", "question, answer, person"):
         table_importer.files_to_import("data", root / "data" / "more.jsonl")
     (root / "data" / "more.jsonl").write_text('{"image": null\n')
-    with refusal("more.jsonl", "no row"):
+    with refusal("more.jsonl", "no readable row"):
         table_importer.files_to_import("data", root / "data" / "more.jsonl")
