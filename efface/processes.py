@@ -1,6 +1,6 @@
-"""Several processes that share one piece of work, through torch.distributed.
+"""Sharing work between several processes through torch.distributed.
 
-``torchrun`` or ``accelerate launch`` starts them. For a lone process nothing changes.
+``torchrun`` or ``accelerate launch`` starts them. Nothing changes for a single process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def join_processes() -> None:
-    """Join the processes that a launcher started together with this one, unless that is done."""
+    """Join the processes that a launcher started together with this one, unless already joined."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         return
     from accelerate import PartialState
@@ -26,17 +26,17 @@ def join_processes() -> None:
 
 
 def process_count() -> int:
-    """How many processes work together, at least 1."""
+    """Number of processes that work together, at least 1."""
     return torch.distributed.get_world_size() if _joined() else 1
 
 
 def process_rank() -> int:
-    """Number of this process among them, from 0 on; process 0 writes files and shows progress."""
+    """Rank of this process, from 0 on; process 0 writes files and shows progress."""
     return torch.distributed.get_rank() if _joined() else 0
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's share: disjoint from the other processes', and together with theirs everything."""
+    """This process's share of the items; the shares of all processes partition them."""
     return list(items[process_rank() :: process_count()])
 
 

@@ -1,4 +1,4 @@
-"""LoRA through PEFT: which layers get factors, the model without them, and the model with them merged in."""
+"""LoRA through PEFT: which layers get factors, and the model without them or with them merged."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class Lora:
 
 
 class Adapter:
-    """LoRA factors in a model. The model stays the object it was; its layers carry the factors."""
+    """LoRA factors in a model. The model object stays the same; its layers hold the factors."""
 
     def __init__(self, model: PreTrainedModel, wrapped: Any):
         self.model = model
         self._wrapped = wrapped
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within this context the model computes as it did before the factors were added."""
+        """Within this context the model computes without the factors."""
         return self._wrapped.disable_adapter()
 
     def save(self, folder: Path) -> None:
-        """Write the factors alone, as PEFT loads them."""
+        """Write only the factors, in PEFT's format."""
         self._wrapped.save_pretrained(folder)
 
     def merge(self) -> None:
-        """Add the updates to the weights, in place; the factors are gone and the model is plain again."""
+        """Add the updates to the weights, in place, and remove the factors."""
         self._wrapped.merge_and_unload()
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
@@ -66,13 +66,13 @@ class Adapter:
 def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
     """Give a model trainable LoRA factors, in place; all other weights stop training.
 
-    The factors begin as a zero update. Parameters are then called ``<layer>.lora_A.default.weight`` and
-    ``<layer>.lora_B.default.weight``, and the weight they update ``<layer>.base_layer.weight``.
+    The factors start as a zero update. They are called ``<layer>.lora_A.default.weight`` and
+    ``<layer>.lora_B.default.weight``, and the weight that they update ``<layer>.base_layer.weight``.
 
     Args:
         model: a multimodal LLM.
         lora: shape of the factors.
-        seed: draws them; the same seed gives the same factors. The global random state is left alone.
+        seed: seed of the factors. The global random state stays unchanged.
 
     Raises:
         ModelError: if a component is unknown, or the components have no linear layer.
@@ -86,7 +86,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
     targets = linear_layers(model, lora.components)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with fractions as well
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT accepts fractions as well
         lora_dropout=lora.dropout,
         target_modules=targets,
     )
@@ -97,7 +97,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> Adapter:
 
 
 def weight_of(name: str) -> str:
-    """Name of the weight that a LoRA factor changes; a name without LoRA in it is its own.
+    """Name of the weight that a LoRA factor changes; any other name is returned unchanged.
 
     PEFT names the factors of ``x.weight`` ``base_model.model.x.lora_A.default.weight`` (and ``lora_B``), and
     calls the weight itself ``x.base_layer.weight``.
@@ -110,8 +110,8 @@ def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
     """Names of the layers that get factors: the linear ones of some groups, without the output head.
 
     Routers of a mixture of experts, which return more than a product, get none, nor do experts whose weights
-    are stacked in one parameter; a line in the log says so. In a model whose parts are unknown, the decoder's
-    layers get them.
+    are stacked in one parameter; the log says so. In a model whose parts are unknown, the decoder's layers
+    get factors.
 
     Raises:
         ModelError: if there is none.
@@ -130,9 +130,7 @@ def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
     layers = [name for name in names if _takes_factors(modules.get(name))]
     stacked = [name for name in names if name.endswith(".down_proj") and name not in modules]
     if stacked:
-        _log.warning(
-            "the stacked experts of %d layers get no LoRA factors: they stay as they are", len(stacked)
-        )
+        _log.warning("the stacked experts of %d layers get no LoRA factors and stay unchanged", len(stacked))
     if not layers:
         raise ModelError(
             f"components is {list(components)}: expected groups with a linear layer for LoRA to act on"
@@ -141,5 +139,5 @@ def linear_layers(model: nn.Module, components: Sequence[str]) -> list[str]:
 
 
 def _takes_factors(module: nn.Module | None) -> bool:
-    """Whether a module is a linear layer, plain or quantised, and not one that a family made its own of."""
+    """Whether a module is a plain or quantised linear layer, not a family's own subclass."""
     return isinstance(module, nn.Linear) and not type(module).__module__.startswith("transformers.models.")

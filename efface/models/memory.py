@@ -1,4 +1,4 @@
-"""The memory that work with a model takes, estimated from its modules and shapes without weights."""
+"""Estimates of the memory that work with a model needs, from its modules and shapes without weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that each kind of work holds at once, weights included, activations left out.
+    """Bytes that each kind of work needs at once, weights included, activations left out.
 
     Attributes:
-        evaluation: the model as it is saved.
+        evaluation: the model as saved.
         saliency: two Fisher diagonals and the gradients of the weights a mask may select.
         unlearning: gradients of both terms, two AdamW moments and a mask.
         pruning: statistics of every neuron in four sets.
@@ -38,7 +38,7 @@ class MemoryEstimate:
 
 
 def meta_model(source: Source) -> PreTrainedModel:
-    """The model with all its modules and no weights, on torch's meta device: seconds, even for 70B.
+    """The model's modules without weights, on torch's meta device: takes seconds, even for 70B.
 
     Raises:
         ModelError: if the configuration cannot be read, or is not that of a multimodal LLM.
@@ -53,7 +53,7 @@ def meta_model(source: Source) -> PreTrainedModel:
             model: PreTrainedModel = auto_class(base, config).from_config(
                 config, dtype=dtype, trust_remote_code=base.trust_remote_code
             )
-    except Exception as error:  # every family's model raises its own kinds
+    except Exception as error:  # every family's model raises errors of its own
         raise loading_error(base, error) from error
     model.tie_weights()
     return model.eval()
@@ -95,7 +95,7 @@ def estimate_memory(
 
 
 def lora_parameters(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, int]:
-    """Number of weights that LoRA's factors have in each group: rank times inputs plus outputs per layer."""
+    """Number of weights in LoRA's factors by group: per layer, rank times inputs plus outputs."""
     from efface.models.lora import linear_layers
 
     counts = dict.fromkeys(parts.groups, 0)
@@ -107,7 +107,7 @@ def lora_parameters(model: nn.Module, parts: Anatomy, lora: Lora) -> dict[str, i
 
 
 def _saved_bytes(model: nn.Module, name: str, quantization: str | None) -> int:
-    """Bytes that a linear layer's weight gives up in 4 or 8 bits."""
+    """Bytes that 4 or 8 bits save on a linear layer's weight."""
     from torch import nn
 
     layer, _, kind = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""MLP blocks: which modules are one, and where the weights and activations of their neurons are."""
+"""Recognising MLP blocks, and locating the weights and activations of their neurons."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def mlp_shape(module: nn.Module) -> MLPShape | None:
         inner = [*child.named_children()]
         if len(inner) == 1 and not [*child.parameters(recurse=False)]:  # Gemma 4 clips around a linear layer
             name, child = f"{name}.{inner[0][0]}", inner[0][1]
-        child = getattr(child, "base_layer", child)  # a layer with LoRA factors holds its own so
+        child = getattr(child, "base_layer", child)  # under LoRA the layer itself is in there
         if isinstance(child, nn.Linear):
             linears[name] = child
     activation = any(
@@ -82,7 +82,7 @@ def mlp_shape(module: nn.Module) -> MLPShape | None:
         hidden, width = down.out_features, down.in_features
         fused = len(ups) == 1 and (ups[0].in_features, ups[0].out_features) == (hidden, 2 * width)
         plain = width != hidden and all((u.in_features, u.out_features) == (hidden, width) for u in ups)
-        # With one map each way both could be "down"; the activation widens, so down narrows.
+        # With one map each way both could be "down"; neurons outnumber hidden units, so down narrows.
         if fused or (plain and not (len(ups) == 1 and width < hidden)):
             return MLPShape(tuple(key for key in linears if key != name), name, width)
     return None
@@ -105,7 +105,7 @@ def expert_shape(module: nn.Module, hidden: int) -> MLPShape | None:
 
 
 def neuron_entries(model: nn.Module, mlp: MLP, units: Tensor) -> list[tuple[Tensor, Index]]:
-    """Where the weights of some of a block's neurons are: their outgoing column, incoming rows, and biases.
+    """The weights of some of a block's neurons: their outgoing columns, incoming rows, and biases.
 
     Args:
         model: the model.
@@ -133,7 +133,7 @@ def down_weight(model: nn.Module, mlp: MLP) -> Tensor:
     model.
 
     Raises:
-        ModelError: if the map is no plain linear layer, such as a quantised or adapted one.
+        ModelError: if the map is not a plain linear layer, but quantised or adapted.
     """
     if mlp.expert is None:
         return _linear(model, mlp.down).weight.data
@@ -146,10 +146,10 @@ def down_weight(model: nn.Module, mlp: MLP) -> Tensor:
 def watch_neurons(
     model: nn.Module, mlp: MLP, callback: Callable[[Tensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
-    """Call ``callback`` with the activations of a block's neurons in every forward pass, until it is removed.
+    """Call ``callback`` with the activations of a block's neurons in every forward pass, until removed.
 
-    They have the shape of what enters the block with N for its last axis. An expert's are computed a second
-    time from what enters the experts' module, (tokens, N), and are 0 for tokens that go to other experts.
+    They have the shape of the block's input with N as the last axis. An expert's are computed a second time
+    from the input of the experts' module, (tokens, N), and are 0 for tokens routed to other experts.
     """
     if mlp.expert is None:
         down = model.get_submodule(mlp.down)
@@ -163,14 +163,14 @@ def watch_neurons(
 
 
 def _expert_activations(module: nn.Module, mlp: MLP, hidden_states: Tensor, routed: Tensor | None) -> Tensor:
-    """Activations of one expert's neurons for every token, (tokens, N); 0 where the token goes elsewhere.
+    """Activations of one expert's neurons for every token, (tokens, N); 0 for tokens routed elsewhere.
 
     Args:
         module: the experts' module.
         mlp: the expert.
-        hidden_states: what enters the module, (tokens, H); of all experts one after the other, each already
-            scaled by its router (0 for tokens that go elsewhere), if ``routed`` is None (Llama 4).
-        routed: experts each token goes to, (tokens, k).
+        hidden_states: input of the module, (tokens, H); if ``routed`` is None (Llama 4), the inputs of all
+            experts one after another, already scaled by the router (0 for tokens routed elsewhere).
+        routed: experts of each token, (tokens, k).
     """
     expert = mlp.expert or 0
     if routed is None:

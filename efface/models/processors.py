@@ -1,4 +1,4 @@
-"""Processors: loading one with the same pixels everywhere, and checking that it belongs to its model."""
+"""Loading processors with the same pixels on every machine, and checking that they fit their model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 def load_processor(source: Source) -> ProcessorMixin:
     """The model's processor, with chat template, system turn and padding token of the source.
 
-    An adapter's folder may hold a processor, a tokenizer alone, or neither; the rest is its base model's.
+    An adapter's folder may hold a processor, only a tokenizer, or neither; its base model supplies the rest.
     Pictures are resized by Pillow whether or not torchvision is installed: the two differ in the last bits,
     and a model must see the same pixels on every machine.
 
@@ -35,7 +35,7 @@ def load_processor(source: Source) -> ProcessorMixin:
 
         try:
             processor.tokenizer = AutoTokenizer.from_pretrained(source.id)
-        except Exception as error:  # every tokenizer raises its own kinds
+        except Exception as error:  # every tokenizer raises errors of its own
             raise loading_error(source, error) from error
         processor.chat_template = processor.tokenizer.chat_template or processor.chat_template
     _apply_template(processor, source)
@@ -71,7 +71,7 @@ def check_processor(model: PreTrainedModel, processor: ProcessorMixin, *, new_to
         )
     size = getattr(getattr(model.config, "vision_config", None), "patch_size", None)
     own = getattr(processor, "patch_size", None) or getattr(processor.image_processor, "patch_size", None)
-    # Aya Vision's processor holds the side of a picture token, which is several patches.
+    # Aya Vision's processor stores the side of a picture token, which is several patches.
     factor = getattr(model.config, "downsample_factor", 1)
     if isinstance(size, int) and isinstance(own, int) and own not in (size, size * factor):
         raise ModelError(
@@ -104,7 +104,7 @@ def _read(source: Source) -> ProcessorMixin:
             processor.image_processor = AutoImageProcessor.from_pretrained(
                 source.id, backend="pil", **options
             )
-    except Exception as error:  # tokenizers and image processors each raise their own kinds
+    except Exception as error:  # tokenizers and image processors each raise errors of their own
         raise loading_error(source, error) from error
     if images is None or getattr(processor, "tokenizer", None) is None:
         raise ModelError(
@@ -118,7 +118,7 @@ def _apply_template(processor: ProcessorMixin, source: Source) -> None:
     if source.chat_template is not None:
         path = Path(source.chat_template)
         if not path.is_file():
-            raise ModelError(f"chat_template is {source.chat_template!r}: there is no such file")
+            raise ModelError(f"chat_template is {source.chat_template!r}: no such file; correct the path")
         processor.chat_template = path.read_text(encoding="utf-8")
     elif processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
@@ -126,8 +126,8 @@ def _apply_template(processor: ProcessorMixin, source: Source) -> None:
         if source.system is not None or source.template_arguments:
             key = "template_arguments" if source.system is None else "system"
             raise ModelError(
-                f"`base.{key}` is set and {source.id} has no chat template; name a file with a Jinja "
-                "template as `base.chat_template`"
+                f"`base.{key}` is set and {source.id} has no chat template; set `base.chat_template` to a "
+                "file with a Jinja template"
             )
         return
     freeze_date(processor)
@@ -137,8 +137,8 @@ def _apply_template(processor: ProcessorMixin, source: Source) -> None:
     if source.system is not None and not add_system_turn(processor, source.system):
         raise ModelError(
             f"the chat template of {source.id} writes no system turn before questions with a picture, and "
-            f"`base.system` is {source.system!r}; set it to null, or name a template of your own that has "
-            "these words in the place you want as `base.chat_template`"
+            f"`base.system` is {source.system!r}; set it to null, or set `base.chat_template` to a template "
+            "of your own that contains these words"
         )
 
 
@@ -146,7 +146,7 @@ def _set_padding(processor: ProcessorMixin, source: Source) -> None:
     tokenizer = processor.tokenizer
     if source.pad_token is not None:
         if source.pad_token not in tokenizer.get_vocab():
-            raise ModelError(f"pad_token is {source.pad_token!r}, which is no token of {source.id}")
+            raise ModelError(f"pad_token is {source.pad_token!r}: expected a token of {source.id}")
         tokenizer.pad_token = source.pad_token
     elif tokenizer.pad_token_id is None:
         raise ModelError(

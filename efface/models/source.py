@@ -11,7 +11,7 @@ from typing import Any
 from efface.errors import ModelError
 
 POINTER = "model.json"
-"""File of a model folder that holds no weights but names the model they belong to."""
+"""File of a model folder without weights, which says where the model is."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,20 @@ class Source:
     """Where a model is, and how to load it.
 
     Attributes:
-        id: a Hub id, or a local folder: of a model, or of a LoRA adapter.
+        id: a Hub id, or the local folder of a model or LoRA adapter.
         revision: branch, tag or commit on the Hub; None for the main branch.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
         attention: attention implementation (``sdpa``, ``eager``, ``flash_attention_2``); ``auto`` takes
             flash attention where it is installed and can run; None leaves the choice to transformers (sdpa).
-        device_map: how to spread the weights over devices, as ``auto``; None puts them all on one.
+        device_map: how to spread the weights over devices, such as ``auto``; None: all on one device.
         quantization: ``4bit`` or ``8bit`` weights of linear layers, for training LoRA adapters on them; None
             for none.
-        chat_template: file with a Jinja template, for a model that has none.
+        chat_template: file with a Jinja template, for a model without one.
         template_arguments: variables of the chat template, such as ``{"enable_thinking": False}``.
-        system: words of a system turn before every question; None for what the template does by itself.
-        pad_token: token of the tokenizer that pads, for a tokenizer that has none.
-        trust_remote_code: whether code that comes with the model may run. Only the caller sets it: a folder
-            cannot ask for it.
+        system: text of a system turn before every question; None: the template's own behaviour.
+        pad_token: padding token, for a tokenizer without one.
+        trust_remote_code: whether code that comes with the model may run. Only the caller can set it, not a
+            model's folder.
     """
 
     id: str
@@ -59,7 +59,7 @@ def resolve(source: str | Path | Source) -> Source:
     folder = Path(source)
     if (folder / POINTER).is_file():
         record = json.loads((folder / POINTER).read_text(encoding="utf-8"))
-        record.pop("trust_remote_code", None)  # a folder does not decide whether its code runs
+        record.pop("trust_remote_code", None)  # a folder cannot decide that its code runs
         names = [field.name for field in fields(Source) if field.name != "trust_remote_code"]
         if unknown := sorted(set(record) - set(names)):
             raise ModelError(
@@ -71,14 +71,14 @@ def resolve(source: str | Path | Source) -> Source:
     complete = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
     if isinstance(source, Path) and not complete:
         raise ModelError(
-            f"{folder} is not a model folder: expected config.json, model weights and processor files; make "
-            "or download the model again"
+            f"{folder} is not a model folder: expected config.json, model weights and processor files; "
+            "rebuild or download the model again"
         )
     return Source(str(source))
 
 
 def write_pointer(source: Source, folder: Path) -> None:
-    """Write a model folder that names a model elsewhere and holds a copy of its chat template, no weights."""
+    """Write a model folder that points to a model elsewhere and holds its chat template, but no weights."""
     if source.chat_template is not None:
         template = Path(source.chat_template)
         (folder / template.name).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
@@ -108,17 +108,17 @@ def loading_error(source: Source, error: Exception) -> ModelError:
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    advice = "if files of it are missing or damaged, make or download the model again"
+    advice = "if its files are missing or damaged, rebuild or download the model again"
     packages = _missing_packages(error)
     if packages:
-        advice = f"install what is missing: pip install {packages} (see docs/reference/models.md)"
+        advice = f"install the missing packages: pip install {packages} (see docs/reference/models.md)"
     elif "trust_remote_code" in text:
         advice = (
-            "it brings its own code: read that code, then set `base.trust_remote_code: true` "
+            "it comes with its own code: read that code, then set `base.trust_remote_code: true` "
             "(load_model's `trust_remote_code`)"
         )
     elif not Path(source.id).exists() and (source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1):
-        advice = "there is no such folder: correct the path, of an adapter's base in its adapter_config.json"
+        advice = "no such folder: correct the path (for an adapter's base, in its adapter_config.json)"
     elif not Path(source.id).exists():
         advice = "check the id and revision on the Hub, the network, and your access (`hf auth login`)"
     return ModelError(
@@ -128,7 +128,7 @@ def loading_error(source: Source, error: Exception) -> ModelError:
 
 
 def _missing_packages(error: Exception) -> str | None:
-    """What to give pip if a package is not installed."""
+    """The packages to install if the error says that some are missing."""
     text = str(error)
     if any(name in text.lower() for name in ("torchvision", "num2words")):
         return "'efface[families]'"

@@ -1,4 +1,4 @@
-"""Importance of the neurons of MLP blocks, selection of neurons by it, and pruning."""
+"""The importance of MLP neurons, selecting neurons by it, and pruning them."""
 
 from efface.neurons.pruning import PruningSummary, prune, zero_neurons, zero_outputs
 from efface.neurons.scores import neuron_importance, relative_importance

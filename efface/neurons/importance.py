@@ -1,6 +1,6 @@
-"""Neuron importance of a model, measured as a variant defines it, and the files that hold it.
+"""Measuring the neuron importance of a model, as a variant defines it, and the files that hold it.
 
-An importance file has every ranking of every unit, so that other fractions need no new forward pass.
+An importance file has every ranking of every unit, so other fractions need no new forward pass.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure_importance(
     vision_text_reference: TextReference = "blank_image",
     batch_size: int = 32,
 ) -> tuple[Tables, list[Units]]:
-    """Everything an importance file holds, from one forward pass per sample and rendering.
+    """The tables of an importance file, from one forward pass per sample and rendering.
 
     Args:
         model: the vanilla model.
@@ -52,10 +52,9 @@ def measure_importance(
         variant: ``paper`` compares the two renderings of both sets, neuron by neuron; ``official_code``
             measures the vision tower on pictures and the decoder on text, output row by output row.
         active_above: see ``activation_statistics``.
-        vision_text_reference: what stands for text in the vision tower: ``blank_image`` gives it a grey
-            picture; ``variance_only`` scores its neurons by their variance over pictures alone. The paper
-            variant's.
-        batch_size: samples per forward pass, without influence on the result.
+        vision_text_reference: what the vision tower sees for text, in the paper variant: ``blank_image`` is a
+            grey picture; ``variance_only`` scores its neurons by their variance over pictures alone.
+        batch_size: samples per forward pass; does not change the result.
 
     Returns:
         Table name -> module name -> one value per unit (``paper_tables`` or ``official_tables``), and the
@@ -114,7 +113,7 @@ def save_importance(
         path: the safetensors file.
         tables: table name -> module name -> values.
         units: the modules, in the order of the model.
-        metadata: what it was made from, stored with the units as one JSON entry.
+        metadata: what the tables were made from, stored with the units as one JSON entry.
     """
     tensors = {
         f"{name}/{table}": value.float() for table, values in tables.items() for name, value in values.items()

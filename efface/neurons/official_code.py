@@ -1,14 +1,14 @@
-"""MANU as its released code computes it: other units, other statistics, another score than the paper's.
+"""MANU as its released code computes it, whose units, statistics and score differ from the paper's.
 
 A unit is an output row of a linear layer of an MLP (fc1, fc2; gate, up, down), in the last three layers of
-each tower. The vision tower is measured on pictures, the decoder on words; the two are never compared.
+each tower. The vision tower is measured on pictures, the decoder on text; the two are never compared.
 
     I_k in { mean |a|, share of |a| > tau, standard deviation, root mean square }     over tokens and samples
     S   = sum_k w_k ( I_k(forget) / (I_k(retain) + 1e-5) - 1 )                        w = 2, 0, 2, 2
 
 In the released code three layers share one hook and so one statistic, padding counts, and the deviation is
-taken position by position within a batch, so that it depends on the batch size. Here every layer has its own,
-over all unpadded tokens.
+taken position by position within a batch, so it depends on the batch size. Here every layer has its own
+statistics, over all unpadded tokens.
 
 Reference:
     Liu et al., "MANU", arXiv:2502.15910, released code.
@@ -86,13 +86,13 @@ def output_statistics(
 ) -> dict[str, TokenStatistics]:
     """Statistics of the outputs of the given layers over all unpadded tokens of all batches.
 
-    When ``torch.distributed`` is initialised they are those of all processes' batches together.
+    Under ``torch.distributed`` they include the batches of all processes.
 
     Args:
         model: a multimodal LLM; measured in evaluation mode and unchanged afterwards.
         batches: padded model inputs with ``attention_mask``.
         units: the layers, from ``output_units``.
-        active_above: an output is active at a token when abs(a) exceeds this, > 0.
+        active_above: an output is active at a token if abs(a) exceeds this, > 0.
 
     Returns:
         Layer name -> statistics. A layer that no input reached has no entry.
@@ -125,7 +125,7 @@ def output_statistics(
             for unit in units
         ]
         for batch in batches:
-            # Positions of unpadded tokens, computed where the batch is, so that no device is waited for.
+            # Positions of unpadded tokens, computed on the batch's device, so that no batch waits for it.
             unpadded = batch["attention_mask"].flatten().nonzero().flatten().to(device, non_blocking=True)
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             model(**to_device(inputs, device))
@@ -135,7 +135,7 @@ def output_statistics(
 
 
 def official_tables(forget: Mapping[str, TokenStatistics], retain: Mapping[str, TokenStatistics]) -> Tables:
-    """Everything an importance file holds: terms, their weighted sums on both sets, and the score S.
+    """The tables of an importance file: terms, their weighted sums on both sets, and the score S.
 
     Args:
         forget: statistics on the forget set by layer name.
@@ -163,5 +163,5 @@ def official_tables(forget: Mapping[str, TokenStatistics], retain: Mapping[str, 
 
 
 def relative_excess(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """How much larger a statistic is on the forget set: the ratio less one."""
+    """How much larger a statistic is on the forget set: the ratio minus one."""
     return {name: value / (retain[name] + EPS) - 1 for name, value in forget.items()}

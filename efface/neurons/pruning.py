@@ -1,4 +1,4 @@
-"""Zeroing units: shapes stay, what the units contributed is gone."""
+"""Zeroing units, which keeps all shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PruningSummary:
 
     Attributes:
         pruned: tower -> layer index -> number of units zeroed.
-        widths: tower -> layer index -> number of units there are.
+        widths: tower -> layer index -> total number of units.
     """
 
     pruned: dict[str, dict[int, int]]
@@ -30,7 +30,7 @@ class PruningSummary:
 
     @property
     def total(self) -> int:
-        """Units zeroed in all."""
+        """Total number of units zeroed."""
         return sum(count for layers in self.pruned.values() for count in layers.values())
 
 
@@ -101,7 +101,7 @@ def zero_outputs(model: nn.Module, selection: Mapping[str, Tensor]) -> PruningSu
 
 
 def neuron_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
-    """What ``zero_neurons`` zeroes; the same arguments and errors."""
+    """The regions that ``zero_neurons`` zeroes; same arguments and errors."""
     blocks = {mlp.name: mlp for mlp in anatomy(model).mlps}
     regions: list[Region] = []
     for name, units in selection.items():
@@ -112,7 +112,7 @@ def neuron_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Re
 
 
 def output_regions(model: nn.Module, selection: Mapping[str, Tensor]) -> list[Region]:
-    """What ``zero_outputs`` zeroes; the same arguments and errors."""
+    """The regions that ``zero_outputs`` zeroes; same arguments and errors."""
     blocks = [mlp for mlp in anatomy(model).mlps if mlp.expert is None]
     layers = {name: mlp for mlp in blocks for name in (*mlp.up, mlp.down)}
     regions: list[Region] = []
@@ -133,9 +133,9 @@ def set_to_zero(regions: Iterable[Region]) -> None:
 
 @contextmanager
 def hold_at_zero(regions: Sequence[Region]) -> Iterator[None]:
-    """Set the gradient of the regions to zero, so that training keeps their zeros.
+    """Set the gradient of the regions to zero within the context, so that their zeros survive training.
 
-    A zero stays exactly zero: without a gradient AdamW's moments stay zero, and weight decay only scales.
+    Zeros stay exact: without a gradient AdamW's moments stay zero, and weight decay only scales.
     """
 
     def drop(index: Index, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a decoder's MLP neurons do for the retain set: an artifact that stands in for the retain set itself.
+"""What a decoder's MLP neurons do on the retain set: an artifact that can replace the retain set.
 
 For each decoder MLP, with a the values of its neurons (the input of the down projection):
 
@@ -39,7 +39,7 @@ KIND = "retain_statistic"
 
 @dataclass(frozen=True)
 class RetainStatistic:
-    """What the retain set uses of each decoder MLP.
+    """The retain statistic of each decoder MLP.
 
     Attributes:
         mean_abs: MLP name -> mean of abs(a) over answer-predicting positions, (N,) float32.
@@ -82,7 +82,7 @@ def layers_between(mlps: Sequence[MLP], first: int, last: int | None) -> list[ML
 
 @torch.no_grad()
 def pooled_neurons(model: nn.Module, inputs: Inputs, mlps: Sequence[MLP]) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of the neurons' values over each sample's positions, from one forward pass in evaluation mode.
+    """Sums of the neurons' values over each sample's positions, from one forward pass.
 
     Args:
         model: a multimodal LLM.
@@ -91,8 +91,8 @@ def pooled_neurons(model: nn.Module, inputs: Inputs, mlps: Sequence[MLP]) -> tup
 
     Returns:
         MLP name -> (B, 3, N) float32: sum of abs(a) over answer-predicting positions, sum of a over them, and
-        sum of a over the other unpadded positions. An MLP that no input reached has zeros. And the number of
-        those two kinds of positions, (B, 2).
+        sum of a over the other unpadded positions; zeros for an MLP that no input reached. Second, the number
+        of positions of both kinds, (B, 2).
     """
     sums: dict[str, list[Tensor]] = {mlp.name: [] for mlp in mlps}
     counts = []
@@ -105,7 +105,7 @@ def pooled_neurons(model: nn.Module, inputs: Inputs, mlps: Sequence[MLP]) -> tup
         sums[name].append(torch.stack([sizes, answers, remaining], dim=1))
 
     with measuring_mode(model) as handles:
-        for part in separable(model, inputs):  # asked before there are hooks: it may call the model
+        for part in separable(model, inputs):  # before there are hooks, as it may call the model
             answers = torch.nn.functional.pad(part["labels"][:, 1:] != IGNORED, (0, 1))
             unpadded = part["attention_mask"].bool() if "attention_mask" in part else torch.ones_like(answers)
             weights = torch.stack([answers, unpadded & ~answers], dim=1).float()
@@ -121,21 +121,21 @@ def pooled_neurons(model: nn.Module, inputs: Inputs, mlps: Sequence[MLP]) -> tup
 
 
 def pooled_rows(sums: Tensor, counts: Tensor) -> Tensor:
-    """Per sample the mean over answer-predicting positions and over the others, (2 B, N), of one MLP."""
+    """For one MLP, each sample's means over answer-predicting positions and over the others, (2 B, N)."""
     return (sums[:, 1:] / counts.clamp(min=1).unsqueeze(2)).flatten(0, 1)
 
 
 def measure_retained(
     model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], *, batch_size: int
 ) -> RetainStatistic:
-    """The statistic of a model on retain samples; one forward pass.
+    """The statistic of a model on retain samples, from one forward pass.
 
     Raises:
         ValueError: if there is no sample.
         ModelError: if the decoder has no MLP block.
     """
     if not samples:
-        raise ValueError("retain is empty: expected training facts to keep, or a saved retain statistic")
+        raise ValueError("retain is empty: expected training facts to retain, or a saved retain statistic")
     mlps, device = decoder_mlps(model), next(model.parameters()).device
     totals: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {mlp.name: [] for mlp in mlps}
@@ -158,7 +158,7 @@ def span_of(rows: Tensor, energy: float) -> Tensor:
 
     Args:
         rows: (R, N).
-        energy: in (0, 1]; at 1 every direction whose singular value is more than rounding.
+        energy: in (0, 1]; at 1 every direction whose singular value exceeds rounding errors.
     """
     _, values, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     nonzero = values > max(rows.shape) * torch.finfo(torch.float32).eps * values.max()
@@ -172,7 +172,7 @@ def save_statistic(path: Path, statistic: RetainStatistic, *, metadata: Mapping[
     Args:
         path: the safetensors file.
         statistic: what to write.
-        metadata: what it was made from, ``model_digest`` among it.
+        metadata: what it was made from, including ``model_digest``.
     """
     tensors = {f"{name}/mean_abs": value for name, value in statistic.mean_abs.items()}
     tensors |= {f"{name}/span": value for name, value in statistic.span.items()}

@@ -31,18 +31,18 @@ def importance_terms(
         multimodal: statistics over the samples with their pictures.
         text: statistics over the same facts in text; the same number of samples.
         variance_only: MLPs that text does not reach and that have no entry in ``text``. Without a second
-            rendering to compare, their neurons have I_var alone, over the pictures.
+            rendering to compare, their neurons only have I_var, over the pictures.
 
     Returns:
         ``abs``, ``freq``, ``var`` and ``rms`` -> MLP name -> float64 tensor (N,), values >= 0; the MLPs of
-        ``variance_only`` stand under ``var`` alone.
+        ``variance_only`` are only under ``var``.
 
     Raises:
         ValueError: if the two name different MLPs, or count different numbers of samples.
 
     Reference:
-        arXiv:2502.15910, section 4. As printed, the variance takes the mean of abs(z) from z; here abs(z)
-        stands in both places.
+        arXiv:2502.15910, section 4. As printed, the variance subtracts the mean of abs(z) from z; here abs(z)
+        is used in both places.
     """
     odd = sorted(multimodal.keys() ^ (text.keys() | set(variance_only)))
     if odd:
@@ -56,8 +56,7 @@ def importance_terms(
         if m.count != t.count:
             raise ValueError(
                 f"{m.count} multimodal and {t.count} text samples cannot be compared for {name}: take one "
-                f"text rendering "
-                "for each multimodal sample"
+                "text rendering for each multimodal sample"
             )
         terms["abs"][name] = _contrast(m.mean_abs, t.mean_abs)
         terms["freq"][name] = _contrast(m.active, t.active)
@@ -86,7 +85,7 @@ def relative_importance(forget: Mapping[str, Tensor], retain: Mapping[str, Tenso
 
 
 def paper_tables(statistics: Mapping[str, Statistics], *, variance_only: Collection[str] = ()) -> Tables:
-    """Everything an importance file holds: statistics, terms, importance on both sets, and the score S.
+    """The tables of an importance file: statistics, terms, importance on both sets, and the score S.
 
     Args:
         statistics: ``forget.multimodal``, ``forget.text``, ``retain.multimodal`` and ``retain.text``, each by

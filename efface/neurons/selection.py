@@ -1,4 +1,4 @@
-"""Which neurons to prune: rankings, and the selection of a share of the neurons."""
+"""Ranking neurons, and selecting a share of them to prune."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from efface.neurons.statistics import Units
 Scope = Literal["tower", "global", "layer"]
 Third = Literal["early", "middle", "late"]
 Layers = Third | Mapping[str, Sequence[int]] | None
-"""A third of each tower's layers; or by tower the first and the last layer, counted from 0; or all."""
+"""A third of each tower's layers; or the first and last layer by tower, counted from 0; or all layers."""
 
 _THIRDS = ("early", "middle", "late")
 
@@ -29,12 +29,12 @@ def ranking(
     Args:
         tables: the file's tables, from ``load_importance``.
         by: ``importance`` (the method's own score); ``activation`` (largest mean activation on the forget
-            set); ``no_retain`` (importance on the forget set, whatever the retain set needs); or one of
-            ``abs``, ``freq``, ``var`` and ``rms`` (the score made of that function alone).
+            set); ``no_retain`` (importance on the forget set, ignoring the retain set); or one of ``abs``,
+            ``freq``, ``var`` and ``rms`` (the score from that function alone).
         variant: the file's variant; it decides how a single function compares forget with retain.
 
     Raises:
-        ValueError: if there is no such ranking, or the file has it for some units only.
+        ValueError: if there is no such ranking, or the file has it only for some units.
     """
     if by == "importance" and variant == "paper":
         return relative_importance(tables["importance.forget"], tables["importance.retain"])
@@ -47,8 +47,8 @@ def ranking(
     missing = tables["importance.forget"].keys() - forget.keys()
     if missing:
         raise ValueError(
-            f"{min(missing)} has no {by} to be ranked by: its statistics are of pictures alone; measure it "
-            "with a blank image for text (vision_text_reference: blank_image)"
+            f"{min(missing)} has no {by} to rank by, as its statistics are over pictures alone; measure "
+            "it with a blank image for text (vision_text_reference: blank_image)"
         )
     return (relative_importance if variant == "paper" else relative_excess)(forget, retain)
 
@@ -90,9 +90,9 @@ def select_highest(
         scores: module name -> one score per unit.
         fraction: share of units to select, in (0, 1): of each tower, of the whole model, or of each layer.
         scope: what the share is taken of; ``tower`` needs ``units``.
-        units: where each module is.
-        layers: take the units from these layers only, as many as the share of all layers would be; a tower
-            that a mapping does not name is not pruned. None: from all layers.
+        units: tower and layer of each module.
+        layers: select only from these layers, but as many units as the share of all layers; a tower missing
+            from a mapping is not pruned. None: all layers.
 
     Returns:
         Module name -> sorted indices (int64) of the selected units; modules without any have no entry. Equal
@@ -109,7 +109,9 @@ def select_highest(
     if unknown and (scope == "tower" or layers is not None):
         raise ValueError(f"the tower of {unknown[0]} is unknown; pass the model's MLP blocks as `mlps`")
     if layers is not None and scope == "layer":
-        raise ValueError("a share of each layer cannot be taken from other layers; use scope tower or global")
+        raise ValueError(
+            f"scope is {scope!r} with layers {layers}: expected tower or global with chosen layers"
+        )
     allowed_layers = _layers_by_tower(units, layers)
     pools: dict[str, list[str]] = {}
     for name in scores:
@@ -137,8 +139,8 @@ def select_highest(
 def random_neurons(
     selection: Mapping[str, Tensor], widths: Mapping[str, int], *, seed: int
 ) -> dict[str, Tensor]:
-    """As many neurons as ``selection`` has in each MLP, drawn at random: the control that says what a count
-    alone does."""
+    """As many neurons as ``selection`` has in each MLP, drawn at random: a control for the number of neurons
+    alone."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randperm(widths[name], generator=generator)[: len(units)].sort().values
@@ -147,7 +149,7 @@ def random_neurons(
 
 
 def _top(scores: Mapping[str, Tensor], names: Sequence[str], count: int) -> dict[str, Tensor]:
-    """Indices of the ``count`` highest scores of some modules together, by module."""
+    """Indices of the ``count`` highest scores over several modules, by module."""
     flat = torch.cat([scores[name] for name in names])
     top = flat.argsort(descending=True, stable=True)[:count]
     selection, start = {}, 0
@@ -161,7 +163,7 @@ def _top(scores: Mapping[str, Tensor], names: Sequence[str], count: int) -> dict
 
 
 def _layers_by_tower(units: Sequence[MLP | Units], layers: Layers) -> dict[str, set[int]]:
-    """Layers that may be pruned, by tower; empty when all may."""
+    """Layers that may be pruned, by tower; empty if all may."""
     if layers is None:
         return {}
     towers = dict.fromkeys(unit.tower for unit in units)

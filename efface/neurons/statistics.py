@@ -1,9 +1,9 @@
 """Activation statistics of MLP neurons, from one forward pass per sample.
 
 A neuron's value for a sample, z, is its mean over the sample's tokens (without padding; patch tokens in the
-vision tower). Only sums over samples are kept; activations are averaged as they pass, never stored. Means
-over tokens are float32, as activations themselves are; sums over samples are float64, since a variance is the
-small difference of two of them.
+vision tower). Only sums over samples are stored; activations are averaged on the fly. Means over tokens are
+float32, like the activations; sums over samples are float64, since a variance is the small difference of two
+of them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ActivationStatistics:
         return (self.sum_square / self.count - self.mean_abs.square()).clamp_min(0)
 
     def repeated(self, count: int) -> ActivationStatistics:
-        """The statistics of the same samples ``count`` times over, for an input that never varies."""
+        """The statistics of ``count`` copies of the samples, for an input that never varies."""
         return ActivationStatistics(
             self.count * count, self.sum_abs * count, self.sum_square * count, self.active * count
         )
@@ -85,18 +85,18 @@ def activation_statistics(
 ) -> dict[str, ActivationStatistics]:
     """Statistics of every neuron of the given MLPs over the samples of all batches.
 
-    When ``torch.distributed`` is initialised they are those of all processes' batches together.
+    Under ``torch.distributed`` they include the batches of all processes.
 
     Args:
         model: a multimodal LLM; measured in evaluation mode and unchanged afterwards.
-        batches: padded model inputs with ``attention_mask``. Of several processes each passes its share
+        batches: padded model inputs with ``attention_mask``. Each of several processes passes its share
             (``efface.processes.share``), which may be empty.
         mlps: MLP blocks to watch, from ``efface.models.anatomy``.
-        active_above: a neuron is active in a sample when abs(z) exceeds this, > 0.
+        active_above: a neuron is active in a sample if abs(z) exceeds this, > 0.
 
     Returns:
-        MLP name -> statistics. An MLP of the vision tower that no input reached, as in text-only batches, has
-        no entry; a decoder's that none reached counts as silent.
+        MLP name -> statistics. A vision tower's MLP that no input reached, as in text-only batches, has no
+        entry; a decoder's counts as silent.
 
     Raises:
         ValueError: if there is no batch.
@@ -115,7 +115,7 @@ def activation_statistics(
     z = sums[:0]
 
     def record(mlp: MLP, values: Tensor) -> None:
-        if not len(z):  # batches are being compared with their samples
+        if not len(z):  # a comparison of a batch with its samples
             return
         means = _sample_means(mlp, values.detach(), tokens, skip)
         if len(means) != len(z):
@@ -133,7 +133,7 @@ def activation_statistics(
             parts = _separable(to_device(batch, device), model)
             while parts:
                 part = parts.pop(0)
-                # The neurons of all MLPs side by side; those that no input reaches stay 0 and add 0.
+                # The neurons of all MLPs side by side; MLPs that no input reaches stay 0.
                 z = torch.zeros(len(part["input_ids"]), sums.shape[1], device=device)
                 tokens = _Tokens(part["attention_mask"])
                 try:
@@ -146,7 +146,7 @@ def activation_statistics(
                 samples += len(z)
                 _add_samples(sums, z.double(), active_above)
     samples = add_over_processes(samples, reached, [sums])
-    # A decoder layer that text bypasses (cross-attention) adds nothing to any answer: it counts as silent.
+    # A decoder layer that text bypasses (cross-attention) contributes to no answer: it counts as silent.
     names = [mlp.name for mlp in mlps if reached[mlp.name] or mlp.tower == "language"]
     return {name: ActivationStatistics(samples, *sums[:, columns[name]].cpu().clone()) for name in names}
 
@@ -165,7 +165,7 @@ def _add_samples(sums: Tensor, z: Tensor, active_above: float) -> None:
 
 
 def add_over_processes(samples: int, reached: dict[str, int], sums: Sequence[Tensor]) -> int:
-    """Turn this process's counts and sums, in place, into those of all processes; returns the samples of all.
+    """Replace this process's counts and sums, in place, by those of all processes; returns their samples.
 
     Raises:
         ValueError: if no process has a sample.
@@ -180,7 +180,7 @@ def add_over_processes(samples: int, reached: dict[str, int], sums: Sequence[Ten
 
 
 def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
-    """Where each MLP's neurons are when those of all MLPs stand side by side."""
+    """Position of each MLP's neurons among those of all MLPs side by side."""
     columns, start = {}, 0
     for mlp in mlps:
         columns[mlp.name] = slice(start, start + mlp.width)
@@ -189,19 +189,19 @@ def _columns(mlps: Sequence[MLP]) -> dict[str, slice]:
 
 
 def _separable(batch: Inputs, model: nn.Module) -> list[Inputs]:
-    """The batch itself where the vision tower sees one row per sample, its samples one by one where pictures
-    come in tiles or as one long row of patches, or where batches differ from their samples."""
+    """The batch itself if the vision tower sees one row per sample; its samples one by one if pictures come
+    in tiles or as one long row of patches, or if batches differ from their samples."""
     if ("pixel_values" not in batch or one_picture_each(batch)) and supports_batches(model, batch):
         return [batch]
     return split(batch, image_token_id(model))
 
 
 class _Tokens:
-    """Which tokens of a batch count, computed once for all layers.
+    """Weights of a batch's tokens, computed once for all layers.
 
     Attributes:
         shape: (B, T).
-        weights: for tokens one divided by their number in the sample, for padding 0, (B, 1, T) float32.
+        weights: 1 / tokens of the sample for tokens, 0 for padding, (B, 1, T) float32.
     """
 
     def __init__(self, attention_mask: Tensor):

@@ -1,4 +1,4 @@
-"""Which weights matter more for what is to be forgotten than for what is to be retained."""
+"""Saliency: which weights matter more for what to forget than for what to retain."""
 
 from efface.masks import Masks, load_mask, save_mask
 from efface.saliency.fisher import fisher_diagonal, mean_gradient

@@ -1,6 +1,6 @@
-"""Control masks: as many weights per tensor as a saliency mask selects, selected in another way.
+"""Control masks: as many weights per tensor as a saliency mask selects, chosen in another way.
 
-What such a mask achieves, a saliency mask achieves by its size and by which tensors it selects from.
+They show what a saliency mask achieves by its size and its distribution over tensors alone.
 """
 
 from __future__ import annotations

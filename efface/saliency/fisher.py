@@ -2,14 +2,14 @@
 
     F = (1 / |D|) sum_d [ grad L(d) ]^2          element-wise
 
-Squaring the gradient of a whole batch instead gives a quantity up to a batch size smaller, and it depends on
-which samples share a batch. Squares are summed in float32 whatever the dtype of the weights: a float16
-gradient of 1e-4 squares to zero.
+Squaring the gradient of a whole batch instead gives a result that is smaller by up to the batch size and
+depends on which samples share a batch. Squares are summed in float32 whatever the dtype of the weights: a
+float16 gradient of 1e-4 squares to zero.
 
-For linear and convolutional layers, LoRA's factors among them, one backward pass over a batch gives the
+For linear and convolutional layers, including LoRA's factors, one backward pass over a batch gives the
 gradients of all its samples (``efface.saliency.layers``). The first batch with pictures and the first without
-are also measured sample by sample; where the two ways disagree, the second one is used throughout. Either way
-a gradient is used and freed as it comes out of the backward pass.
+are also measured sample by sample; if the two ways disagree, the second is used throughout. Either way a
+gradient is used and freed as soon as the backward pass yields it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from efface.saliency.layers import add_squares, owning_layers
 Unit = Literal["sample", "batch"]
 Storage = Literal["device", "cpu"]
 SAMPLE_SIZE = 2**22
-"""Weights at most that ``SquaredGradients.sample`` returns."""
+"""Largest number of weights that ``SquaredGradients.sample`` returns."""
 
 
 def fisher_diagonal(
@@ -45,17 +45,17 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the answer NLL with respect to each weight.
 
-    The model is measured in evaluation mode and is unchanged afterwards, ``.grad`` and ``requires_grad``
-    included. When ``torch.distributed`` is initialised the result is that of all processes' batches together.
+    The model is measured in evaluation mode and is unchanged afterwards, including ``.grad`` and
+    ``requires_grad``. Under ``torch.distributed`` the result includes the batches of all processes.
 
     Args:
         model: a multimodal LLM, or one with LoRA adapters.
-        batches: model inputs with ``labels``. Of several processes each passes its share
+        batches: model inputs with ``labels``. Each of several processes passes its share
             (``efface.processes.share``), which may be empty.
         parameters: names of the parameters to measure; None takes all that require a gradient.
         unit: ``sample`` squares the gradient of each sample's loss, ``batch`` the gradient of each batch's.
-        storage: where the sums are: ``device``, beside the weights, or ``cpu``, in main memory. No influence
-            on the result.
+        storage: where the sums are stored: ``device``, beside the weights, or ``cpu``, in main memory. Does
+            not change the result.
 
     Returns:
         Parameter name -> float32 tensor of the parameter's shape, values >= 0, in the storage.
@@ -76,9 +76,9 @@ class SquaredGradients:
     """Sums of squared gradients, to which batches are added; arguments as for ``fisher_diagonal``.
 
     Attributes:
-        parameters: the parameters measured, by name.
-        sums: of this process so far, float32, by parameter name.
-        count: gradients squared by this process so far.
+        parameters: the measured parameters, by name.
+        sums: this process's sums so far, float32, by parameter name.
+        count: number of gradients that this process has squared so far.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class SquaredGradients:
         return _mean(self.model, self.sums, self.count)
 
     def sample(self) -> tuple[dict[str, Tensor], int]:
-        """Sums over all processes of evenly spaced weights, of every k-th where there are many, in main
-        memory; and their count."""
+        """Sums over all processes for evenly spaced weights, every k-th if there are many, in main memory;
+        and their count."""
         size = sum(total.numel() for total in self.sums.values())
         step = max(1, size // SAMPLE_SIZE) | 1  # odd: no row length divides it
         sums = {name: total.view(-1)[::step].clone() for name, total in self.sums.items()}
@@ -127,8 +127,8 @@ class SquaredGradients:
         return {name: total.cpu() for name, total in sums.items()}, count
 
     def _add_at_once(self, batch: Inputs, parts: list[Inputs]) -> bool:
-        """Add the squares of a whole batch from one backward pass; False, with nothing added, if that is not
-        possible."""
+        """Add the squares of a whole batch from one backward pass; False, and nothing is added, if that is
+        impossible."""
         if self._layers is None or _some_without_picture(batch, image_token_id(self.model)):
             return False
         kind = "pixel_values" in batch
@@ -153,7 +153,7 @@ class SquaredGradients:
                 self._layers = None
                 logging.getLogger(__name__).warning(
                     "squared gradients of %s from a batch (%.3g) and from its samples one by one (%.3g) "
-                    "differ: measuring one by one, which is slower",
+                    "differ: measuring sample by sample, which is slower",
                     name,
                     after[name] - before[name],
                     norm,
@@ -212,7 +212,7 @@ def named_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str,
 
 @contextmanager
 def measuring(model: nn.Module, measured: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode, gradients for the measured parameters only; everything is restored afterwards."""
+    """Evaluation mode with gradients for the measured parameters only; all is restored afterwards."""
     training = model.training
     flags = {p: p.requires_grad for p in model.parameters()}
     ids = set(map(id, measured.values()))
@@ -239,8 +239,8 @@ def _mean(model: nn.Module, sums: dict[str, Tensor], count: int) -> dict[str, Te
 
 
 def _over_processes(model: nn.Module, counts: Tensor, sums: Mapping[str, Tensor]) -> list[int]:
-    """Turn sums, in place, into those of all processes, one tensor at a time on the model's device, which
-    the processes communicate through; returns the counts of all."""
+    """Replace sums, in place, by those of all processes, one tensor at a time on the model's device, through
+    which processes communicate; returns the counts of all."""
     device = next(model.parameters()).device
     for tensor in (counts, *sums.values()):
         on_device = tensor.to(device)
@@ -251,8 +251,8 @@ def _over_processes(model: nn.Module, counts: Tensor, sums: Mapping[str, Tensor]
 
 
 def _some_without_picture(batch: Inputs, image_token: int | None) -> bool:
-    """Whether a batch holds samples with and without pictures: its rows of pictures then belong to other
-    samples than their position says, even where there are as many rows as samples."""
+    """Whether a batch mixes samples with and without pictures: the position of a picture row then does not
+    give its sample, even if there are as many rows as samples."""
     if "pixel_values" not in batch:
         return False
     if isinstance(batch, Collated):
@@ -288,7 +288,7 @@ def _gradient_hooks(
 
 
 def _backward(loss: Tensor) -> None:
-    """Backward pass; a parameter that the loss does not reach, such as the vision tower's in text, gets no
+    """Backward pass; parameters that the loss does not reach, such as the vision tower's for text, get no
     gradient."""
     if loss.requires_grad:
         loss.backward()
