@@ -57,9 +57,10 @@ def fetch(source: str, patterns: Sequence[str]) -> Root:
 
 
 def _download(source: str, patterns: Sequence[str]) -> Root:
-    from httpx2 import HTTPError  # raised when a connection breaks; the base of the Hub's own errors
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # HTTPError, of the Hub's HTTP library, is raised when a connection breaks.
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     match = _URL.fullmatch(source)
     if match is None:

@@ -443,12 +443,14 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
 @contextmanager
 def _activation_checkpointing(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
     if enabled:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed it within version 5.
+        kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     try:
         yield
     finally:
         if enabled:
-            model.activation_checkpointing_disable()
+            getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def _mean(records: Sequence[Mapping[str, float]], key: str) -> float:
