@@ -15,6 +15,7 @@ from efface.errors import ArtifactError
 from tasks.config import SHARED_MODELS, Params
 from tasks.runtime.artifacts import RunRecord, digest, read_json, recording, write_json, writing
 from tasks.runtime.checkpoints import run_folder
+from tasks.runtime.memory import require_memory
 from tasks.runtime.results import prepared_files
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def score_model(
         stage, root=root, settings=section.model_dump(mode="json"), seed=params.seed, inputs=inputs, name=name
     )
     cache = ResultCache(unfinished, key=key)
+    require_memory(params, inputs["model"], "evaluation")
     loaded = load_model(inputs["model"], trust_remote_code=params.base.trust_remote_code)
     started = time.perf_counter()
     scores = score(

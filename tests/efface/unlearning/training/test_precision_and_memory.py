@@ -19,7 +19,7 @@ from efface.unlearning.method import Batch, Term
 from efface.unlearning.training.batch_source import EpochSampler
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.config import DivergenceError
-from efface.unlearning.training.loop import Terms
+from efface.unlearning.training.loop import Terms, check_precision
 from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import fit, options, weights
 
@@ -297,3 +297,17 @@ def test_a_model_unlearned_once_can_be_unlearned_again(model, run):
 def test_the_retain_loss_alone_is_fine_tuning(model, processor, pictured):
     result = fit(model, Terms(retain=Encoder(processor, pictured)), steps=2)
     assert set(result.history[0]) == {"step", "learning_rate", "retain_loss", "retain_grad_norm"}
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_only_emulates_it(monkeypatch):
+    supported = {True: True, False: False}
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported[including_emulation]
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Turing GPU")
+    with pytest.raises(ModelError, match=r"'bf16' and Turing GPU"):
+        check_precision("bf16", torch.device("cuda"))
+    check_precision("fp16", torch.device("cuda"))
+    check_precision("bf16", torch.device("cpu"))
+    supported[False] = True
+    check_precision("bf16", torch.device("cuda"))
