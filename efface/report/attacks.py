@@ -28,10 +28,10 @@ class Attacks:
     """All attacks on all attacked models.
 
     Attributes:
-        metric: what the numbers are.
-        models: the attacked ones, in the order of the report.
+        metric: the metric of the numbers.
+        models: the attacked models, in the order of the report.
         outcomes: attack to variant to model to its outcome.
-        gaps: model to attack to its gap, mean over variants; nothing for the retrained model.
+        gaps: model to attack to its gap, mean over variants; empty for the retrained model.
         curves: model to its relearning curve, steps to value.
         unavailable: model, or model and attack, to why it is not shown.
     """
@@ -49,7 +49,7 @@ class Attacks:
         return MEANINGS[self.metric]
 
     def gap_of(self, model: str) -> float | None:
-        """Distance from the retrained model, mean over variants, then attacks; None where there is none."""
+        """Distance from the retrained model, mean over variants, then attacks; None if there is none."""
         gaps = self.gaps.get(model)
         return fmean(gap.gap for gap in gaps.values()) if gaps else None
 

@@ -1,7 +1,7 @@
-"""What a comparison of models shows: scores with their parts, privacy, and what may be concluded.
+"""A comparison of models: scores with their parts, privacy, and what may be concluded.
 
-One run over few people ranks nothing. With enough people two methods are ordered only where the paired
-interval over people, Holm-adjusted over all pairs, excludes 0 and exact match gives the same order.
+One run over few people ranks nothing. With enough people two methods are ordered only if the paired interval
+over people, Holm-adjusted over all pairs, excludes 0 and exact match gives the same order.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ ALL_SETS = (*FORGET_SETS, "retain", "real", "utility")
 
 @dataclass(frozen=True)
 class Line:
-    """One model; None where a number is not available.
+    """One model; numbers that are not available are None.
 
     Attributes:
         model: its name.
-        scores: goal to score by ``knowledge``, no entry where it was refused.
-        exact: the same by exact match.
-        auc: AUC of membership inference, forget people against people no model was trained on.
+        scores: goal to score by ``knowledge``; no entry if the score was refused.
+        exact: goal to score by exact match.
+        auc: AUC of membership inference, forget people against people whom no model was trained on.
         auc_interval: its interval over people.
         auc_gap: its distance from the retrained model's.
-        tpr: true-positive rate of the same at a false-positive rate of 1 %.
+        tpr: true-positive rate of the same attack at a false-positive rate of 1 %.
         privacy_leak: distance of the AUCs, relative and signed.
-        forget_quality: decimal logarithm of the p value that its truth ratios are the retrained model's.
+        forget_quality: decimal logarithm of the p value of equal truth ratios with the retrained model.
         nearer: whether its answers are nearer to retrained or to vanilla.
-        modality_gap: distance between facts right by picture and by name, on the people to forget.
-        fluency: share of its generations that are answers, on all sets.
+        modality_gap: distance between the shares of facts right by picture and by name, on the people to
+        forget. fluency: share of generations that are answers, on all sets.
         refusals: share of refusals on the people to forget.
-        attack_gap: how much more it answers than the retrained model after an attack, mean over variants of
+        attack_gap: how much more it answers than the retrained model after an attack: mean over variants, for
             the attack with the largest mean.
     """
 
@@ -81,7 +81,7 @@ class Comparison:
         refused: goal to why it has no scores.
         disagreements: goal to pairs of methods that the two measures order differently.
         orders: goal to pairs (better, worse) that may be ordered; always empty for few people.
-        people: people to forget behind the scores.
+        people: number of people to forget behind the scores.
     """
 
     lines: list[Line]
@@ -97,9 +97,9 @@ def compare(
     """Score every model and order those that may be ordered.
 
     Args:
-        tables: score table per model, the reference models among them, all on the same samples.
+        tables: score table per model, including the reference models, all on the same samples.
         seed: seed of the permutation test.
-        attacks: results of attacks, None where none was run.
+        attacks: results of attacks; None if none was run.
     """
     tables = {model: with_metrics(table, list(MEASURES)) for model, table in tables.items()}
     refused: dict[str, str] = {}
@@ -207,7 +207,7 @@ def _orders(tables: Mapping[str, pd.DataFrame], lines: Sequence[Line], goal: Goa
 
 
 def plain_comparison(comparison: Comparison) -> dict[str, Any]:
-    """The numbers as nested plain values, None where one is not available."""
+    """The numbers as nested plain values; None for those not available."""
     return {
         "models": {
             line.model: {k: v for k, v in asdict(line).items() if k not in ("model", "scores", "exact")}
@@ -230,8 +230,8 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
     measured = (
         "Asked by picture about the people to forget, vanilla gives the right answer a probability of "
         f"{levels['vanilla']} per token, and a model that never met them (retrained) "
-        f"{levels['retrained']}; a method forgets when it comes near the second on these people and stays "
-        "near vanilla on the rest."
+        f"{levels['retrained']}; a method forgets if it comes close to the second on these people and stays "
+        "close to vanilla on the rest."
     )
     attacked = [
         line.attack_gap
@@ -244,7 +244,7 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
             "more than a retrained model after the same; "
         )
     else:
-        hidden = "No method was attacked, so it is open whether facts are gone or hidden (attack.models); "
+        hidden = "No method was attacked, so whether facts are gone or hidden is open (attack.models); "
     return [
         measured,
         _claim(comparison),
@@ -254,7 +254,7 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
 
 
 def _claim(comparison: Comparison) -> str:
-    """What this run shows of its methods, and which orders follow from it, if any."""
+    """What this run shows about its methods, and which orders follow from it, if any."""
     if len(comparison.refused) == len(GOALS):
         return "No method is scored: " + next(iter(comparison.refused.values()))
     goal = next(goal for goal in GOALS if goal not in comparison.refused)
@@ -263,20 +263,20 @@ def _claim(comparison: Comparison) -> str:
     if scores:
         forget, retain = ([getattr(score, part) for score in scores] for part in ("forget", "retain"))
         ranges = (
-            f"Here {len(scores)} methods come, by picture, {min(forget):.2f} to {max(forget):.2f} of the way "
-            f"from vanilla to retrained on these people and keep {min(retain):.2f} to {max(retain):.2f} of "
-            "what vanilla knows of the others, each in its worst set; "
+            f"Here {len(scores)} methods go, by picture, {min(forget):.2f} to {max(forget):.2f} of the "
+            f"way from vanilla to retrained on these people and retain {min(retain):.2f} to "
+            f"{max(retain):.2f} of what vanilla knows about the others, each in its worst set; "
         )
     goals = [goal for goal in GOALS if comparison.orders.get(goal)]
     if comparison.people < MANY_PEOPLE:
         return ranges + (
-            f"this is one run with {comparison.people} people to forget, so no order of the methods follows "
-            "from it: intervals over so few people are wide, and they leave out the noise of training."
+            f"this is one run with {comparison.people} people to forget, so it orders no methods: intervals "
+            "over so few people are wide, and they leave out the noise of training."
         )
     if not goals:
         return ranges + (
-            "no method can be said to come before another: no difference is clear of 0 by both knowledge and "
-            "exact match after adjusting for the number of pairs."
+            "it orders no methods: no difference is clear of 0 by both knowledge and exact match after "
+            "adjusting for the number of pairs."
         )
     pairs = "; ".join(
         f"goal {goal}: " + ", ".join(f"{a} before {b}" for a, b in comparison.orders[goal]) for goal in goals
@@ -314,9 +314,9 @@ class Target:
 
     Attributes:
         meaning: in plain words.
-        value: by exact match; None where nothing was scored.
-        bound: what it is compared with.
-        at_least: whether the value must be at least the bound, or at most.
+        value: exact match; None if nothing was scored.
+        bound: the bound on the value.
+        at_least: whether it is a lower bound; otherwise an upper one.
     """
 
     meaning: str
@@ -348,12 +348,12 @@ def targets(estimates: Mapping[str, Estimates], bounds: Mapping[str, float]) -> 
     skills, before = (exact(model, "utility", "multimodal") for model in ("vanilla", "base"))
     return [
         Target(
-            "vanilla knows the people to forget in pictures of training",
+            "vanilla knows the people to forget in training pictures",
             exact("vanilla", "forget", "multimodal"),
             bounds["vanilla_forget"],
         ),
         Target(
-            "vanilla knows them in pictures it was not trained on",
+            "vanilla knows them in new pictures",
             exact("vanilla", "unseen", "multimodal"),
             bounds["vanilla_unseen"],
         ),

@@ -24,7 +24,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over rows and its interval over people; None where it cannot be estimated."""
+    """A mean over rows and its interval over people; None if it cannot be estimated."""
 
     value: float
     low: float | None
@@ -38,11 +38,11 @@ Estimates = dict[str, dict[str, dict[str, Cell]]]
 
 
 def estimate(table: pd.DataFrame, *, part: str = "test") -> Estimates:
-    """Every measure of one score table for every set and modality it has rows for.
+    """Every measure of one score table for every set and modality that has rows.
 
     Args:
         table: a score table.
-        part: rows of this part only; the rest chose settings.
+        part: part of the rows to use; the others chose settings.
     """
     rows = with_metrics(table[table["part"] == part], list(MEASURES))
     cells = [
@@ -78,12 +78,12 @@ def in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
 
 
 def lookup(estimates: Estimates, set_name: str, modality: str, measure: str) -> Cell | None:
-    """One cell, or None where the table has no such rows."""
+    """One cell, or None if the table has no such rows."""
     return estimates.get(set_name, {}).get(modality, {}).get(measure)
 
 
 def value_of(estimates: Estimates, set_name: str, modality: str, measure: str) -> float | None:
-    """Value of one cell, or None where the table has no such rows."""
+    """Value of one cell, or None if the table has no such rows."""
     cell = lookup(estimates, set_name, modality, measure)
     return None if cell is None else cell.value
 
@@ -116,7 +116,7 @@ def long_table(estimates: Mapping[str, Estimates]) -> pd.DataFrame:
 
 
 def curve_rows(curves: Mapping[str, Iterable[Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Points of forget-retain curves in one list, each with whether it is on the Pareto front of them all.
+    """Points of forget-retain curves in one list, each with whether it is on their common Pareto front.
 
     Args:
         curves: method to its points ``step, forget_known, retain_known``, shares in [0, 1].

@@ -1,6 +1,6 @@
-"""The figures of the report, with captions and alternative texts that hold the numbers.
+"""The figures of the report, with captions and alternative texts that state the numbers.
 
-The same arguments give the same bytes: no dates, fixed ids, text drawn as outlines.
+The same arguments give the same bytes: no dates, fixed ids, text as outlines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4.7
-"""Inches: two fit beside each other on a desk, one stays legible on a phone."""
+"""Inches: two fit side by side on a desktop, one stays legible on a phone."""
 FORGET = ("forget", "multimodal", "exact_match")
 FORGET_TEXT = ("forget", "text", "exact_match")
 RETAIN = ("retain", "multimodal", "exact_match")
@@ -72,9 +72,9 @@ def render(build: Callable[[], Figure], *, name: str, title: str, alt: str, capt
 
     Args:
         build: draws it.
-        name: file name without suffix; also salts the ids inside the SVG.
+        name: file name without suffix; also seeds the ids inside the SVG.
         title: heading.
-        alt: what the picture shows, with its numbers.
+        alt: what the figure shows, with its numbers.
         caption: how to read it.
     """
     import matplotlib
@@ -86,7 +86,7 @@ def render(build: Callable[[], Figure], *, name: str, title: str, alt: str, capt
 
 
 def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") -> list[Plot]:
-    """Forgetting against keeping, and forgetting by picture against forgetting by name.
+    """Forgetting against retention, and forgetting by picture against forgetting by name.
 
     Args:
         estimates: one point per model.
@@ -105,9 +105,9 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
         _two_measures(
             estimates,
             name="forget_retain",
-            title="Forgetting against keeping",
-            axes=((FORGET, by_picture), (RETAIN, "exact match on the people to keep, by picture")),
-            caption="Upper left is better: the people to forget gone, the rest kept. "
+            title="Forgetting against retention",
+            axes=((FORGET, by_picture), (RETAIN, "exact match on the retain people, by picture")),
+            caption="Upper left is better: the people to forget are gone, the rest are retained. "
             f"Bars are 95% intervals over {over}; hollow marks are the reference models.{best}",
             front=list(front.values()),
         ),
@@ -116,8 +116,8 @@ def tradeoff_plots(estimates: Mapping[str, Estimates], *, over: str = "people") 
             name="picture_text",
             title="By picture against by name",
             axes=((FORGET, by_picture), (FORGET_TEXT, "exact match on the people to forget, by name")),
-            caption="A method that forgets faces and keeps facts known by name lies in the upper left; "
-            "one that forgets both lies in the lower left, near retrained.",
+            caption="A method that forgets faces and retains facts known by name is in the upper left; "
+            "one that forgets both is in the lower left, near retrained.",
         ),
     ]
 
@@ -164,11 +164,11 @@ def _two_measures(
                 markeredgewidth=1.6,
                 linestyle="",
             )
-            # A little apart, so that labels of models at one point can be told from each other.
+            # Slightly apart, so that the labels of models at the same point stay distinguishable.
             texts.append(panel.text(across.value, up.value + 0.004 * index, model, color=colour, fontsize=9))
         if texts:
             figure.canvas.draw()
-            figure.set_layout_engine("none")  # labels are placed for the layout as it is now
+            figure.set_layout_engine("none")  # labels are placed for the current layout
             adjust_text(
                 texts,
                 x=[across.value for across, _ in cells.values()],
@@ -188,7 +188,7 @@ def _two_measures(
 
 
 def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) -> Plot:
-    """Forget-retain curves of methods that were measured while they unlearned.
+    """Forget-retain curves of methods, measured while they unlearned.
 
     Args:
         points: rows of :func:`efface.report.estimates.curve_rows`, at least one.
@@ -202,7 +202,7 @@ def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) ->
     def build() -> Figure:
         figure = _new_figure(4.2)
         panel = figure.add_subplot(
-            xlabel="right about the people to forget", ylabel="right about those to keep"
+            xlabel="right about the people to forget", ylabel="right about the retain people"
         )
         panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
         if len(front) > 1:
@@ -223,16 +223,16 @@ def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) ->
     return render(
         build,
         name="forget_retain_curve",
-        title="Forgetting and keeping, step by step",
+        title="Forgetting and retention, step by step",
         alt="One path per method; across, share of answers still right about the people to forget; up, the "
-        "same of the people to keep. " + "; ".join(described) + ".",
+        "same for the retain people. " + "; ".join(described) + ".",
         caption="Measured while the methods unlearn, on a draw of test questions by picture; the large mark "
-        "is the last step. Dotted: the Pareto front of all points, to look at, not to choose by.",
+        "is the last step. Dotted: the Pareto front of all points, for viewing, not for choosing settings.",
     )
 
 
 def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str]) -> Plot:
-    """What each method keeps at every level of forgetting, mean over folds.
+    """What each method retains at every level of forgetting, mean over folds.
 
     Args:
         curves: method to its curve on each fold.
@@ -247,7 +247,7 @@ def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str])
     def build() -> Figure:
         figure = _new_figure(4.2)
         panel = figure.add_subplot(
-            xlabel="at most so many right about the people to forget", ylabel="right about those to keep"
+            xlabel="share right about the people to forget, at most", ylabel="right about the retain people"
         )
         panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         for model, front in fronts.items():
@@ -263,21 +263,21 @@ def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str])
     return render(
         build,
         name="fronts",
-        title="Kept at equal forgetting",
+        title="Retention at equal forgetting",
         alt="One line per method; across, the share still right about the people to forget, at most; up, the "
-        "share right about the people to keep. " + "; ".join(described) + ".",
-        caption="At each level of forgetting the most that any measured point of a method keeps, mean over "
-        "folds; 0 where a method never forgets so much.",
+        "share right about the retain people. " + "; ".join(described) + ".",
+        caption="At each level of forgetting, the most that any measured point of a method retains, mean "
+        "over folds; 0 if a method never forgets that much.",
     )
 
 
 def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequence[str], metric: str) -> Plot:
-    """What relearning a few of the forgotten people brings back about the rest.
+    """What relearning some of the forgotten people brings back about the others.
 
     Args:
         curves: attacked model to optimizer steps to value, in [0, 1].
         models: all models of the report.
-        metric: what the values are: ``exact_match`` or ``rouge_l``.
+        metric: metric of the values: ``exact_match`` or ``rouge_l``.
     """
     label = f"{metric.replace('_', ' ')}, people held out"
 
@@ -311,8 +311,8 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
         name="relearning",
         title="Relearning",
         alt=f"One line per model over the steps of relearning; up, {label}. " + "; ".join(described) + ".",
-        caption="Fine-tuned on facts about some of the forgotten people, asked about the rest. What is "
-        "gone rises no faster than in retrained (dashed), which never met them.",
+        caption="Fine-tuned on facts about some of the forgotten people, asked about the others. Facts that "
+        "are gone return no faster than in retrained (dashed), which never met them.",
     )
 
 
@@ -324,7 +324,7 @@ def saliency_plot(
     Args:
         density: ``{"total", "groups": {group: share}, "layers": {"group.layer": share}}``, shares in [0, 1].
         variant: how the saliency was computed.
-        threshold: ratio of forget to retain saliency from which a weight is in the mask, if there is one.
+        threshold: ratio of forget to retain saliency from which a weight is in the mask; None if by density.
         kappa: agreement of the masks of two halves of the samples beyond chance, at most 1, if measured.
     """
     of_groups = density.get("groups", {})
@@ -518,7 +518,7 @@ def _tower_panels(figure: Figure, groups: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _layer_ticks(panel: Axes, layers: Sequence[str]) -> None:
-    """Label every layer while they fit, then every fourth; words stand upright."""
+    """Label every layer if they fit, else every fourth; words are written vertically."""
     stride = 1 if len(layers) <= 12 else 4
     labelled = [i for i, layer in enumerate(layers) if i % stride == 0 or not layer.isdigit()]
     panel.set_xticks(labelled, [layers[i] for i in labelled])

@@ -1,4 +1,4 @@
-"""Some people with their pictures, and what each model says about them."""
+"""The gallery: some people with their pictures, and what each model says about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FACT_TASKS = ("cloze", "qa", "name", "choice")
-"""Tasks whose answer is one bare fact; open ones first, their generations are the more telling."""
+"""Tasks whose answer is one bare fact; open ones first, as their generations say more."""
 LARGEST_SIDE = 192
 """Pixels of a picture on the page: sharp at twice its printed size."""
 
@@ -52,7 +52,7 @@ class Person:
 
 
 def pick_people(table: pd.DataFrame, set_name: str, count: int, *, seed: int) -> list[str]:
-    """At most ``count`` people of a set, drawn by seed, not picked by hand, then sorted."""
+    """At most ``count`` people of a set, drawn by the seed and sorted."""
     people = sorted(set(table.loc[(table["set"] == set_name) & (table["part"] == "test"), "entity_id"]))
     if len(people) <= count:
         return people
@@ -71,10 +71,10 @@ def person_card(
 
     Args:
         tables: score table per model, all on the same samples.
-        entity_id: whose card.
+        entity_id: id of the person.
         name: the person's name.
-        set_name: ``forget`` or ``retain``; of the former the unseen pictures (set ``test``) are shown too.
-        picture: gives the picture of a sample id, or None.
+        set_name: ``forget`` or ``retain``; cards of the former show unseen pictures (set ``test``) too.
+        picture: returns the picture of a sample id, or None.
     """
     first = next(iter(tables.values()))
     own = first[(first["entity_id"] == entity_id) & (first["part"] == "test")].sort_values("sample_id")
@@ -92,7 +92,7 @@ def person_card(
 
 
 def _choose_rows(own: pd.DataFrame, set_name: str) -> pd.DataFrame:
-    """Two facts by picture, one by an unseen picture, one by name, one free answer; or what there is."""
+    """Two facts by picture, one by an unseen picture, one by name, one free answer; as far as available."""
     rank = {task: index for index, task in enumerate(FACT_TASKS)}
     facts = own[own["task"].isin(FACT_TASKS)]
     facts = facts.assign(rank=facts["task"].map(rank)).sort_values(["rank", "sample_id"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published number for every model: value and the rows it is the mean of; None where it has none."""
+    """One published number for every model: value and number of rows averaged; None if it has none."""
 
     label: str
     cells: Sequence[tuple[float, int] | None]
@@ -31,7 +31,7 @@ class Published:
         benchmark: its name.
         models: the columns.
         rows: the numbers.
-        refused: why numbers are left out: what vanilla never learnt cannot be forgotten or kept.
+        refused: why numbers are left out: what vanilla never learnt can be neither forgotten nor retained.
     """
 
     benchmark: str
@@ -44,7 +44,7 @@ def published(tables: Mapping[str, pd.DataFrame], benchmark: str) -> Published |
     """The benchmark's own numbers, or None for one that publishes none.
 
     Args:
-        tables: model to its score table, the reference models among them.
+        tables: model to its score table, including the reference models.
         benchmark: name of the benchmark.
     """
     if view_of(tables["vanilla"], benchmark) is None:
@@ -67,7 +67,7 @@ def published(tables: Mapping[str, pd.DataFrame], benchmark: str) -> Published |
 
 
 def _never_learnt(base: pd.DataFrame, vanilla: pd.DataFrame) -> dict[Cell, str]:
-    """Set and modality that vanilla was to learn, and shows in no task that it did, to the reason."""
+    """Set and modality that vanilla was taught but shows in no task, each with the reason."""
     known, floors = _knowledge(vanilla), _knowledge(base)
     leads: dict[Cell, list[tuple[float, str]]] = {}
     for (name, modality, task), value in known.items():
@@ -85,7 +85,7 @@ def _never_learnt(base: pd.DataFrame, vanilla: pd.DataFrame) -> dict[Cell, str]:
 
 
 def _knowledge(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
-    """Set, modality and task of people whom vanilla was taught to mean knowledge."""
+    """Mean knowledge by set, modality and task, of people whom vanilla was taught."""
     rows = table[(table["part"] == "test") & table["set"].isin(["forget", "unseen", "retain"])]
     rows = with_metrics(rows, ["knowledge"]).dropna(subset=["knowledge"])
     return {

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing but itself, and a Markdown summary."""
+"""The report: one self-contained HTML file, and a Markdown summary."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from efface.report.gallery import Person
 from efface.report.published import Published
 
 SET_MEANING = {
-    "forget": "the people to forget, on pictures and facts of training",
+    "forget": "the people to forget, on training pictures and facts",
     "unseen": "the same people on pictures no model was trained on, with reworded questions",
-    "retain": "people who must stay known",
+    "retain": "the people to retain",
     "real": "people known before fine-tuning",
-    "utility": "general skills, no particular person",
+    "utility": "general skills, about nobody in particular",
     "holdout": "people no model was trained on",
 }
 
@@ -42,10 +42,10 @@ class Study:
 
     Attributes:
         benchmark: its name.
-        seed: of training and drawing.
-        forget_people: people to forget.
-        people: people the vanilla model learnt, those to forget included.
-        scored_people: people to forget among the scored rows.
+        seed: seed of training and drawing.
+        forget_people: number of people to forget.
+        people: number of people that the vanilla model learnt, including those to forget.
+        scored_people: number of people to forget among the scored rows.
     """
 
     benchmark: str
@@ -57,10 +57,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Cost:
-    """One line of the cost table; None where it was not recorded.
+    """One line of the cost table; None for what was not recorded.
 
     Attributes:
-        mask_bytes: size of the file of the mask, or of the neurons' statistics, that the stage wrote.
+        mask_bytes: size of the mask or importance file that the stage wrote.
     """
 
     stage: str
@@ -166,7 +166,7 @@ def render_report(report: Report) -> str:
 
 
 def render_summary(report: Report) -> str:
-    """A short Markdown table of knowledge for a pull request, the conclusions above it."""
+    """The conclusions and a short table of knowledge as Markdown, for a pull request."""
     tables = {block.measure: block for block in blocks(report.estimates)}
     block = tables.get("knowledge") or next(iter(tables.values()))
     head = ["model", *(f"{name} {modality}" for name, modality, _ in block.columns)]
@@ -195,7 +195,7 @@ def render_summary(report: Report) -> str:
 
 
 def holes(side_effects: Mapping[str, SideEffects]) -> str:
-    """One sentence on what the means over everyone do not show, over all methods."""
+    """One sentence about side effects that the means hide, over all methods."""
     of_methods = [effects for model, effects in side_effects.items() if model not in REFERENCE_MODELS]
     near = [(k.value, name) for e in of_methods for name, k in e.kept.items() if k and name != "others"]
     others = [kept.value for e in of_methods if (kept := e.kept.get("others"))]
@@ -204,22 +204,22 @@ def holes(side_effects: Mapping[str, SideEffects]) -> str:
     if near and others:
         least, kind = min(near)
         parts.append(
-            f"of the people most like those to forget (by {kind}) as little as {least:.2f} of vanilla's "
-            f"knowledge is kept, of the rest {min(others):.2f}"
+            f"for the people most like those to forget (by {kind}) as little as {least:.2f} of vanilla's "
+            f"knowledge is left, for the rest {min(others):.2f}"
         )
     if left:
         worst, mean = max(left)
-        parts.append(f"of one person to forget as much as {worst:.2f} is left where the mean is {mean:.2f}")
+        parts.append(f"for one person to forget as much as {worst:.2f} is left where the mean is {mean:.2f}")
     if not parts:
-        return "Side effects: not available, as vanilla leads on nobody by enough."
+        return "Side effects: not available, as vanilla does not lead by enough on anybody."
     return f"Side effects, worst of all methods: {'; '.join(parts)}."
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as every table writes it; a dash for none."""
+    """A number as all tables write it; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def svg_uri(content: bytes) -> str:
-    """An SVG picture as an address that needs no file."""
+    """An SVG picture as a data URI."""
     return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

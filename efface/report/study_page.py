@@ -26,7 +26,7 @@ from efface.report.figures import Plot, front_plot, tradeoff_plots
 from efface.report.report_page import number, svg_uri
 
 DIGITS = {"score": 1, EXACT_SCORE: 1, COSTS[1]: 0}
-"""Digits after the point, where not two."""
+"""Digits after the decimal point, if not two."""
 GAPS = "exact match after an attack, above retrained after the same"
 
 
@@ -35,7 +35,7 @@ class StudyPage:
     """Everything the page shows.
 
     Attributes:
-        comparison: of `efface.evaluation.studies.compare_study`.
+        comparison: result of `efface.evaluation.studies.compare_study`.
         settings: method to its settings in words, in the order of their numbers.
         unfinished: cell to why it did not finish.
         provenance: label to value.
@@ -77,7 +77,7 @@ def study_summary(page: StudyPage) -> str:
     """The conclusions and the tables as Markdown."""
     comparison = page.comparison
     lines = [f"### Study: {_scale(comparison)}", "", *(f"{line}\n" for line in study_conclusions(comparison))]
-    lines += [f"> **Not finished** {cell}: {reason}\n" for cell, reason in page.unfinished.items()]
+    lines += [f"> **Unfinished** {cell}: {reason}\n" for cell, reason in page.unfinished.items()]
     lines += [f"> **Gap** {gap}\n" for gap in comparison.gaps]
     tables = {"method and control": control_rows(comparison)}
     tables |= {f"pair, by {title}": rows for title, rows in pair_rows(comparison).items()}
@@ -131,7 +131,7 @@ def _scale(comparison: StudyComparison) -> str:
 
 
 def study_conclusions(comparison: StudyComparison) -> list[str]:
-    """Three sentences: what was compared on what floor, what is settled, and what could not be seen."""
+    """Three sentences: what was compared on which floor, what is settled, and what stays open."""
     scores = [pair for pair in comparison.pairs if pair.number == "score"]
     methods = len(comparison.lines) - sum(
         line.model in ("base", "vanilla", "retrained") for line in comparison.lines
@@ -143,8 +143,8 @@ def study_conclusions(comparison: StudyComparison) -> list[str]:
         floor = f"retrained models confirm the floor from base (they forget {min(floors):.2f} or more of 1)"
     else:
         floor = (
-            f"the floor from base does not hold: a retrained model forgets {min(floors):.2f} of 1, and "
-            f"{FLOOR_HOLDS} is expected, so every number of forgetting is off by as much"
+            f"the floor from base is wrong: a retrained model forgets {min(floors):.2f} of 1 where "
+            f"{FLOOR_HOLDS} is expected, so all numbers of forgetting are off by that much"
         )
     compared = f"{methods} methods were compared in pairs on {_scale(comparison)}; {floor}."
     orders = [pair.seen_from(pair.second if pair.verdict == "second" else pair.first) for pair in scores]
@@ -163,9 +163,9 @@ def study_conclusions(comparison: StudyComparison) -> list[str]:
             "would be missed more often than once in five."
         )
     elif any(pair.verdict == "not settled" for pair in scores):
-        unseen = "One fold shows no uncertainty, so nothing can be settled: run more seeds and folds."
+        unseen = "One fold gives no uncertainty, so nothing can be settled: run more seeds and folds."
     else:
-        unseen = "No pair that was compared is left open."
+        unseen = "All compared pairs are settled."
     return [compared, claim, unseen]
 
 
@@ -174,7 +174,7 @@ VERDICTS = {
     "second": "does not beat its control",
     "not settled": "is not settled against its control",
     "measures disagree": "is not settled (knowledge and exact match disagree) against its control",
-    "gap": "is not compared, for want of folds, with its control",
+    "gap": "is not compared with its control, for lack of folds",
 }
 PAIR_COLUMNS = ("difference", f"{LEVEL:.0%} interval", "p, adjusted", "verdict", "smallest detectable")
 
@@ -190,7 +190,7 @@ def control_rows(comparison: StudyComparison) -> list[list[str]]:
 
 
 def pair_rows(comparison: StudyComparison) -> dict[str, list[list[str]]]:
-    """Number to its rows, one a pair."""
+    """Number to its rows, one per pair."""
     rows: dict[str, list[list[str]]] = {}
     for pair in comparison.pairs:
         verdicts = {"first": f"{pair.first} before", "second": f"{pair.second} before"}
@@ -239,7 +239,7 @@ def mean_tables(
 
 
 def _mean_words(line: MethodLine, column: str) -> tuple[str, str]:
-    """The mean and its interval; a dash for no mean, nothing for no interval."""
+    """The mean and its interval; a dash without a mean, empty without an interval."""
     mean, digits = line.numbers.get(column), DIGITS.get(column, 2)
     if mean is None:
         return number(None), ""
@@ -250,7 +250,7 @@ def _mean_words(line: MethodLine, column: str) -> tuple[str, str]:
 
 
 def setting_rows(page: StudyPage) -> list[tuple[str, str]]:
-    """Method to the setting that was chosen, of how many, and by what score."""
+    """Method to the chosen setting, out of how many, and its score."""
     rows = []
     for method, setting in page.comparison.settings.items():
         words = page.settings.get(method, [])

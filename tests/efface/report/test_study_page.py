@@ -122,7 +122,7 @@ def test_the_page_stands_alone_and_escapes(page):
     html = render_study(page)
     assert "seed 2, &lt;b&gt;" in html and "<script" not in html and html.count("<details>") == len(CURVES)
     assert not re.search(r"(src|href)=\"https?:", html)
-    assert "Kept at equal forgetting" in html and "npo keeps 0.00 at 0.10, 0.90 at 0.25" in html
+    assert "Retention at equal forgetting" in html and "npo keeps 0.00 at 0.10, 0.90 at 0.25" in html
 
 
 def test_the_numbers_are_plain_values(page):
