@@ -164,11 +164,14 @@ def _read_tables(
 
 
 def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
-    """Results of attacks on the models as they are now, and the relearning curves."""
+    """Results of attacks on the models as they are now, how robust they are, and curves over budgets."""
     from efface.report.attacks import collect_attacks
-    from efface.report.figures import relearning_plot
+    from efface.report.figures import budget_plot, robustness_plot
 
     tables, unavailable = {}, {}
+    floors: dict[str, dict[str, float]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
+    forget = set(read_splits(root)["entities"]["forget"])
     for model in params.models:
         files = read_attacks(root, model)
         if files is None:
@@ -177,13 +180,25 @@ def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
         if about.get("digest") != read_json(root / "scores" / f"{model}.json").get("digest"):
             unavailable[model] = f"the model changed after it was attacked: python -m tasks attack {model}"
             continue
+        if others := set(table["entity_id"]) - forget:
+            unavailable[model] = (
+                f"it was attacked when other people were forgotten (such as {min(others)}): "
+                f"python -m tasks attack {model}"
+            )
+            continue
         tables[model] = table
-        unavailable |= {f"{model}, {attack}": why for attack, why in about.get("unavailable", {}).items()}
-    attacks = collect_attacks(tables, unavailable=unavailable)
-    if attacks is None or not attacks.curves:
-        return attacks, []
+        floors |= about.get("floors", {})
+        for attack, why in about.get("unavailable", {}).items():
+            lacking.setdefault((attack, why), []).append(model)
+    unavailable |= {f"{attack} ({', '.join(names)})": why for (attack, why), names in lacking.items()}
+    attacks = collect_attacks(tables, floors=floors, unavailable=unavailable)
+    if attacks is None:
+        return None, []
     models = list(params.models)
-    return attacks, [relearning_plot(attacks.curves, models=models, metric=attacks.metric)]
+    plots = [robustness_plot(attacks, models=models)] if attacks.worst else []
+    for attack, curves in attacks.curves.items():
+        plots.append(budget_plot(attack, curves, models=models, metric=attacks.metric))
+    return attacks, plots
 
 
 def _layer_plots(params: Params, root: Path) -> list[Plot]:

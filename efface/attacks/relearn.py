@@ -1,4 +1,4 @@
-"""Relearning: fine-tune on facts about some of the forgotten people, and see whether the others come back."""
+"""Relearning: fine-tune on facts about some of the forgotten people, or on unrelated data, and ask."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from efface.attacks import UnavailableAttack
 from efface.data.samples import Sample
-from efface.errors import DataError
 from efface.unlearning.finetuning import finetune
 
 if TYPE_CHECKING:
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
-    """People to relearn from, and people held out; at least one of each.
+    """People whose facts an attack is given, and people held out; at least one of each.
 
     Args:
         people: the people to forget.
-        share: of them to relearn from, in (0, 1).
+        share: of them whose facts it is given, in (0, 1).
         seed: seed of the draw.
 
     Raises:
-        DataError: if there are fewer than two people, or the share is out of range.
+        UnavailableAttack: if there are fewer than two people, or the share is out of range.
     """
     distinct = sorted(set(people))
     if len(distinct) < 2 or not 0 < share < 1:
-        raise DataError(
-            f"relearning needs two or more people and a share in (0, 1), got {len(distinct)} and {share}: "
-            "the attack is tested on people whom it does not train on"
+        raise UnavailableAttack(
+            f"the attack needs two or more people and a share in (0, 1), got {len(distinct)} and {share}: it "
+            "is tested on people whose facts it does not get"
         )
     count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
     train_people = sorted(random.Random(f"{seed}/relearn").sample(distinct, count))
@@ -46,12 +46,12 @@ def relearn(
     batch_size: int,
     seed: int,
 ) -> Iterator[int]:
-    """Fine-tune in place on facts about some forgotten people, pausing at each budget.
+    """Fine-tune in place on facts, pausing at each budget.
 
     Args:
         model: is changed.
         processor: its processor.
-        samples: training facts about the people to relearn from.
+        samples: training facts about some of the forgotten people, or unrelated ones.
         budgets: optimizer steps so far, increasing, from 0.
         learning_rate: peak rate of each stretch between two budgets.
         batch_size: samples per step.
@@ -63,16 +63,14 @@ def relearn(
     Raises:
         ValueError: if the budgets do not increase.
     """
-    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
-        raise ValueError(f"budgets are {list(budgets)}: expected increasing numbers of steps from 0")
     steps_so_far = 0
-    for budget in budgets:
-        if budget > steps_so_far:
+    for budget, steps in stretches(budgets):
+        if steps:
             finetune(
                 model,
                 processor,
                 samples,
-                steps=budget - steps_so_far,
+                steps=steps,
                 learning_rate=learning_rate,
                 batch_size=batch_size,
                 seed=seed + steps_so_far,
@@ -81,3 +79,14 @@ def relearn(
             model.eval()
         steps_so_far = budget
         yield budget
+
+
+def stretches(budgets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each budget with the steps since the one before.
+
+    Raises:
+        ValueError: if the budgets do not increase.
+    """
+    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
+        raise ValueError(f"budgets are {list(budgets)}: expected increasing numbers of steps from 0")
+    yield from zip(budgets, [b - a for a, b in zip([0, *budgets], budgets, strict=False)], strict=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 import pandas as pd
 
 from efface.attacks.outcomes import (
     METRICS,
+    NO_ATTACK,
     AttackGap,
     Outcome,
+    WorstAttack,
     attack_gaps,
     attack_outcomes,
-    relearning_curve,
+    budget_curves,
+    worst_attack,
 )
 
 MEANINGS = {
@@ -32,7 +34,9 @@ class Attacks:
         models: the attacked models, in the order of the report.
         outcomes: attack to variant to model to its outcome.
         gaps: model to attack to its gap, mean over variants; empty for the retrained model.
-        curves: model to its relearning curve, steps to value.
+        worst: model to how far it is above retrained after its worst attack; without retrained itself.
+        curves: attack with a budget to model to its curve, steps to value.
+        floors: variant of the probe to what guessing and the base model reach, in [0, 1].
         unavailable: model, or model and attack, to why it is not shown.
     """
 
@@ -40,7 +44,9 @@ class Attacks:
     models: Sequence[str]
     outcomes: Mapping[str, Mapping[str, Mapping[str, Outcome]]]
     gaps: Mapping[str, Mapping[str, AttackGap]]
-    curves: Mapping[str, Mapping[int, float]]
+    worst: Mapping[str, WorstAttack]
+    curves: Mapping[str, Mapping[str, Mapping[int, float]]]
+    floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -48,19 +54,23 @@ class Attacks:
         """The metric in words."""
         return MEANINGS[self.metric]
 
-    def gap_of(self, model: str) -> float | None:
-        """Distance from the retrained model, mean over variants, then attacks; None if there is none."""
-        gaps = self.gaps.get(model)
-        return fmean(gap.gap for gap in gaps.values()) if gaps else None
+    def unattacked_gap(self, model: str) -> float | None:
+        """How much more the unattacked model answers than the retrained one; None where that is not known."""
+        outcome = self.outcomes.get(NO_ATTACK, {}).get(NO_ATTACK, {}).get(model)
+        return None if outcome is None else outcome.gap(self.metric)
 
 
 def collect_attacks(
-    tables: Mapping[str, pd.DataFrame], *, unavailable: Mapping[str, str] | None = None
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    floors: Mapping[str, Mapping[str, float]] | None = None,
+    unavailable: Mapping[str, str] | None = None,
 ) -> Attacks | None:
     """Results of the attacks; None if none was run.
 
     Args:
         tables: attack table per attacked model.
+        floors: of the probe's variants.
         unavailable: what cannot be shown, with the reason.
 
     Raises:
@@ -78,17 +88,24 @@ def collect_attacks(
             variants = outcomes.setdefault(outcome.attack, {}).setdefault(outcome.variant, {})
             if metric in outcome.values:
                 variants[model] = outcome
-    curves = {model: relearning_curve(of_model, metric) for model, of_model in by_model.items()}
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for model, of_model in by_model.items():
+        for attack, curve in budget_curves(of_model, metric).items():
+            curves.setdefault(attack, {})[model] = curve
+    gaps, worst = {}, {}
+    for model, table in tables.items():
+        if model != "retrained" and retrained is not None:
+            gaps[model] = attack_gaps(table, retrained, metric=metric)
+            if result := worst_attack(table, retrained, metric=metric):
+                worst[model] = result
     return Attacks(
         metric=metric,
         models=list(tables),
         outcomes=outcomes,
-        gaps={
-            model: attack_gaps(table, retrained, metric=metric)
-            for model, table in tables.items()
-            if model != "retrained" and retrained is not None
-        },
-        curves={model: curve for model, curve in curves.items() if curve},
+        gaps=gaps,
+        worst=worst,
+        curves=curves,
+        floors=dict(floors or {}),
         unavailable=dict(unavailable or {}),
     )
 
@@ -115,11 +132,13 @@ def attack_rows(attacks: Attacks | None) -> pd.DataFrame:
 
 
 def markdown_attacks(attacks: Attacks) -> str:
-    """The gap of each attack, mean over its variants, as a Markdown table for a pull request."""
-    names = [name for name in attacks.outcomes if name != "none"]
-    lines = ["| gap to retrained | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    """The worst gap and that of each attack, mean over its variants, as a Markdown table."""
+    names = [name for name in attacks.outcomes if name != NO_ATTACK]
+    heads = ["gap to retrained", "worst attack", *names]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for model, gaps in attacks.gaps.items():
         cells = [f"{gaps[name].gap:+.2f}" if name in gaps else "n/a" for name in names]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
+        worst = f"{attacks.worst[model].gap:+.2f}" if model in attacks.worst else "n/a"
+        lines.append(f"| {' | '.join([model, worst, *cells])} |")
     lines += [f"\n> {what} not available: {reason}" for what, reason in attacks.unavailable.items()]
     return "\n".join(lines) + "\n"

@@ -52,8 +52,8 @@ class Line:
         modality_gap: distance between the shares of facts right by picture and by name, on the people to
         forget. fluency: share of generations that are answers, on all sets.
         refusals: share of refusals on the people to forget.
-        attack_gap: how much more it answers than the retrained model after an attack: mean over variants, for
-            the attack with the largest mean.
+        attack_gap: how much more it answers than the retrained model after the worst attack.
+        attack_interval: its interval over people.
     """
 
     model: str
@@ -70,6 +70,7 @@ class Line:
     fluency: float | None
     refusals: float | None
     attack_gap: float | None = None
+    attack_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def compare(
         has_ratios = {"nll_paraphrase", "nll_wrong"} <= set(table.columns)
         quality = forget_quality_of(table, tables["retrained"]) if has_ratios else None
         gap = modality_gap(table)
+        worst = attacks.worst.get(model) if attacks else None
         lines.append(
             Line(
                 model=model,
@@ -144,7 +146,8 @@ def compare(
                 modality_gap=gap.gap if gap else None,
                 fluency=rate(table, "fluency", sets=ALL_SETS),
                 refusals=rate(table, "refusal_rate", sets=FORGET_SETS),
-                attack_gap=attacks.gap_of(model) if attacks else None,
+                attack_gap=worst.gap if worst else None,
+                attack_interval=worst.interval if worst else None,
             )
         )
     forget = tables["vanilla"][(tables["vanilla"]["part"] == "test") & (tables["vanilla"]["set"] == "forget")]
@@ -240,8 +243,8 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
     ]
     if attacked:
         hidden = (
-            f"After attacks, {len(attacked)} methods answer {min(attacked):+.2f} to {max(attacked):+.2f} "
-            "more than a retrained model after the same; "
+            f"After the worst attack on each, {len(attacked)} methods answer {min(attacked):+.2f} to "
+            f"{max(attacked):+.2f} more than a retrained model after the same; "
         )
     else:
         hidden = "No method was attacked, so whether facts are gone or hidden is open (attack.models); "

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from efface.report.attacks import Attacks
+
 WIDTH = 4.7
 """Inches: two fit side by side on a desktop, one stays legible on a phone."""
 FORGET = ("forget", "multimodal", "exact_match")
@@ -271,19 +273,42 @@ def front_plot(curves: Mapping[str, Sequence[Points]], *, models: Sequence[str])
     )
 
 
-def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequence[str], metric: str) -> Plot:
-    """What relearning some of the forgotten people brings back about the others.
+BUDGET_PLOTS = {
+    "relearn": (
+        "relearning",
+        "Fine-tuned on facts about some of the forgotten people, asked about the others. Facts that "
+        "are gone return no faster than in retrained (dashed), which never met them.",
+    ),
+    "benign_relearn": (
+        "benign relearning",
+        "Fine-tuned on data that tells nothing about the forgotten people. What rises was hidden.",
+    ),
+    "soft_prompt": (
+        "soft prompt",
+        "Vectors behind the question, optimised on facts about some of the forgotten people, asked about the "
+        "others. Facts that are gone return no faster than in retrained (dashed).",
+    ),
+}
+"""Attack with a budget to its name and the caption of its curves."""
+
+
+def budget_plot(
+    attack: str, curves: Mapping[str, Mapping[int, float]], *, models: Sequence[str], metric: str
+) -> Plot:
+    """What an attack brings back, by the steps it takes.
 
     Args:
+        attack: one of `BUDGET_PLOTS`.
         curves: attacked model to optimizer steps to value, in [0, 1].
         models: all models of the report.
         metric: metric of the values: ``exact_match`` or ``rouge_l``.
     """
-    label = f"{metric.replace('_', ' ')}, people held out"
+    name, caption = BUDGET_PLOTS[attack]
+    label = f"{metric.replace('_', ' ')} on the people to forget"
 
     def build() -> Figure:
         figure = _new_figure(3.3)
-        panel = figure.add_subplot(xlabel="steps of relearning", ylabel=label)
+        panel = figure.add_subplot(xlabel=f"steps of {name}", ylabel=label)
         panel.set_ylim(-0.04, 1.04)
         for model, curve in curves.items():
             colour, marker = _model_style(model, models)
@@ -308,11 +333,45 @@ def relearning_plot(curves: Mapping[str, Mapping[int, float]], *, models: Sequen
     ]
     return render(
         build,
-        name="relearning",
-        title="Relearning",
-        alt=f"One line per model over the steps of relearning; up, {label}. " + "; ".join(described) + ".",
-        caption="Fine-tuned on facts about some of the forgotten people, asked about the others. Facts that "
-        "are gone return no faster than in retrained (dashed), which never met them.",
+        name=name.replace(" ", "_"),
+        title=name.capitalize(),
+        alt=f"One line per model over the steps of {name}; up, {label}. " + "; ".join(described) + ".",
+        caption=caption,
+    )
+
+
+def robustness_plot(attacks: Attacks, *, models: Sequence[str]) -> Plot:
+    """How far each model is above retrained after the worst attack, with intervals, and without attack.
+
+    Args:
+        attacks: results of attacks, retrained's among them.
+        models: all models of the report.
+    """
+
+    def build() -> Figure:
+        rows = list(attacks.worst.items())[::-1]  # the first on top
+        figure = _new_figure(1.1 + 0.32 * len(rows))
+        panel = figure.add_subplot(xlabel=f"{attacks.metric.replace('_', ' ')} above retrained")
+        panel.axvline(0, color=INK, linewidth=0.8)
+        for row, (model, worst) in enumerate(rows):
+            colour, marker = _model_style(model, models)
+            if worst.interval is not None:
+                panel.hlines(row, *worst.interval, color=colour, linewidth=1.4)
+            panel.plot(worst.gap, row, marker=marker, color=colour, markersize=6)
+            if (gap := attacks.unattacked_gap(model)) is not None:
+                panel.plot(gap, row, marker="|", color=INK, markersize=11)
+        panel.set_yticks(range(len(rows)), [model for model, _ in rows])
+        return figure
+
+    described = [f"{model} {worst.sentence}" for model, worst in attacks.worst.items()]
+    return render(
+        build,
+        name="robustness",
+        title="Robustness",
+        alt="One row per model; across, " + "; ".join(described) + ".",
+        caption="How much more of the forgotten a model answers than retrained after the same attack, for "
+        "the worst attack. It is chosen on half of the people and counted on the other half; bars are "
+        "95% intervals over people for the gap of the truly worst attack. Strokes: no attack.",
     )
 
 

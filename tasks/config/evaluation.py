@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import UNLISTED, Count, Level, Name, Rate, Section, require_unique
+from tasks.config.section import UNLISTED, Count, Level, Name, Rate, Section, Weight, require_unique
 
 
 class Evaluate(Section):
@@ -36,21 +36,130 @@ class Evaluate(Section):
         return self
 
 
-ATTACKS = ("relearn", "quantize", "module_reload", "cross_modal", "image_shift")
-"""Names of the attacks, each with a section of its own under `attack`."""
+ATTACKS = (
+    "reword",
+    "in_context",
+    "jailbreak",
+    "language",
+    "cross_modal",
+    "typographic",
+    "image_shift",
+    "probe",
+    "soft_prompt",
+    "relearn",
+    "benign_relearn",
+    "quantize",
+    "module_reload",
+)
+"""Names of the attacks in the order in which they run, each with a section of its own under `attack`."""
+Texts = dict[str, str]
 
 
-class Relearn(Section):
+class Reword(Section):
+    """The questions in other words, which training did not use."""
+
+    variants: Count = 2
+    """Wordings, one attack each: of the avatars from templates, elsewhere those of the benchmark."""
+    lists: dict[str, Texts] = {}
+    """Your own instead: name to question, as it stands in the table, to other words."""
+
+
+class InContext(Section):
+    """Solved questions before the question."""
+
+    kinds: Annotated[list[Literal["examples", "hints"]], Field(min_length=1)] = ["examples", "hints"]
+    """About people to keep, or about the person's other facts; one attack each."""
+    shots: Count = 3
+    """How many."""
+
+
+class Jailbreak(Section):
+    """Role play and other prompts that are to talk the model out of its reserve."""
+
+    prompts: Texts = {}
+    """Your own instead of efface/attacks/jailbreaks.json: name to text with {question} in it."""
+
+    @model_validator(mode="after")
+    def _prompts_ask(self) -> Jailbreak:
+        for name, text in self.prompts.items():
+            if "{question}" not in text:
+                raise ValueError(f"prompts.{name} is {text!r}: expected {{question}} where the question goes")
+        return self
+
+
+class Language(Section):
+    """The questions in another language."""
+
+    lists: dict[str, Texts] = {}
+    """Language to question, as it stands in the table, to its translation; answers are compared with the
+    table's, so let the translation say in which language to answer."""
+
+
+class Typographic(Section):
+    """The question drawn into the picture."""
+
+    kinds: Annotated[list[Literal["question", "question_with_name"]], Field(min_length=1)] = [
+        "question",
+        "question_with_name",
+    ]
+    """One attack each."""
+
+
+class Probe(Section):
+    """Linear probe and logit lens on hidden states."""
+
+    layers: Count = 4
+    """Decoder layers, evenly spaced."""
+    samples: Count = 512
+    """Questions about the people to keep that the linear probe learns from."""
+    penalty: Weight = 0.1
+    """Ridge penalty per sample; states have deviation 1."""
+
+
+class Optimised(Section):
+    """Attacks that take optimizer steps."""
+
+    budgets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 30]
+    """Optimizer steps at which the model is scored, increasing; 0: before the first."""
+    learning_rate: Rate = 1.0e-4
+    """Peak learning rate, in (0, 1]."""
+    batch_size: Count = 8
+    """Samples per step."""
+
+    @model_validator(mode="after")
+    def _budgets_increase(self) -> Optimised:
+        if self.budgets != sorted(set(self.budgets)) or not any(self.budgets):
+            raise ValueError(
+                f"budgets is {self.budgets}: expected increasing numbers of steps, the last above 0"
+            )
+        return self
+
+
+class SoftPrompt(Optimised):
+    """Vectors behind the question, optimised on some forgotten people; tested on the others."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the forgotten people to optimise on."""
+    length: Count = 8
+    """Number of vectors."""
+    learning_rate: Rate = 0.1
+    """Of Adam, as a share of the standard deviation of the embeddings, in (0, 1]."""
+
+
+class Relearn(Optimised):
     """Fine-tuning on facts about some forgotten people; tested on the others."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the forgotten people to relearn from."""
     budgets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 10, 30, 100]
     """Optimizer steps at which the model is scored, increasing; 0: before the first."""
-    learning_rate: Rate = 1.0e-4
-    """Peak learning rate, in (0, 1]."""
-    batch_size: Count = 8
-    """Samples per step."""
+
+
+class BenignRelearn(Optimised):
+    """Fine-tuning on data that tells nothing about the forgotten people."""
+
+    data: Literal["retain", "skills"] = "retain"
+    """Facts about the people to keep, or the benchmark's general skills."""
 
 
 class Quantize(Section):
@@ -97,13 +206,23 @@ class Attack(Section):
 
     models: list[Name] = []
     """Models to attack, such as [retrained, npo]; with `retrained` the others are compared to it."""
-    run: Annotated[list[Literal[ATTACKS]], Field(min_length=1)] = list(ATTACKS)  # type: ignore[valid-type]
-    """Attacks on each of them."""
+    run: Annotated[list[Literal[ATTACKS]], Field(min_length=1)] = [  # type: ignore[valid-type]
+        attack for attack in ATTACKS if attack not in ("jailbreak", "language", "typographic")
+    ]
+    """Attacks on each of them; the three left out need a model that knows more words than the sandbox's."""
+    reword: Reword = Reword()
+    in_context: InContext = InContext()
+    jailbreak: Jailbreak = Jailbreak()
+    language: Language = Language()
+    cross_modal: CrossModal = CrossModal()
+    typographic: Typographic = Typographic()
+    image_shift: ImageShift = ImageShift()
+    probe: Probe = Probe()
+    soft_prompt: SoftPrompt = SoftPrompt()
     relearn: Relearn = Relearn()
+    benign_relearn: BenignRelearn = BenignRelearn()
     quantize: Quantize = Quantize()
     module_reload: ModuleReload = ModuleReload()
-    cross_modal: CrossModal = CrossModal()
-    image_shift: ImageShift = ImageShift()
 
     @model_validator(mode="after")
     def _lists_are_unique(self) -> Attack:

@@ -88,7 +88,7 @@ def write_scored_cards(
             if line.auc is not None and line.auc_gap is not None:
                 privacy = f"AUC {line.auc:.2f}, {line.auc_gap:.2f} from the retrained model's"
             if line.attack_gap is not None:
-                attacks = f"{line.attack_gap:+.2f} exact match from the retrained model, mean over attacks"
+                attacks = f"{line.attack_gap:+.2f} exact match above the retrained model, worst attack"
             text = model_card(
                 model,
                 method=Path(place).name,

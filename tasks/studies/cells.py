@@ -110,12 +110,14 @@ def _mask_numbers(record: Mapping[str, Any], records: Mapping[str, Mapping[str, 
 
 def _gaps(folder: Path, model: str) -> dict[str, float]:
     """Attack to how much more of the forgotten the model answers after it than retrained does."""
-    from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes
+    from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes, worst_attack
 
     attacks, retrained = read_attacks(folder, model), read_attacks(folder, "retrained")
     if attacks is None or retrained is None:
         return {}
     outcomes = attack_outcomes(attacks[0], retrained[0])
     gaps = [("no attack", outcome.gap()) for outcome in outcomes if outcome.attack == NO_ATTACK]
+    if worst := worst_attack(attacks[0], retrained[0]):
+        gaps.append(("worst attack", worst.gap))
     gaps += [(name, result.gap) for name, result in attack_gaps(attacks[0], retrained[0]).items()]
     return {name: gap for name, gap in gaps if gap is not None}

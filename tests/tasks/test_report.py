@@ -203,8 +203,12 @@ def test_attacks_are_shown_with_the_distance_to_retrained(copy):
     gaps = rows.loc["mmunlearner", "gap"]
     assert gaps["4 bits"] == gaps.max() > gaps["30 steps"] > 0 and rows.loc["retrained", "gap"].isna().all()
     card = json.loads((copy / "report" / "scores.json").read_text())["models"]
-    # The mean over attacks; before any relearning counts in none.
-    assert card["mmunlearner"]["attack_gap"] == pytest.approx((gaps["4 bits"] + gaps["30 steps"]) / 2)
+    # The worst attack is far ahead on any half of the people; a budget of 0 is no attack.
+    low, high = card["mmunlearner"]["attack_interval"]
+    assert low <= card["mmunlearner"]["attack_gap"] <= high and high > gaps["4 bits"]
+    assert card["mmunlearner"]["attack_gap"] == pytest.approx(gaps["4 bits"], abs=0.05)
+    (robustness,) = (image["alt"] for image in reader.images if "worst of 3" in image["alt"])
+    assert "quantize, 4 bits" in robustness and (copy / "report" / "plots" / "robustness.svg").is_file()
     assert card["retrained"]["attack_gap"] is card["manu"]["attack_gap"] is None
     assert list(rows["step"].dropna()) == [0, 0, 30, 30]
     assert f"{gaps['4 bits']:+.2f}" in reader.text and "as it is" in reader.text
@@ -214,8 +218,8 @@ def test_attacks_are_shown_with_the_distance_to_retrained(copy):
     summary = (copy / "report" / "summary.md").read_text()
     card_text = (copy / "report" / "cards" / "mmunlearner.md").read_text()
     mean = card["mmunlearner"]["attack_gap"]
-    assert f"Attacks: {mean:+.2f} exact match from the retrained model" in card_text
-    row = f"| mmunlearner | {gaps['4 bits']:+.2f} | {gaps['30 steps']:+.2f} |"
+    assert f"Attacks: {mean:+.2f} exact match above the retrained model" in card_text
+    row = f"| mmunlearner | {mean:+.2f} | {gaps['4 bits']:+.2f} | {gaps['30 steps']:+.2f} |"
     assert row in summary and f"{gaps['4 bits']:+.2f}" in reader.text
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efface.attacks.outcomes import attack_gaps, attack_outcomes, relearning_curve
+from efface.attacks.outcomes import attack_gaps, attack_outcomes, budget_curves, worst_attack, worst_of
 from efface.errors import ArtifactError
+from efface.evaluation.intervals import PersonSums
 
 
 def table(right, *, kind="forget"):
@@ -82,12 +83,74 @@ def test_the_mean_over_variants_has_no_bias_where_the_largest_has():
     assert abs(np.mean(means)) < 0.05 < 0.15 < np.mean(largest)
 
 
+def test_the_worst_of_one_variant_is_its_mean_with_student_s_interval():
+    one = ({PLAIN: MODEL[PLAIN]}, {PLAIN: RETRAINED[PLAIN]})
+    worst = worst_attack(table(one[0]), table(one[1]))
+    assert (worst.gap, worst.attack, worst.variants, worst.people) == (0.25, "none", 1, 2)
+    assert worst.interval == (-1, 1)  # differences of a and b: .5 and 0, so Student's is .25 +- 3.2
+    assert "no attack at all" in worst.sentence
+    assert worst_attack(table(MODEL), table({PLAIN: RETRAINED[PLAIN]})).variants == 1
+    assert worst_attack(table({START: MODEL[START]}), table({START: RETRAINED[START]})) is None
+
+
+def test_the_worst_attack_by_hand():
+    """Two people, so either half is one person: each chooses, the other counts."""
+    worst = worst_attack(table(MODEL), table(RETRAINED))
+    assert (worst.variants, worst.people) == (5, 2)
+    # On a alone the first of the .5 gaps is worst: none, which b answers by 0. On b it is relearning's 10
+    # steps, which never asked a, so none again (0 for both of its rivals but 4 bits), and a has .5.
+    assert worst.gap == pytest.approx((0.0 + 0.5) / 2)
+    assert worst.attack == "none"
+
+
+def test_more_people_and_one_variant_have_student_s_interval():
+    values = np.array([0.1, 0.4, -0.2, 0.3, 0.0])
+    cell = ("reword", "wording 1")
+    sums = PersonSums({cell: values * 2}, {cell: np.full(5, 2.0)}, np.array(["people"] * 5))
+    half = 2.7764451 * values.std(ddof=1) / 5**0.5
+    worst = worst_of(sums, draws=10)
+    assert worst.interval == pytest.approx((values.mean() - half, values.mean() + half))
+    assert worst.gap == pytest.approx(values.mean(), abs=0.02)  # halves of two and three people
+    assert (
+        worst_of(PersonSums({cell: np.zeros(3)}, {cell: np.ones(3)}, sums.groups[:3]), draws=5).interval
+        is None
+    )
+
+
+def simulated(rng, mean, *, people, shared):
+    """Differences of people and variants around true gaps, with a part that a person has in all variants."""
+    noise = shared**0.5 * rng.normal(size=(1, people)) + (1 - shared) ** 0.5 * rng.normal(
+        size=(len(mean), people)
+    )
+    values = mean[:, None] + 0.2 * noise
+    sums = {("attack", str(v)): row for v, row in enumerate(values)}
+    return PersonSums(sums, {key: np.ones(people) for key in sums}, np.array(["people"] * people))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.6])
+@pytest.mark.parametrize("people", [6, 20])
+@pytest.mark.parametrize(
+    "mean", [np.zeros(12), np.linspace(0, 0.3, 12), np.eye(12)[3] * 0.3], ids=["alike", "graded", "one"]
+)
+def test_the_interval_of_the_worst_attack_holds_the_largest_true_gap(mean, people, shared):
+    """A plain maximum is .07 to .14 too large where all are alike, and its t interval holds too rarely."""
+    rng = np.random.default_rng(0)
+    results = [worst_of(simulated(rng, mean, people=people, shared=shared), draws=10) for _ in range(250)]
+    truth = mean.max()
+    covered = np.mean([r.interval[0] <= truth <= r.interval[1] for r in results])
+    assert covered >= 0.95 - 2 * (0.95 * 0.05 / 250) ** 0.5
+    bias = np.mean([r.gap for r in results]) - truth
+    assert -0.07 < bias < 0.02  # too low where some variants are nearly as bad as the worst
+
+
 def test_nothing_taught_yet_is_no_attack_and_without_retrained_there_is_no_gap():
     early = {key: value for key, value in MODEL.items() if key in (PLAIN, START)}
     assert attack_gaps(table(early), table(early)) == {}
     partly = {key: value for key, value in RETRAINED.items() if key[0] != "relearn"}
     assert set(attack_gaps(table(MODEL), table(partly))) == {"quantize"}
-    assert relearning_curve(attack_outcomes(table(MODEL), None), "exact_match") == {0: 0.0, 10: 1.0, 30: 1.0}
+    assert budget_curves(attack_outcomes(table(MODEL), None), "exact_match") == {
+        "relearn": {0: 0.0, 10: 1.0, 30: 1.0}
+    }
 
 
 def test_other_sets_are_left_out_and_can_be_asked_for():

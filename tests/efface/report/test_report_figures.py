@@ -6,10 +6,10 @@ import re
 
 from efface.report.estimates import Cell
 from efface.report.figures import (
+    budget_plot,
     by_tower,
     curve_plot,
     pruning_plot,
-    relearning_plot,
     saliency_plot,
     tradeoff_plots,
     training_plot,
@@ -108,7 +108,8 @@ def test_curves_say_where_they_begin_and_end():
         for step, forget in ((0, 1.0), (5, 0.25))
     ]
     assert "npo from 1.00 and 0.90 to 0.25 and 0.90" in curve_plot(points, models=["npo"]).alt
-    plot = relearning_plot({"retrained": {0: 0.1, 30: 0.3}}, models=["retrained"], metric="exact_match")
+    curves = {"retrained": {0: 0.1, 30: 0.3}}
+    plot = budget_plot("relearn", curves, models=["retrained"], metric="exact_match")
     assert "retrained 0.10 at 0, 0.30 at 30" in plot.alt
 
 

@@ -1,0 +1,188 @@
+"""Probes: is the fact still in the hidden states, though the model does not say it?
+
+Read at the last token of the prompt, where the answer is about to begin:
+
+    linear      W = (X'X + n penalty I)^-1 X'Y       X: standardised states, people who stay
+                answer = argmax over values of x W   Y: which value of the attribute is right
+    logit lens  answer = argmax over values of head(norm(h)) at the value's first token
+
+The linear probe learns from people who stay and is tested on the people to forget, so it cannot memorise
+anyone: it finds a fact only where the model keeps it as it keeps those of everybody else. Published probes
+split questions instead and read the person off the states, which even an untouched model allows.
+
+Reference:
+    Alain and Bengio, arXiv:1610.01644; nostalgebraist, "interpreting GPT: the logit lens", 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from efface.attacks import UnavailableAttack
+from efface.data.samples import Sample
+from efface.encoding import collate, encode_prompts, to_device
+from efface.encoding.forward import forward
+from efface.evaluation.scoring.prefix import answer_tokens
+from efface.models.anatomy import decoder_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+Values = Mapping[str | None, Sequence[str]]
+"""Attribute to the values it takes."""
+
+
+def probe_samples(
+    train: Sequence[Sample], test: Sequence[Sample]
+) -> tuple[list[Sample], list[Sample], Values]:
+    """The questions with a picture and a short answer that a probe can learn from and be tested on.
+
+    Args:
+        train: questions about people who stay, training facts among them.
+        test: questions about the people to forget.
+
+    Returns:
+        Those to learn from, those to test on, and the values to choose from.
+
+    Raises:
+        ValueError: if someone is on both sides.
+        UnavailableAttack: if no value of the people to forget occurs with two values or more of the others.
+    """
+    if both := {s.entity_id for s in train} & {s.entity_id for s in test}:
+        raise ValueError(f"{min(both)} is among the people to learn from and those to test on")
+    pictured = [s for s in train if s.image_bytes is not None and s.attribute != "name"]
+    values: dict[str | None, list[str]] = {}
+    for sample in pictured:
+        if sample.task in ("choice", "cloze") and sample.answer not in values.setdefault(
+            sample.attribute, []
+        ):
+            values[sample.attribute].append(sample.answer)
+    values = {attribute: sorted(answers) for attribute, answers in values.items() if len(answers) > 1}
+    usable = [s for s in pictured if s.answer in values.get(s.attribute, ())]
+    tested = [s for s in test if s.image_bytes is not None and s.answer in values.get(s.attribute, ())]
+    if not tested:
+        raise UnavailableAttack(
+            "no short answer about the people to forget also occurs with those who stay, so a probe cannot "
+            "learn it from others: it needs a benchmark whose people share values of an attribute"
+        )
+    return usable, tested, values
+
+
+def chance(samples: Sequence[Sample], values: Values) -> float:
+    """What guessing one of the values earns, mean over samples, in (0, 1]."""
+    return sum(1 / len(values[sample.attribute]) for sample in samples) / len(samples)
+
+
+@torch.no_grad()
+def probe(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    train: Sequence[Sample],
+    test: Sequence[Sample],
+    values: Values,
+    *,
+    layers: int,
+    penalty: float,
+    batch_size: int,
+) -> dict[str, list[bool]]:
+    """Whether a linear probe, and the logit lens, give the right answer to each test question.
+
+    Args:
+        model: is not changed.
+        processor: its processor.
+        train, test, values: of `probe_samples`.
+        layers: how many decoder layers to probe, evenly spaced, the last among them.
+        penalty: of the linear probe, per sample, at least 0; states have deviation 1.
+        batch_size: questions side by side.
+
+    Returns:
+        Probe and layer, such as ``linear, layer 4``, to a value per test question.
+    """
+    learnt, states = (_last_states(model, processor, samples, batch_size) for samples in (train, test))
+    depth = len(states)
+    picked = sorted({round(depth * (i + 1) / min(layers, depth)) for i in range(min(layers, depth))})
+    classes = sorted({answer for answers in values.values() for answer in answers})
+    index = {answer: i for i, answer in enumerate(classes)}
+    right, right_of_test = ([index[sample.answer] for sample in samples] for samples in (train, test))
+    allowed = torch.full((len(test), len(classes)), -torch.inf)
+    for row, sample in enumerate(test):
+        allowed[row, [index[answer] for answer in values[sample.attribute]]] = 0.0
+    results = {}
+    for layer in picked:
+        scores = linear_scores(
+            learnt[layer - 1], torch.tensor(right), states[layer - 1], len(classes), penalty=penalty
+        )
+        results[f"linear, layer {layer}"] = _hits(scores + allowed, right_of_test, range(len(classes)))
+    lens, first = _lens(model), _first_tokens(processor, test, classes)
+    for layer in picked:
+        if lens is None:
+            break
+        at_layer = states[layer - 1].to(model.device, model.dtype)
+        logits = lens(at_layer, layer == depth)[:, first].float().cpu()
+        results[f"logit lens, layer {layer}"] = _hits(logits + allowed, right_of_test, first)
+    return results
+
+
+def linear_scores(states: Tensor, classes: Tensor, test: Tensor, count: int, *, penalty: float) -> Tensor:
+    """Ridge regression on the classes' indicators: its values for the test states.
+
+    Args:
+        states: to learn from, (N, H).
+        classes: class of each, (N,).
+        test: states to classify, (M, H).
+        count: number of classes C.
+        penalty: per sample, at least 0.
+
+    Returns:
+        Shape (M, C); the highest value decides.
+    """
+    mean, deviation = states.mean(dim=0), states.std(dim=0).clamp(min=1e-6)
+    x = ((states - mean) / deviation).double()
+    targets = nn.functional.one_hot(classes, count).double()
+    prior = targets.mean(dim=0)
+    gram = x.T @ x + len(x) * penalty * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, x.T @ (targets - prior))
+    return (((test - mean) / deviation).double() @ weights + prior).float()
+
+
+def _last_states(
+    model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], batch_size: int
+) -> list[Tensor]:
+    """Hidden states at the last token of the prompts, (N, H) behind each decoder layer."""
+    model.eval()
+    parts: list[list[Tensor]] = []
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        rows = encode_prompts(processor, [s.question for s in chunk], [s.images for s in chunk])
+        batch = to_device(collate(rows, processor.tokenizer.pad_token_id, side="left"), model.device)
+        layers = forward(model, batch, output_hidden_states=True).hidden_states[1:]
+        parts.append([layer[:, -1].float().cpu() for layer in layers])
+    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+
+def _lens(model: PreTrainedModel) -> Callable[[Tensor, bool], Tensor] | None:
+    """From states behind a layer to logits; None for a decoder without a final norm that we know."""
+    decoder, head = decoder_of(model), model.get_output_embeddings()
+    norm = next((getattr(decoder, n) for n in ("norm", "final_layer_norm") if hasattr(decoder, n)), None)
+    if norm is None or head is None:
+        return None
+    # What transformers gives behind the last layer has gone through the norm already.
+    return lambda states, normed: head(states if normed else norm(states))
+
+
+def _first_tokens(processor: ProcessorMixin, samples: Sequence[Sample], answers: Sequence[str]) -> list[int]:
+    """Id of the first token of each answer, as it stands behind a prompt."""
+    question, pictures = samples[0].question, len(samples[0].encoded_images)
+    tokens = answer_tokens(processor, question, answers, image=pictures)
+    if tokens is None:
+        return [processor.tokenizer.encode(answer, add_special_tokens=False)[0] for answer in answers]
+    return [ids[0] for ids in tokens]
+
+
+def _hits(scores: Tensor, right: Sequence[int], labels: Sequence[int]) -> list[bool]:
+    """Whether the best class is the right one, or has its label: values may begin with the same token."""
+    return [labels[a] == labels[b] for a, b in zip(scores.argmax(dim=1).tolist(), right, strict=True)]

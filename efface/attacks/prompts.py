@@ -1,0 +1,144 @@
+"""Attacks on the words: the question reworded, after hints or examples, or inside a jailbreak prompt."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from efface.attacks import UnavailableAttack
+from efface.data.benchmarks.avatars.questions import EVALUATION, NOUNS, REWORDED
+from efface.data.names import named
+from efface.data.samples import Sample
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+CONTEXTS = ("examples", "hints")
+QUESTION = "{question}"
+"""Stands for the question in a jailbreak prompt."""
+
+
+def reword(
+    samples: Sequence[Sample], names: Mapping[str, str], *, benchmark: str, number: int
+) -> list[Sample]:
+    """The questions in words that neither training nor the question itself used.
+
+    Those of the avatars come from the templates that training leaves out. Elsewhere the table's own words
+    serve: those of another question with the same answer about the same fact of the same person.
+
+    Args:
+        samples: those without other words are left out.
+        names: entity id to name, for questions without a picture.
+        benchmark: ``avatars``, or any other.
+        number: which wording, from 0; each sample turns through those it has.
+    """
+    facts: dict[tuple[object, ...], list[str]] = {}
+    for sample in samples:
+        facts.setdefault(_fact(sample), []).append(sample.question)
+    reworded = []
+    for sample in samples:
+        wordings = _templates(sample, names) if benchmark == "avatars" else facts[_fact(sample)]
+        others = [words for words in dict.fromkeys(wordings) if words != sample.question]
+        if others:
+            reworded.append(replace(sample, question=others[number % len(others)]))
+    return reworded
+
+
+def listed(samples: Sequence[Sample], words: Mapping[str, str]) -> list[Sample]:
+    """The questions that a list of the user has other words for, in those words.
+
+    Args:
+        samples: those whose question is not in the list are left out.
+        words: question, as it stands in the table, to other words or another language.
+    """
+    return [
+        replace(sample, question=words[sample.question]) for sample in samples if sample.question in words
+    ]
+
+
+def in_context(
+    samples: Sequence[Sample], others: Sequence[Sample], *, kind: str, shots: int, seed: int
+) -> list[Sample]:
+    """The questions after solved ones: of people who may be known, or about the person's other facts.
+
+    Args:
+        samples: those for which there is nothing to show are left out.
+        others: solved questions about people who may be known, in words alone.
+        kind: ``examples`` shows questions for the same attribute about others; ``hints`` shows other
+            facts about the same person, never the answer itself.
+        shots: how many to show.
+        seed: draws them; each sample has its own.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if kind not in CONTEXTS:
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(CONTEXTS)}")
+
+    def fits(sample: Sample, shown: Sample) -> bool:
+        if kind == "examples":
+            about = (shown.task, shown.attribute) == (sample.task, sample.attribute)
+            return about and shown.entity_id != sample.entity_id
+        about = (shown.entity_id, shown.modality) == (sample.entity_id, sample.modality)
+        other = shown.attribute != sample.attribute or sample.attribute is None
+        return about and other and shown.attribute != "name" and sample.answer not in shown.answer
+
+    attacked = []
+    for sample in samples:
+        pool = [shown for shown in (others if kind == "examples" else samples) if fits(sample, shown)]
+        pool = list({shown.answer: shown for shown in pool}.values())
+        drawn = random.Random(f"{seed}/{sample.sample_id}").sample(pool, min(shots, len(pool)))
+        if drawn:
+            lines = [f"{shown.question} {shown.answer}" for shown in drawn]
+            attacked.append(replace(sample, question="\n".join([*lines, sample.question])))
+    return attacked
+
+
+def jailbreak_prompts() -> dict[str, str]:
+    """Name to jailbreak or role-play prompt, from the data file."""
+    prompts: dict[str, str] = json.loads(Path(__file__).with_name("jailbreaks.json").read_text("utf-8"))
+    return prompts
+
+
+def jailbreak(samples: Sequence[Sample], prompt: str) -> list[Sample]:
+    """The questions inside a prompt that is to talk the model out of its reserve.
+
+    Args:
+        samples: questions.
+        prompt: text with ``{question}`` in it.
+    """
+    return [replace(sample, question=prompt.replace(QUESTION, sample.question)) for sample in samples]
+
+
+def require_words(processor: ProcessorMixin, texts: Iterable[str]) -> None:
+    """Refuse words that the model has no tokens for: what it is asked would not be the attack.
+
+    Raises:
+        UnavailableAttack: naming the first such word.
+    """
+    tokenizer = processor.tokenizer
+    encode: Callable[[str], list[int]] = tokenizer.encode
+    for word in dict.fromkeys(word for text in texts for word in text.split()):
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in encode(word):
+            raise UnavailableAttack(
+                f"the model has no token for {word!r}, so it cannot read the prompt: it needs a model that "
+                "was trained on language (base.source or base.decoder)"
+            )
+
+
+def _fact(sample: Sample) -> tuple[object, ...]:
+    return sample.entity_id, sample.modality, sample.task, sample.attribute, sample.answer
+
+
+def _templates(sample: Sample, names: Mapping[str, str]) -> list[str]:
+    phrasings = (*EVALUATION.get(sample.task, ()), *REWORDED.get(sample.task, ()))
+    noun = NOUNS.get(sample.attribute or "", sample.attribute)
+    questions = [phrasing.format(noun=noun) for phrasing in phrasings]
+    if sample.image_bytes is not None:
+        return questions
+    name = names.get(sample.entity_id)
+    return [] if name is None else [named(question, name) for question in questions]
