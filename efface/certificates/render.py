@@ -21,6 +21,7 @@ MODELS = {
 GATES = {
     "forget": "Forgotten: exact match by picture",
     "other_facts": "Their other facts, as a share of vanilla's",
+    "served": "Forgotten, with the weights as they are served",
     "retain": "People to keep, as a share of vanilla's",
     "utility": "Real people and skills, as a share of vanilla's",
     "knowledge": "Probability of the facts, share left",

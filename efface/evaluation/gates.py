@@ -34,7 +34,7 @@ class Gate:
     """One condition.
 
     Attributes:
-        name: `forget`, `retain`, `utility`, `other_facts`, `relearn_gap`, or a gate of `evidence`.
+        name: `forget`, `retain`, `utility`, `other_facts`, `served`, `relearn_gap`, or a gate of `evidence`.
         about: the request it is about; None: the whole model.
         value: the measurement, in [0, 1] or a share of vanilla; None if there is none.
         limit: the bound.

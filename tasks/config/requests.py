@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,9 @@ class Requests(Section):
     """Name in MLflow's registry; null: efface-, the benchmark, and the base model's name."""
     retrained: Annotated[bool, UNLISTED] = False
     """Train the retrained model of each run too, on the retain people: costs a fine-tuning."""
+    served_bits: Annotated[Literal[8, 4] | None, UNLISTED] = None
+    """Bits of the weights as the model is served, where it is quantised for that: the gate on forgetting must
+    hold then too; null: it is served as it is."""
     release: Annotated[str | None, UNLISTED] = None
     """Who can use the model, and how, for the certificate: weights in the office, answers to the public."""
     largest_share: Annotated[Weight, UNLISTED] = 0.2

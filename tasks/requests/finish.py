@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.certificates.seal import DIGEST, sealed
+from efface.errors import ArtifactError
 from efface.subject_hashes import subject_hashes
 from tasks.config import Params
 from tasks.config.root import ORIGINAL
@@ -30,7 +31,14 @@ from tasks.requests.state import (
     write_state,
 )
 from tasks.runtime.artifacts import digest, read_json, write_json
-from tasks.runtime.results import mask_metadata, project_of, read_records, read_scores, read_splits
+from tasks.runtime.results import (
+    mask_metadata,
+    project_of,
+    read_attacks,
+    read_records,
+    read_scores,
+    read_splits,
+)
 from tasks.runtime.salt import create_salt
 from tasks.tracking.registry import FLOW_RUN, FOLDER, REQUESTS, RUN, ModelPayload, Registry, Version
 from tasks.tracking.runs import model_payload, send
@@ -137,10 +145,12 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
             if (request in plan.batch or gate.value is not None)
             and not (gate.name == "neighbours" and request in confirmed)
         ]
-    attacks = _relearning(folder, method)
+    attacks = _attacks(folder, method)
     if limits.relearn_gap_at_most is not None:
-        gap = attacks["relearn"]["gap"] if attacks else None
+        gap = attacks["relearn"]["gap"] if "relearn" in attacks else None
         results.append(Gate("relearn_gap", None, gap, limits.relearn_gap_at_most, "at most"))
+    if params.requests.served_bits is not None:
+        results += _as_served(folder, method, groups, limits.forget_at_most)
     plain = {request: about.plain() | {"goal": goal} for request, about in measured.items()}
     return Verdict(results, _scores(tables, groups), attacks, plain)
 
@@ -188,20 +198,37 @@ def _scores(tables: Mapping[str, pd.DataFrame], groups: Mapping[str, list[str]])
     }
 
 
-def _relearning(folder: Path, method: str) -> dict[str, Any]:
-    """Exact match by picture after relearning, of the new and the retrained model; {} if it did not run."""
-    exact: dict[str, dict[str, float]] = {}
+def _attacks(folder: Path, method: str) -> dict[str, Any]:
+    """Attack to exact match by picture after each variant, of the new and the retrained model."""
+    results: dict[str, Any] = {}
     for role, name in (("after", method), ("retrained", "retrained")):
         path = folder / "attacks" / f"{name}.json"
         for result in read_json(path)["results"] if path.is_file() else ():
             cell = result["metrics"].get("forget", {}).get("multimodal", {}).get("exact_match")
-            if result["attack"] == "relearn" and cell is not None:
-                exact.setdefault(result["variant"], {})[role] = float(cell["value"])
-    if not exact:
-        return {}
-    last = list(exact.values())[-1]
-    gap = last["after"] - last["retrained"] if len(last) == 2 else None
-    return {"relearn": {"exact_match": exact, "gap": gap}}
+            if result["attack"] in ("relearn", "quantize") and cell is not None:
+                variants = results.setdefault(result["attack"], {"exact_match": {}})["exact_match"]
+                variants.setdefault(result["variant"], {})[role] = float(cell["value"])
+    if "relearn" in results:
+        last = list(results["relearn"]["exact_match"].values())[-1]
+        results["relearn"]["gap"] = last["after"] - last["retrained"] if len(last) == 2 else None
+    return results
+
+
+def _as_served(folder: Path, method: str, groups: Mapping[str, list[str]], limit: float) -> list[Gate]:
+    """The gate on forgetting once more, on the weights as they are served."""
+    from efface.evaluation.gates import Gate, knowledge
+
+    table = read_attacks(folder, method)
+    if table is None:
+        raise ArtifactError(
+            f"{folder / 'attacks'} has no table of {method}; make it with: dvc repro attack@{method}"
+        )
+    rows, gates = table[0][table[0]["attack"] == "quantize"], []
+    for request, people in groups.items():
+        answers = knowledge(rows, people)
+        by_picture = [share for kind in ("seen", "unseen") if (share := answers[kind]) is not None]
+        gates.append(Gate("served", request, max(by_picture, default=None), limit, "at most"))
+    return gates
 
 
 def reject(plan: Plan, verdict: Verdict, root: Path) -> None:

@@ -361,9 +361,13 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
     forget = sorted(person for subjects in plan.batch.values() for person in subjects)
     earlier = sorted({person for subjects in plan.earlier.values() for person in subjects} - {*forget})
     limit = params.evaluate.max_people
+    bits = params.requests.served_bits
+    relearns = params.requests.gates.relearn_gap_at_most is not None
     attacks: dict[str, Any] = {}
-    if params.requests.gates.relearn_gap_at_most is not None:
-        attacks = {"attack.models": [method, "retrained"], "attack.run": ["relearn"]}
+    if relearns or bits:
+        attacks["attack.models"] = [method, *(["retrained"] if relearns else [])]
+        attacks["attack.run"] = [*(["relearn"] if relearns else []), *(["quantize"] if bits else [])]
+        attacks |= {"attack.quantize": {"bits": [bits]}} if bits else {}
     return {
         "split.forget_people": forget,
         "split.forgotten_people": earlier or None,
@@ -389,8 +393,8 @@ def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
         "unlearn": [f"{kind}@{method}"],
         "evaluate": [params.evaluation_of(name) for name in models if name not in before],
     }
-    if params.requests.gates.relearn_gap_at_most is not None:
-        steps["attack"] = [f"attack@{method}", "attack@retrained"]
+    if models := param_overrides(plan, params).get("attack.models"):
+        steps["attack"] = [f"attack@{name}" for name in models]
     return steps
 
 

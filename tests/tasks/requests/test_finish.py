@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 
-from tasks.requests import finish, promotion
+from efface.errors import ArtifactError
+from tasks.requests import finish, plan, promotion
 from tasks.requests.certificates import certificate_of, certificate_path, read_certificates, verify
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, read_states
-from tasks.runtime.artifacts import digest, read_json
+from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.tracking.client import TrackingError, mlflow_client
 from tasks.tracking.registry import Registry
 from tests.requests_project import PEOPLE, params_with, write_facts
@@ -76,6 +78,29 @@ def test_losing_the_other_facts_fails_a_gate(project):
     project.add("A", PEOPLE[1], attributes=["pet"])
     verdict = project.judge(project.plan(), quality="bad")
     assert "other_facts" in [gate.name for gate in verdict.gates if not gate.passed]
+
+
+@pytest.mark.parametrize(("answers", "passed"), [("mmunlearner", True), ("vanilla", False)])
+def test_a_model_that_is_served_in_four_bits_must_have_forgotten_so(project, answers, passed):
+    project.params = params_with(served_bits=4)
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    overrides = plan.param_overrides(run, project.params)
+    assert overrides["attack.run"] == ["quantize"] and overrides["attack.quantize"] == {"bits": [4]}
+    assert plan.stage_targets(run, project.params)["attack"] == ["attack@mmunlearner"]
+    with pytest.raises(ArtifactError):
+        project.judge(run)
+    folder = project.root.parent / RUNS / run.run / "data"
+    table = pd.read_parquet(folder / "scores" / f"{answers}.parquet")
+    (folder / "attacks").mkdir()
+    table.assign(attack="quantize", variant="4 bits").to_parquet(folder / "attacks" / "mmunlearner.parquet")
+    cell = {"forget": {"multimodal": {"exact_match": {"value": 0.25}}}}
+    results = [{"attack": "quantize", "variant": "4 bits", "metrics": cell}]
+    write_json(folder / "attacks" / "mmunlearner.json", {"results": results})
+    verdict = finish.judge(run, project.params, project.root)
+    (gate,) = [gate for gate in verdict.gates if gate.name == "served"]
+    assert gate.passed is passed and gate.about == "A"
+    assert verdict.attacks == {"quantize": {"exact_match": {"4 bits": {"after": 0.25}}}}
 
 
 def test_a_registered_version_is_downloaded_byte_for_byte(project):
