@@ -69,6 +69,7 @@ def dvc(
     log: Callable[[str], None],
     folder: str = ".",
     environment: Mapping[str, str] | None = None,
+    stop_at: Callable[[str], bool] = lambda line: False,
 ) -> list[str]:
     """Run a DVC command and pass on its output line by line.
 
@@ -77,6 +78,7 @@ def dvc(
         log: gets each line as it comes.
         folder: the DVC project.
         environment: variables beside those of this process.
+        stop_at: ends the command at the first line for which it holds.
 
     Returns:
         All lines.
@@ -111,6 +113,8 @@ def dvc(
             if text:
                 lines.append(text)
                 log(text)
+                if stop_at(text):
+                    return lines
         code = child.wait()
     finally:
         _terminate(child)

@@ -13,7 +13,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -37,6 +37,8 @@ from tasks.studies import comparison
 from tasks.studies.cells import Finished
 from tasks.studies.plan import StudyPlan, plan_of
 
+_STARTED = re.compile(r"Reproducing experiment '(.+)'")
+_starting = threading.Lock()
 _FAILED_STAGE = re.compile(r"failed to reproduce '(\w+)(?:@(\w+))?'")
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
@@ -201,9 +203,8 @@ def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
                 query("--wait-for-lock", "exp", "remove", cell.name)
             while not lines:
                 try:
-                    command = ("--wait-for-lock", "exp", "run", "--temp", "--name", cell.name)
-                    stages = work.stages(without)
-                    lines = dvc(*command, *settings, *stages, log=log.info, environment=environment)
+                    arguments = *settings, *work.stages(without)
+                    lines = _run_experiment(cell.name, arguments, log.info, environment)
                 except CommandFailed as error:
                     failed = failed_methods(error, work) - without
                     if not failed:
@@ -223,6 +224,34 @@ def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
     )
 
 
+def _run_experiment(
+    name: str, arguments: Sequence[str], log: Callable[[str], None], environment: Mapping[str, str]
+) -> list[str]:
+    """Run one experiment in a temporary folder, and return DVC's lines; none: another process took it.
+
+    All ``dvc exp run --temp`` of a project share a queue. Each puts its experiment there, takes one, and goes
+    on until the queue is empty: it also runs what another process has just put there. So one process starts
+    at a time, and each ends once it takes an experiment that is not its own.
+    """
+    mine = False
+
+    def follow(line: str) -> bool:
+        nonlocal mine
+        if (match := _STARTED.search(line)) is None:
+            return False
+        other = match[1] != name or mine
+        if not other:
+            mine = True
+            starting.close()
+        return other
+
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(_starting)
+        command = ("--wait-for-lock", "exp", "run", "--temp", "--name", name)
+        lines = dvc(*command, *arguments, log=log, environment=environment, stop_at=follow)
+    return lines if mine else []
+
+
 @flow(name="study", task_runner=_RUNNER)
 def study(workers: int | None = None) -> State[list[str]]:
     """Try the settings on the tuning seed, run every cell with those chosen, and compare; a line per cell.
@@ -240,7 +269,8 @@ def study(workers: int | None = None) -> State[list[str]]:
             for setting in range(plan.tried)
         ]
         tuning = tuning if plan.tried > 1 else []
-        reported = [Cell(seed, fold) for seed in seeds for fold in folds]
+        # One fold of every seed before the next, so that a study that is stopped early has as many of each.
+        reported = [Cell(seed, fold) for fold in folds for seed in seeds]
         runs = Runs(params, plan, workers, len(tuning) + len(reported) + len(seeds) + bool(tuning))
         runs.start([Cell(seed) for seed in ([params.study.tuning_seed] if tuning else []) + seeds], {})
         selected = dict.fromkeys(plan.methods, 0)

@@ -98,3 +98,8 @@ def test_a_lock_says_whether_its_holder_is_at_work(project, command, remedy):
 def test_a_copy_without_git_gets_the_remedy():
     error = CommandFailed("dvc status", 255, ["ERROR: /srv/copy is not a git repository"])
     assert "dvc config --local core.no_scm true" in str(error)
+
+
+def test_a_command_can_be_ended_at_a_line():
+    lines = commands.dvc("version", log=print, stop_at=lambda line: line.startswith("Platform"))
+    assert lines[-1].startswith("Platform") and not commands._children

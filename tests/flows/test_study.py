@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from efface.errors import EffaceError
+from flows import study
 from flows.commands import CommandFailed
 from flows.study import Cell, failed_methods, work_of
 from tasks.config import checked
@@ -141,6 +142,36 @@ def test_the_chosen_settings_are_a_part_of_params_yaml():
         },
         "prune": {"methods": {"manu": {"fraction": 0.1}}},
     }
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        (["one"], ["one", "done"]),
+        (
+            ["one", "other"],
+            ["one", "done", "other"],
+        ),  # at its end, another process has just started
+        (["other"], []),  # so the experiment is to be started again
+        (["one", "one"], ["one", "done", "one"]),
+    ],
+)
+def test_an_experiment_ends_where_dvc_takes_one_of_another_process(monkeypatch, started, expected):
+    def dvc(*arguments, log, environment, stop_at):
+        assert arguments[:5] == ("--wait-for-lock", "exp", "run", "--temp", "--name")
+        lines = []
+        for name in started:
+            lines.append(f"Reproducing experiment '{name}'")
+            if stop_at(lines[-1]):
+                return lines
+            assert not study._starting.locked(), "others may start"
+            lines.append("done")
+        return lines
+
+    monkeypatch.setattr(study, "dvc", dvc)
+    lines = study._run_experiment("one", ("score@base",), print, {})
+    assert [line.removeprefix("Reproducing experiment ").strip("'") for line in lines] == expected
+    assert not study._starting.locked()
 
 
 @pytest.mark.slow
