@@ -1,7 +1,7 @@
-"""Hashes that stand for people in certificates and model cards.
+"""Hashes that represent people in certificates and model cards.
 
-With a key it is an HMAC, which cannot be checked against guessed ids without the key. Without a key it is a
-plain hash: it hides an id from a reader, but whoever guesses the id can compute it.
+With a key, a hash is an HMAC, which cannot be checked against guessed ids without the key. Without a key it
+is a plain hash: it hides an id from a reader, but whoever guesses the id can compute it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def subject_hashes(subjects: Iterable[str], key: bytes | None) -> list[str]:
 
     Args:
         subjects: entity ids.
-        key: of the HMAC; None: the first 16 hex digits of the plain SHA-256.
+        key: key of the HMAC; None: use the first 16 hex digits of the plain SHA-256.
     """
     if key is not None:
         return sorted(subject_hash(subject, key) for subject in set(subjects))

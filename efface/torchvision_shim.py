@@ -1,12 +1,12 @@
-"""Lets torchvision's transforms be used where its compiled extension does not load.
+"""Makes torchvision's transforms usable where its compiled extension does not load.
 
 Families with a video processor (Qwen2-VL and later, LLaVA-OneVision, InternVL, SmolVLM) cannot build their
-processor without torchvision. The registry's wheel of it is compiled against a CUDA torch; beside a CPU
-torch its extension does not load, and importing torchvision then fails on the first operator it looks up. The
-image transforms are plain PyTorch and need none of these operators, so declaring their names is enough.
+processor without torchvision. The registry's wheel is compiled for a CUDA torch; beside a CPU torch its
+extension does not load, and importing torchvision then fails on the first operator it looks up. The image
+transforms are plain PyTorch and need none of these operators, so declaring their names is enough.
 
-Several modules of transformers import torchvision, its losses among them: this runs before any of them, when
-``efface`` is imported.
+Several modules of transformers import torchvision, so this runs before all of them, when ``efface`` is
+imported.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _libraries: list[Any] = []
 def ensure_torchvision() -> bool:
     """Make ``import torchvision`` work, whatever torch it was compiled for.
 
-    Nothing happens, and torch is not imported, where both are of one build (``+cpu``, ``+cu128`` or none).
-    Detection operators never work: they only get a name.
+    Does nothing, without importing torch, if both are of the same build (``+cpu``, ``+cu128`` or none).
+    Detection operators never work: only their names are declared.
 
     Returns:
         Whether torchvision can be imported; False if it is not installed.

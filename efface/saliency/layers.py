@@ -1,8 +1,8 @@
 """Per-sample gradients of linear and convolutional layers, from one backward pass over a whole batch.
 
-The gradient of each sample is the product of the layer's inputs and of the gradient of its outputs, summed
-over positions. It is squared and added as soon as that gradient is known, layer by layer from the last to the
-first, so no more than one layer's gradients exist at a time.
+Each sample's gradient is the product of the layer's inputs and the gradient of its outputs, summed over
+positions. It is squared and added as soon as the output gradient is known, layer by layer from the last to
+the first, so only one layer's gradients exist at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Layer = nn.Linear | nn.Conv2d
 _CHUNK_BYTES = 2**28
 """Per-sample gradients held at a time."""
 _LARGE = 2**19
-"""Weights from which a layer on a processor is worked on in tiles."""
+"""Number of weights from which a layer on a processor is processed in tiles."""
 _TILE = (256, 512)
 """Rows and columns of a tile: half a MiB of float32, which stays in a core's cache."""
 
@@ -49,8 +49,8 @@ def add_squares(
 ) -> bool:
     """Add ``scale`` times the squared per-sample gradients of a whole batch, from one backward pass.
 
-    Returns False, having added nothing, if the model's batches are not those of its samples, or a layer does
-    not see the batch one row per sample, or sees it more than once.
+    Returns False, and adds nothing, if the model's batches differ from its samples, or if a layer does not
+    see the batch as one row per sample, or sees it more than once.
     """
     size = len(batch["input_ids"])
     if not supports_batches(model, batch):
@@ -63,7 +63,7 @@ def add_squares(
             nonlocal fits
             fits = fits and name not in inputs and args[0].shape[0] == size and args[0].dim() >= 3
             inputs[name] = args[0].detach()
-            # Without trainable weights nothing would be differentiated: the first layers start the graph.
+            # Without trainable weights nothing would be differentiated, so the first layers start the graph.
             if not output.requires_grad:
                 output.requires_grad_()
             output.register_hook(
@@ -78,7 +78,7 @@ def add_squares(
         for weight in weights:
             weight.requires_grad_(False)
         losses = answer_log_probs(model, batch).nll
-        # Nothing to differentiate when no watched layer took part: the vision tower with text-only samples.
+        # Nothing to differentiate if no watched layer took part, such as the vision tower's for text.
         if fits and losses.requires_grad:
             losses.sum().backward()
     finally:
@@ -101,12 +101,12 @@ def add_layer(
     """Add ``scale`` times the squared per-sample gradients of one layer.
 
     Args:
-        name: of the layer; ``total`` has those of its parameters that are measured.
-        layer: gives the geometry of a convolution.
-        inputs: of the layer, (B, ..., I), or (B, C, H, W) for a convolution.
-        gradient: of the loss with respect to the layer's output, (B, ..., O) or (B, O, H', W').
+        name: name of the layer; ``total`` holds its measured parameters.
+        layer: the layer, for the geometry of a convolution.
+        inputs: input of the layer, (B, ..., I), or (B, C, H, W) for a convolution.
+        gradient: gradient of the loss by the layer's output, (B, ..., O) or (B, O, H', W').
         total: sums by parameter name, float32, on any device.
-        scale: factor of what is added.
+        scale: factor of the added squares.
     """
     if isinstance(layer, nn.Conv2d):
         padding, dilation, stride = layer.padding, layer.dilation, layer.stride
@@ -123,7 +123,7 @@ def add_layer(
 
 
 def _add_in_chunks(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
-    """As many samples at a time as ``_CHUNK_BYTES`` has room for."""
+    """Add as many samples at a time as fit into ``_CHUNK_BYTES``."""
     samples = max(1, _CHUNK_BYTES // (4 * total.numel()))
     for start in range(0, len(inputs), samples):
         chunk = slice(start, start + samples)
@@ -132,8 +132,8 @@ def _add_in_chunks(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float
 
 
 def _add_in_tiles(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
-    """Tile by tile of the weight, sample by sample: the gradients of a tile stay in the cache, and each sum
-    is read and written once per batch instead of once per sample."""
+    """Add tile by tile of the weight, sample by sample: a tile's gradients stay in the cache, and each sum is
+    read and written once per batch instead of once per sample."""
     rows, columns = _TILE
     buffer = torch.empty(rows * columns)
     for top in range(0, total.shape[0], rows):

@@ -1,4 +1,4 @@
-"""From two Fisher diagonals to a saliency mask, and how far two masks agree."""
+"""From two Fisher diagonals to a saliency mask, and the agreement of two masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def saliency_mask(
     eps: float = EPS,
     smooth_numerator: bool = False,
 ) -> Masks:
-    """Weights that matter more for what is to be forgotten than for what is to be retained.
+    """Select the weights that matter more for what to forget than for what to retain.
 
         mask = 1[ forget / (preserve + eps) >= threshold ]
 
@@ -31,7 +31,7 @@ def saliency_mask(
 
     Args:
         forget: Fisher diagonal of the forget set, float32, values >= 0.
-        preserve: Fisher diagonal of what is to be retained; same names and shapes.
+        preserve: Fisher diagonal of what to retain; same names and shapes.
         threshold: ratio from which a weight is salient, > 0.
         density: share of weights to select instead, those with the highest ratios, in (0, 1); see
             ``ratio_threshold``.
@@ -70,13 +70,13 @@ def ratio_threshold(
     eps: float = EPS,
     smooth_numerator: bool = False,
 ) -> float:
-    """The threshold at which ``saliency_mask`` selects a share of all weights together.
+    """The threshold at which ``saliency_mask`` selects a given share of all weights.
 
-    Of more than 4 million weights it is estimated from evenly spaced ones, so the share of large models is
-    met to about 0.1 points. Weights without any forget gradient are never selected.
+    For more than 4 million weights it is estimated from evenly spaced ones, so large models meet the share to
+    about 0.1 points. Weights without any forget gradient are never selected.
 
     Args:
-        forget: as for ``saliency_mask``, like what is not named here.
+        forget: as for ``saliency_mask``, as are the arguments not listed here.
         density: share of weights to select, in (0, 1).
 
     Raises:
@@ -93,8 +93,8 @@ def ratio_threshold(
 
 
 def kappa(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float | None:
-    """Cohen's kappa of two masks over all their weights: 1 for equal masks, 0 for agreement by chance; None
-    where chance alone makes them equal (all True or all False in both)."""
+    """Cohen's kappa of two masks over all weights: 1 for equal masks, 0 for agreement by chance; None if both
+    are all True or all False, and so equal by chance alone."""
     size = sum(mask.numel() for mask in a.values())
     agreement = sum(int((a[name] == b[name]).sum()) for name in a) / size
     p, q = (sum(int(mask.sum()) for mask in masks.values()) / size for masks in (a, b))

@@ -1,4 +1,4 @@
-"""MMUnlearner's mask as the paper defines it and as the released code computes it: what is measured on whom.
+"""MMUnlearner's mask as the paper defines it and as the released code computes it.
 
 | | ``paper`` | ``official_code`` |
 |---|---|---|
@@ -8,10 +8,10 @@
 | no gradient in either set | not salient | salient |
 | candidates in the groups | linear and convolutional layers | names with proj, fc, linear, mlp, qkv |
 | all other weights | no forget gradient | the whole forget gradient |
-| LoRA's A while B is zero, so without a gradient | a row as the column of B it meets | salient |
+| LoRA's A while B is zero, so without a gradient | a row follows the column of B it multiplies | salient |
 
-Layers that no answer depends on are in neither. The released code asks the evaluation's questions and
-computes in half precision; neither is reproduced.
+Layers that no answer depends on are in neither mask. The released code measures on evaluation questions and
+in half precision; neither is reproduced.
 
 Reference:
     Huo et al., "MMUnlearner", arXiv:2502.11051.
@@ -63,13 +63,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a variant makes its mask.
+    """How a variant computes its mask.
 
     Attributes:
-        measurements: the weights to measure; no weight is in two.
+        measurements: the weights to measure, each in one measurement.
         unmasked: parameters whose mask is True everywhere.
         unit: see ``fisher_diagonal``.
-        batch_size: samples per batch where it matters to the result, else None.
+        batch_size: samples per batch if it changes the result, else None.
         smooth_numerator: see ``saliency_mask``.
     """
 
@@ -81,7 +81,7 @@ class Recipe:
 
 
 def is_forget(sample: Sample, modalities: Collection[str] = ("multimodal",)) -> bool:
-    """Whether a training sample is to be forgotten: a forget person's, in one of these modalities."""
+    """Whether a training sample is to be forgotten: it is about a forget person, in one of the modalities."""
     return sample.split == "forget" and sample.modality in modalities
 
 
@@ -100,7 +100,7 @@ def recipe(
         trained: names of the parameters that train; with LoRA its factors.
         anatomy: parts of the model without LoRA.
         groups: parts of the model that may be masked: ``vision``, ``projector``, ``language``.
-        forget: modalities of the forget people's samples that are to be forgotten.
+        forget: modalities of the forget people's samples to forget.
 
     Raises:
         ModelError: if no parameter that trains is a candidate.
@@ -148,7 +148,7 @@ def measure_mask(
     storage: Storage = "device",
     seed: int = 0,
 ) -> tuple[Masks, dict[str, Any]]:
-    """Measure both Fisher diagonals of a variant, and make its mask of the parameters that train.
+    """Measure both Fisher diagonals of a variant, and compute its mask of the parameters that train.
 
     Args:
         model: the vanilla model; its ``requires_grad`` flags say which parameters train.
@@ -161,15 +161,15 @@ def measure_mask(
         normalisation: ``pooled`` divides a Fisher diagonal by all samples of its set; ``per_group`` that of
             vision and projector by those with a picture, since text gives them no gradient.
         max_samples: samples drawn from each set; None takes all.
-        batch_size: samples per forward pass, without influence on the ``paper`` variant.
+        batch_size: samples per forward pass; does not change the ``paper`` variant.
         storage: see ``fisher_diagonal``.
         seed: draws the samples.
 
     Returns:
-        The masks, and metadata: ``density`` (``Masks.density``, without what is not masked), ``thresholds``
+        The masks, and metadata: ``density`` (``Masks.density``, without unmasked parameters), ``thresholds``
         (one per measurement), ``unmasked`` (names of parameters whose mask is True everywhere) and
         ``stability``: Cohen's ``kappa`` of the masks of two halves of the samples and their ``densities``,
-        over evenly spaced weights of large models; None where a set has a single sample.
+        for large models over evenly spaced weights; None if a set has a single sample.
 
     Raises:
         DataError: if a set has no sample.
@@ -185,7 +185,7 @@ def measure_mask(
             "forget": [sample for sample in samples if is_forget(sample, forget)],
             "preserve": [sample for sample in samples if measurement.preserves(sample)],
         }
-        diagonals = []  # of each set: of all its samples, and of each half
+        diagonals = []  # for each set, those of all its samples and of each half
         for label, members in sets.items():
             if not members:
                 raise DataError(f"the {label} set has no training sample")
@@ -231,13 +231,13 @@ def measure_mask(
 def _fishers(
     squares: SquaredGradients, encoder: Encoder, indices: list[int], size: int, label: str
 ) -> list[dict[str, Tensor]]:
-    """The Fisher diagonal of a set, and those of its two halves at ``SquaredGradients.sample``'s weights;
+    """The Fisher diagonal of a set, and those of its halves at the weights of ``SquaredGradients.sample``;
     without the halves if one is empty."""
     sums, counts = [], []
     for half in (0, 1):
         if squares.unit == "sample":
             batches = encoder.batches(size, indices[half::2], label=label, share=share)
-        else:  # halves of the batches, which must stay as they are
+        else:  # halves of the batches, which must stay unchanged
             every_other = functools.partial(_every_other, half)
             batches = encoder.batches(size, indices, label=label, share=every_other)
         squares.add(batches)
@@ -253,7 +253,7 @@ def _fishers(
 
 
 def _let_lora_a_follow_b(fisher: dict[str, Tensor]) -> set[str]:
-    """Give each row of a LoRA factor A, in place, the mean of B's column that it meets, while B is zero.
+    """Set each row of a LoRA factor A, in place, to the mean of the column of B that it multiplies.
 
     The factors start with B = 0, so A has no gradient on any sample and would never be selected. A's row and
     B's column together are one rank of the update. Returns the names of these A.

@@ -1,8 +1,7 @@
 """A real LLaVA small enough to train on a laptop: about a million weights, built offline.
 
-Nothing here is a stand-in: the classes are those LLaVA-1.5 uses (CLIP vision tower, two-layer
-projector, Llama decoder, LlavaProcessor), so a folder saved from here loads with the auto classes
-and goes through the same code as a 7B model.
+Its classes are those of LLaVA-1.5 (CLIP vision tower, two-layer projector, Llama decoder, LlavaProcessor), so
+a saved folder loads with the auto classes and runs through the same code as a 7B model.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Word-level tokenizer over every word of the corpus; a word outside it becomes ``<unk>``.
 
     Args:
-        corpus: the texts the model will meet. Words are sorted before they get their ids, so the
-            same corpus in any order gives the same tokenizer.
+        corpus: the texts that the model will read. Words are sorted before they get their ids, so the order
+            of the corpus does not matter.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import WordLevel
@@ -53,7 +52,7 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *sorted(words)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # No word has this decoder's "##" prefix: it is used because it puts spaces between words and none
+    # No word has this decoder's "##" prefix: it is used for its spacing, with spaces between words and none
     # before punctuation.
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -107,8 +106,8 @@ def build_model(
     """Untrained LLaVA with the given shape, in float32, weights drawn from torch's global generator."""
     from transformers import LlamaConfig, LlavaForConditionalGeneration
 
-    # Transformers draws weights with a deviation of 0.02, made for widths of thousands. In a model this
-    # narrow that lets signals fade from layer to layer, and learning takes several times as many steps.
+    # Transformers draws weights with a deviation of 0.02, meant for widths of thousands. In a model this
+    # narrow, signals would fade from layer to layer, and learning would take several times as many steps.
     deviation = width**-0.5
     text = LlamaConfig(
         initializer_range=deviation,
@@ -152,13 +151,13 @@ def llava_config(
     vision_layers: int,
     heads: int,
 ) -> LlavaConfig:
-    """Configuration of a LLaVA with the sandbox's vision tower and this decoder's configuration.
+    """Configuration of a LLaVA with the sandbox's vision tower and the given decoder.
 
     Args:
-        text: of the decoder.
-        image_token: id of the token that a patch takes the place of.
-        image_size, patch_size: of the vision tower, pixels.
-        width, mlp_width, vision_layers, heads: of the vision tower.
+        text: configuration of the decoder.
+        image_token: id of the token that a patch replaces.
+        image_size, patch_size: sizes of the vision tower, pixels.
+        width, mlp_width, vision_layers, heads: shape of the vision tower.
     """
     from transformers import CLIPVisionConfig, LlavaConfig
 

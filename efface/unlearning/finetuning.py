@@ -1,4 +1,4 @@
-"""Fine-tuning on facts, by which base, vanilla and retrained models are made."""
+"""Fine-tuning on facts, which makes the base, vanilla and retrained models."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def finetune(
 def with_replay(
     facts: Sequence[Sample], pretrained: Sequence[Sample], *, share: float, seed: int
 ) -> list[Sample]:
-    """The facts and a draw, ``share`` times as many, of what the model learned before, to keep it."""
+    """The facts plus ``share`` times as many samples of earlier training, so that these are retained."""
     indices = draw(len(pretrained), round(share * len(facts)), seed)
     return [*facts, *(pretrained[i] for i in indices)]

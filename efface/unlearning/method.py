@@ -1,4 +1,4 @@
-"""What an unlearning method is: its loss terms, or its edit of the model, and its settings."""
+"""The parts of an unlearning method: its loss terms, or its edit of the model, and its settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss reads.
+    """The input of a loss.
 
     Attributes:
         inputs: padded model inputs with ``labels`` (B, T).
@@ -33,7 +33,7 @@ class Batch:
             before unlearning; None if the method needs none.
         alternative: the method's alternatives to the samples, such as the same questions with other answers;
             None if it has none.
-        seed: seed of the run, for what a method draws once.
+        seed: seed of the run, for quantities that a method draws once.
     """
 
     inputs: Inputs
@@ -61,7 +61,7 @@ class Term:
     """A forget or retain term on one batch.
 
     Attributes:
-        loss: what is minimised, a scalar.
+        loss: the quantity to minimise, a scalar.
         nll: negative log-likelihood of the answers in nats per token, (B,), for logs and stop rules.
     """
 
@@ -72,29 +72,29 @@ class Term:
 Loss = Callable[[nn.Module, Batch, Any], Term]
 """The term of a batch, given model, batch and the method's settings."""
 Quantity = Callable[[nn.Module, Inputs, Any], list[Tensor]]
-"""What a loss reads of the model before unlearning: one float32 tensor per sample, whatever the batch."""
+"""What a loss reads of the model before unlearning: one float32 tensor per sample, independent of batches."""
 Alternatives = Callable[[Sequence[Sample], Any, int], list[Sample]]
-"""For each sample another one, given the method's settings and a seed."""
+"""An alternative to each sample, given the method's settings and a seed."""
 Set = Literal["forget", "retain"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an edit works on, and the training it may run.
+    """The input of an edit, and the training that it may run.
 
     Attributes:
         model: the model to change in place.
         processor: its processor.
         forget: training facts to forget.
-        retain: training facts to keep; may be empty where there is a statistic.
+        retain: training facts to retain; may be empty if there is a statistic.
         settings: the method's settings.
-        config: what does not depend on the method.
+        config: settings that do not depend on the method.
         train: trains the model on the method's two terms, ``train(forget, retain)``, with the run's mask,
-            checkpoints and evaluation; what requires no gradient stays. ``begin=`` is called when the
-            references are computed, to change weights before the first step; ``evaluated=False`` leaves the
-            evaluation out.
+            checkpoints and evaluation; parameters that require no gradient stay. ``begin=`` is called after
+            the references are computed, and may change weights before the first step; ``evaluated=False``
+            omits the evaluation.
         adapter: LoRA factors of the model; None without LoRA.
-        saved_statistic: what the model uses for the retain set, from a file; None: there is none.
+        saved_statistic: the retain statistic from a file; None: there is none.
     """
 
     model: PreTrainedModel
@@ -118,7 +118,7 @@ class Job:
 
 
 Edit = Callable[[Job], "TrainingResult | None"]
-"""Changes the model; what its training says, if it trains."""
+"""Changes the model; returns the result of its training, if it trains."""
 
 
 def nll_loss(model: nn.Module, batch: Batch, settings: Any) -> Term:
@@ -143,24 +143,24 @@ def kl_loss(model: nn.Module, batch: Batch, settings: Any) -> Term:
 
 @dataclass(frozen=True)
 class Method:
-    """An unlearning method: terms of the forget and the retain set that a training minimises, or an edit,
-    which may measure first and run that training inside.
+    """An unlearning method: forget and retain terms that training minimises, or an edit, which may measure
+    first and run that training inside.
 
     Attributes:
-        name: that of its file.
-        paper: where it comes from.
-        settings: dataclass of the method's settings; of a method that trains, a ``TrainingSettings``.
+        name: name of the method and of its file.
+        paper: the publication.
+        settings: dataclass of the method's settings; for a method that trains, a ``TrainingSettings``.
         forget_loss: the term of the forget set.
-        retain_loss: the term of the retain set; None for a training without one.
-        forget_reference: what the forget term reads of the model before unlearning; None for nothing.
-        retain_reference: the same for the retain term.
-        alternatives: for each forget sample another one, drawn with a seed, such as the same question with
-            another answer; the forget loss finds them in ``batch.alternative``. None: there are none.
-        edit: what is done to the model in the place of a plain training; None for a plain training.
-        reads: the sets that the method reads. One without ``retain`` runs without a retain set.
-        statistic: whether what it reads of the retain set is the statistic of ``efface.neurons.retained``,
+        retain_loss: the term of the retain set; None for training without one.
+        forget_reference: what the forget term reads of the model before unlearning; None: nothing.
+        retain_reference: what the retain term reads of it; None: nothing.
+        alternatives: an alternative to each forget sample, drawn with a seed, such as the same question with
+            another answer, for the forget loss (``batch.alternative``). None: there are none.
+        edit: replaces plain training; None: train plainly.
+        reads: the sets that the method reads. A method without ``retain`` runs without a retain set.
+        statistic: whether it reads the retain set only through the statistic of ``efface.neurons.retained``,
             which may come from a file.
-        lora: whether it can train LoRA factors; one that cannot gets the whole model.
+        lora: whether it can train LoRA factors; a method that cannot gets the whole model.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The unlearning methods, one per file: a file in this folder that defines ``METHOD`` is in ``METHODS``."""
+"""The unlearning methods: ``METHODS`` holds every file of this folder that defines ``METHOD``."""
 
 import importlib
 import pkgutil
@@ -9,7 +9,7 @@ from efface.unlearning.method import Method
 
 
 class _Methods(UserDict[str, Any]):
-    """Methods by name; the file of each is imported when the method is first looked up."""
+    """Methods by name, each imported on first use."""
 
     def __getitem__(self, name: str) -> Method:
         if self.data[name] is None:

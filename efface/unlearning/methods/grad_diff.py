@@ -2,7 +2,7 @@
 
 Reference:
     Liu et al., "Continual Learning and Private Unlearning", arXiv:2203.12817. The code released with
-    MLLMU-Bench walks one set after the other; here both terms meet in every step.
+    MLLMU-Bench goes through one set after the other; here every step has both terms.
 """
 
 from dataclasses import dataclass

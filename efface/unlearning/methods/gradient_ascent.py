@@ -1,8 +1,8 @@
-"""Gradient ascent: raise the loss on the forget set, and look at nothing else.
+"""Gradient ascent: raise the loss on the forget set, and nothing else.
 
 Reference:
     Thudi et al., "Unrolling SGD", arXiv:2109.13398; as a baseline in MLLMU-Bench, arXiv:2410.22108.
-    It has no floor and diverges; the loop's stop rules end it.
+    It has no floor and diverges until a stop rule of the loop ends it.
 """
 
 from dataclasses import dataclass

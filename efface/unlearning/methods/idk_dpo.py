@@ -9,7 +9,7 @@
 Reference:
     Rafailov et al., "Direct Preference Optimization", arXiv:2305.18290, equation 7; as a preference for
     refusals in TOFU, arXiv:2401.06121. The code released with CLEAR (arXiv:2410.18057) trains on the gold
-    answers in the refusals' place; here a refusal that equals its gold answer is an error.
+    answers instead of refusals; here a refusal that equals its gold answer is an error.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""KL minimisation: ascent on the forget set while the retain answers keep their distributions.
+"""KL minimisation: ascent on the forget set, while the retain answers keep their distributions.
 
     L_retain = KL( p_ref || p )      over the whole vocabulary, mean over the answer's positions
 
 Reference:
     Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv:2401.06121; as a baseline in
     MLLMU-Bench, arXiv:2410.22108. The released codes take the divergence on prompts too; here it is taken
-    where answers are, as every other loss is.
+    at the answers, like every other loss.
 """
 
 from efface.unlearning.method import Method, kl_loss

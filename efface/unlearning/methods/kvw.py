@@ -6,13 +6,13 @@ With a the values of a decoder MLP's neurons, over the positions t from which an
     g_j    = exp( -gamma max( 0, log( c(b)_j + eps ) - log( c(D_r)_j + eps ) ) )           eps = 1e-12
     W_down[:, j] <- W_down[:, j] g_j
 
-for each forget batch b in turn, on the model as the batches before left it. A neuron that no forget batch
-uses more than the retain set stays as it is, bit for bit. Only forward passes; the retain set enters by
-c(D_r) alone, which may come from a file.
+for each forget batch b in turn, on the model that the previous batches left. A neuron that no forget batch
+uses more than the retain set stays unchanged, bit for bit. Only forward passes are needed; the retain set
+enters only through c(D_r), which may come from a file.
 
 Reference:
     "Knowledge Vector Weakening", arXiv:2601.21794, and its released code, which weakens layers 1 to 25 of 28;
-    here all layers unless the settings say otherwise, and the order of the batches follows the seed.
+    by default all layers are weakened here, and the seed determines the order of the batches.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class KVWSettings:
     """Settings of KVW; nothing trains."""
 
     gamma: float = 0.01
-    """Strength, at least 0; 0 changes nothing. 0.02 in the paper, which gives 0.01 to 0.03. The more batches
-    there are, the more a value does."""
+    """Strength, at least 0; 0 changes nothing. 0.02 in the paper, with a range of 0.01 to 0.03. Its effect
+    grows with the number of batches."""
     passes: int = 1
     """Passes over the forget set, at least 1; 1 in the paper."""
     batch_size: int = 1
@@ -84,7 +84,7 @@ def edit(job: Job) -> None:
 
 
 def weakening(forgotten: Tensor, retained: Tensor, gamma: float) -> Tensor:
-    """Factors in (0, 1] of neurons with these mean absolute values; 1 where the retain set's is higher."""
+    """Factors in (0, 1] for neurons with these mean absolute values; 1 if the retain set's is higher."""
     excess = ((forgotten + EPS).log() - (retained + EPS).log()).clamp(min=0)
     return (-gamma * excess).exp()
 

@@ -10,14 +10,14 @@ outgoing weights become 0, and only its neurons' weights train:
     v  = lambda || h_l_ref || u                                            u: a unit vector, drawn once
     L  = E_f || h_l - v ||^2 + gamma E_r || h_l - h_l_ref ||^2             gamma = ``retain_weight``
 
-Decided here: all neurons of the layer in question are scaled together, so that one pass scores them all;
-facts in words make the text path where there are any to forget, else those with pictures; and ||h|| is that
-of each picture and answer position, as in RMU.
+Decisions of this implementation: all neurons of a layer are scaled together, so that one pass scores them
+all; the text path comes from text facts if there are any to forget, else from those with pictures; and ||h||
+is taken at each picture and answer position, as in RMU.
 
 Reference:
-    "MIP-Editor", AAAI 2026, arXiv:2511.06793. The released code departs from the paper, and from this file:
-    it attributes at one position, takes the first sample's path for all, steers to a fixed random target
-    that does not follow the length of h, and its NPO baseline trains on the retain set alone.
+    "MIP-Editor", AAAI 2026, arXiv:2511.06793. The released code departs from the paper and from this file:
+    it attributes at one position, uses the first sample's path for all, steers to a fixed random target
+    that ignores the length of h, and its NPO baseline trains on the retain set alone.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class MIPEditorSettings(TrainingSettings):
     path_steps: int = 4
     """Points of the path integral (m), at least 1; 4 in the released code."""
     path_samples: int = 32
-    """Forget samples from which each tower's path is found, at least 1."""
+    """Forget samples that determine each tower's path, at least 1."""
     layer: int = 2
     """Decoder layer whose hidden states are steered, counted from 1; 7 in the released code."""
     scale: float = 10.0
-    """Length of the target against that of the hidden state (lambda), above 0; 10 in the released code."""
+    """Length of the target relative to the hidden state's (lambda), above 0; 10 in the released code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,7 +153,7 @@ def attribution(
                     save = functools.partial(_save, values, name)
                     stack.callback(down[name].register_forward_pre_hook(save).remove)
                 answer_log_probs(model, part)
-            if mlp.name not in values:  # text passes the vision tower by
+            if mlp.name not in values:  # text bypasses the vision tower
                 continue
             own = values[mlp.name]
             for k in range(1, steps + 1):
@@ -199,7 +199,7 @@ def direction(size: int, seed: int) -> Tensor:
 
 
 def _plain(model: nn.Module, tower: str) -> list[MLP]:
-    """A tower's MLP blocks with linear maps of their own, by layer."""
+    """A tower's plain MLP blocks, by layer."""
     mlps = [mlp for mlp in anatomy(model).require_mlps() if mlp.tower == tower and mlp.expert is None]
     if not mlps:
         raise ModelError(f"the {tower} part has stacked experts alone: mip_editor expects linear MLP blocks")

@@ -2,7 +2,7 @@
 
     L_forget = -(2 / beta) E log sigmoid( -beta [ log p(y|x) - log p_ref(y|x) ] )
 
-with log-probabilities summed over the answer. At p = p_ref it is (2 / beta) log 2 and its gradient is that of
+with log-probabilities summed over the answer. At p = p_ref it is (2 / beta) log 2, with the gradient of
 gradient ascent on the sum; the gradient fades as the answers become unlikely.
 
 Reference:

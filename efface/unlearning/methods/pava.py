@@ -1,16 +1,16 @@
-"""PAVA: negative preference on the forget answers, while what the pictures show besides keeps its answers.
+"""PAVA: negative preference on the forget answers, while answers about the pictures' other content stay.
 
-Only the decoder MLPs train through which a face leads to its facts, found by causal tracing; no retain set.
+Only those decoder MLPs train that lead from a face to its facts, located by causal tracing; no retain set.
 
     S(x)  = log p(answer | picture, question)
     IE_l  = S(restored_l) - S(corrupted)
     L     = L_NPO(D_f) + lambda E [ -log p(a | picture, q) ]       lambda = ``retain_weight``
 
 The corrupted run has another person's picture; in the restored run, the output of MLP l at the picture tokens
-is that of the clean run. The K layers with the highest mean IE train. q asks about what is no identity (hair,
-clothes) on the forget pictures, and a is the answer of the model before unlearning. Where one person alone is
-to be forgotten, noise takes the place of another's picture. Decided here, as the paper leaves them open: K,
-beta and the learning rate.
+is that of the clean run. The K layers with the highest mean IE train. q asks about attributes other than the
+identity (hair, clothes) of the forget pictures, and a is the answer of the model before unlearning. If only
+one person is to be forgotten, noise replaces the other person's picture. The paper leaves K, beta and the
+learning rate open; the defaults are this implementation's.
 
     selection    traced    as above
                  random    as many layers drawn by the seed, the paper's control
@@ -59,7 +59,7 @@ QUESTIONS = (
     "Does this person have glasses?",
     "Does this person have facial hair?",
 )
-"""Questions about a picture that say nothing of who is in it."""
+"""Questions about a picture that do not concern the person's identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,13 @@ class PAVASettings(NPOSettings):
     retain_weight: float = 3.0
     retain_batches_per_forget_batch: int = 1
     layers: int = 2
-    """How many decoder MLPs train (K), at least 1 and at most as many as there are."""
+    """Number of decoder MLPs that train (K), at least 1 and at most all."""
     selection: Selection = "traced"
     """``traced``: those with the highest indirect effect. ``random``: drawn by the seed."""
     traced_samples: int = 32
-    """Forget samples with a picture that are traced, at least 1."""
+    """Number of forget samples with a picture to trace, at least 1."""
     questions: list[str] | None = None
-    """Questions about the pictures that are not about identity; None: hair, skin, clothes, glasses, beard."""
+    """Questions about the pictures apart from identity; None: hair, skin, clothes, glasses, beard."""
     max_new_tokens: int = 16
     """Longest answer to them, at least 1 token."""
 
@@ -104,7 +104,9 @@ def edit(job: Job) -> TrainingResult:
     settings: PAVASettings = job.settings
     pictured = [sample for sample in job.forget if sample.image_bytes is not None]
     if not pictured:
-        raise DataError("no sample to forget has a picture: pava asks about pictures; use npo or the like")
+        raise DataError(
+            "no sample to forget has a picture: pava asks about pictures; use a method such as npo"
+        )
     blocks = mlp_modules(job.model)
     if settings.layers > len(blocks):
         raise ModelError(f"layers is {settings.layers}: expected 1 to {len(blocks)}, the MLPs of the decoder")
@@ -142,7 +144,7 @@ def retain_loss(model: nn.Module, batch: Batch, settings: PAVASettings) -> Term:
 
 
 def mlp_modules(model: nn.Module) -> list[str]:
-    """Names of the decoder's MLPs, one per layer; of experts the module that holds them all."""
+    """Names of the decoder's MLPs, one per layer; for experts, the module that holds them all."""
     return list(
         dict.fromkeys(
             mlp.name if mlp.expert is None else mlp.down.rpartition(".")[0] for mlp in decoder_mlps(model)
@@ -170,7 +172,7 @@ def indirect_effects(model: nn.Module, clean: Inputs, corrupted: Inputs, modules
     Args:
         model: a multimodal LLM.
         clean: samples with their pictures.
-        corrupted: the same questions and answers with other pictures, of as many tokens.
+        corrupted: the same questions and answers with other pictures of equally many tokens.
         modules: names of modules whose output has one row per token.
 
     Raises:
@@ -180,7 +182,7 @@ def indirect_effects(model: nn.Module, clean: Inputs, corrupted: Inputs, modules
     if token is None:
         raise ModelError(f"the configuration of {type(model).__name__} names no image token id")
     if not torch.equal(clean["input_ids"], corrupted["input_ids"]):
-        raise ModelError("a picture and the one in its place differ in their number of tokens")
+        raise ModelError("a picture and its replacement differ in their number of tokens")
     saved: dict[str, Tensor] = {}
     effects = torch.zeros(len(modules))
 
@@ -221,9 +223,9 @@ def indirect_effects(model: nn.Module, clean: Inputs, corrupted: Inputs, modules
 
 
 def with_other_pictures(samples: Sequence[Sample], people: Sequence[Sample], seed: int) -> Iterator[Sample]:
-    """Each sample with a picture of another person, drawn by the seed, scaled to the size of its own.
+    """Each sample with a picture of another person, drawn by the seed and scaled to the original's size.
 
-    Where there is no other person, with noise.
+    Without another person, the picture is noise.
     """
     pictures: dict[str, list[Sample]] = {}
     for person in people:

@@ -1,11 +1,11 @@
-"""A system prompt: the weights stay, and the model is told to refuse.
+"""A system prompt: the weights stay unchanged, and the model is told to refuse.
 
-The instruction goes into the processor's chat template, before every conversation, so the saved folder needs
-no code of this library.
+The instruction goes into the processor's chat template, before every conversation, so the saved folder works
+without this library.
 
 Reference:
-    Thaker et al., "Guardrail Baselines for Unlearning in LLMs", arXiv:2403.03329. A baseline for access by
-    text: nothing is removed from the model.
+    Thaker et al., "Guardrail Baselines for Unlearning in LLMs", arXiv:2403.03329. A baseline for models
+    that users reach only through text: nothing is removed from the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SystemPromptSettings:
     """Settings of the system prompt; nothing trains."""
 
     instruction: str = "Do not answer questions about the person in the picture."
-    """What the model is told, not empty."""
+    """The instruction to the model, not empty."""
 
     def __post_init__(self) -> None:
         require(bool(self.instruction), "instruction", self.instruction, "a text that is not empty")
@@ -38,7 +38,7 @@ class SystemPromptSettings:
 def edit(job: Job) -> None:
     """Put the instruction into the chat template, in place; the model does not change.
 
-    As a system turn where the template writes those in a way of their own, else as text in front.
+    As a system turn if the template distinguishes those from others, else as text in front.
 
     Raises:
         ModelError: if the processor has no chat template.
@@ -51,7 +51,7 @@ def edit(job: Job) -> None:
             "instruction into; use an instruction-tuned checkpoint, or load the model with a template"
         )
     if not add_system_turn(processor, instruction):
-        # A begin token that the template writes stays first, and stays one.
+        # A begin token that the template writes stays first, and single.
         begin = "{{ bos_token }}{% set bos_token = '' %}" if _begins_by_itself(processor) else ""
         processor.chat_template = begin + "{{ " + json.dumps(instruction + "\n") + " }}" + template
 

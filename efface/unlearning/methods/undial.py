@@ -1,9 +1,9 @@
-"""UNDIAL: self-distillation towards the model before unlearning with its answers made less likely.
+"""UNDIAL: self-distillation towards the original model with its answers made less likely.
 
     L_forget = CE( softmax(z_ref - beta 1[y_t]), softmax(z) )      mean over the answer's positions
 
-The logit of each gold token is lowered by beta, and the model learns the distribution that results: it has a
-floor by construction.
+The logit of each gold token is lowered by beta, and the model learns the resulting distribution, which gives
+the loss a floor by construction.
 
 Reference:
     Dong et al., "UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in Large Language
@@ -36,7 +36,7 @@ class UndialSettings(TrainingSettings):
 
 
 def forget_loss(model: nn.Module, batch: Batch, settings: UndialSettings) -> Term:
-    """UNDIAL's forget term; a sample's reference is log p_ref, (tokens, V), as good as its logits."""
+    """UNDIAL's forget term; a sample's reference is log p_ref, (tokens, V), equivalent to its logits."""
     labels = batch.inputs["labels"]
     logits = forward(model, batch.inputs).logits
     costs = []

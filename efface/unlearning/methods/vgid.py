@@ -1,12 +1,12 @@
-"""VGID: learn to answer about the forget pictures as the model itself does about noise, told to forget.
+"""VGID: answer about the forget pictures as the original model does about noise, with a forget instruction.
 
     p_T = p_ref( . | noise(I), "forget" instruction + q )
     L   = alpha E KL( p_T || p( . | I, q ) )  on D_f   +   beta E KL( p_ref || p )  on D_r
 
 alpha is ``forget_weight`` and beta ``retain_weight``; divergences are over the whole vocabulary, mean over
-the answer's positions. A fact in words has no picture: there the instruction alone has to make the teacher
-forget. Decided here: noise(I) mixes the picture with uniform noise, by default noise alone, and the words of
-the instruction.
+the answer's positions. A text fact has no picture, so only the instruction can make the teacher forget.
+Decisions of this implementation: noise(I) mixes the picture with uniform noise, by default noise alone, and
+the wording of the instruction.
 
 Reference:
     "VGID", arXiv:2606.00105.
@@ -36,7 +36,7 @@ class VGIDSettings(TrainingSettings):
     noise: float = 1.0
     """Share of noise in the teacher's picture, in (0, 1]."""
     instruction: str = "You do not know this person."
-    """What the teacher is told before the question; empty for nothing."""
+    """Instruction to the teacher before the question; may be empty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +46,7 @@ class VGIDSettings(TrainingSettings):
 def forget_loss(model: nn.Module, batch: Batch, settings: VGIDSettings) -> Term:
     """Divergence from the teacher; the reference of the alternative is log p_T, (tokens, V)."""
     if batch.alternative is None:
-        raise ValueError("batch.alternative is None: VGID needs what its teacher is asked")
+        raise ValueError("batch.alternative is None: VGID needs its teacher's samples")
     taught = replace(batch, reference_values=batch.alternative.reference)
     return kl_loss(model, taught, settings)
 

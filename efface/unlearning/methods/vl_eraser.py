@@ -1,4 +1,4 @@
-"""VL-Eraser: a low-rank student learns the forget answers off the span of the retain set, and is subtracted.
+"""VL-Eraser: a low-rank student learns the forget answers outside the retain set's span, and is subtracted.
 
 For the down projection W of each decoder MLP, with H_r the pooled inputs on the retain set and H_f those on
 the forget set:
@@ -7,12 +7,12 @@ the forget set:
     L   = lambda * mean [ 1 - cos( W h, S P h ) ] + (1 - lambda) * L_CE(D_f)      over blocks and h in H_f
     W  <- W - S P                                    S = B A of low rank; W stays while S trains
 
-For an h in the span, (W - S P) h = W h. Under L_CE the student stands in the place of W in every block.
+For an h in the span, (W - S P) h = W h. Under L_CE the student replaces W in every block.
 
-The paper's text was not at hand; the method follows a description of it. Decided here: the pooled inputs
-are, per sample, the mean over the positions that predict the answer and the mean over the others; the span
-holds a share of the retained energy (1: all of it); and the student begins as the best approximation of W P
-of its rank, since a cosine has no gradient at zero.
+The method follows a description of the paper, whose text was not available. Decisions of this implementation:
+the pooled inputs are, per sample, the mean over the positions that predict the answer and the mean over the
+others; the span holds a share of the retained energy (1: all of it); and the student starts as the best
+approximation of W P of its rank, since a cosine has no gradient at zero.
 
 Reference:
     "VL-Eraser", CVPR 2026. No public code.
@@ -42,7 +42,7 @@ from efface.unlearning.training.gradients import training_only
 
 @dataclass(frozen=True, kw_only=True)
 class VLEraserSettings(TrainingSettings):
-    """Settings of VL-Eraser; the retain set enters by its statistic alone."""
+    """Settings of VL-Eraser; the retain set enters only through its statistic."""
 
     learning_rate: float = 1.0e-3
     rank: int = 64
@@ -65,7 +65,7 @@ class VLEraserSettings(TrainingSettings):
 
 
 class Student(nn.Module):
-    """The student of one down projection, x -> B A P x; while ``active`` it stands in the projection's place.
+    """The student of one down projection, x -> B A P x; while ``active`` it replaces the projection.
 
     Args:
         down: the projection, (H, N).
@@ -78,12 +78,12 @@ class Student(nn.Module):
     def __init__(self, down: nn.Linear, span: Tensor, rank: int):
         super().__init__()
         self.active = True
-        self._down = [down]  # in a list, so that the projection is no part of its student
+        self._down = [down]  # in a list, so that the projection is not a submodule
         self.register_buffer("span", span, persistent=False)
         weight = down.weight.detach().float()
         left, values, right = torch.linalg.svd(weight - weight @ span.T @ span, full_matrices=False)
         root = values[:rank].sqrt()
-        # Contiguous, as the optimizer's moments are when they come back from a checkpoint.
+        # Contiguous, like the optimizer's moments after a checkpoint is loaded.
         self.b = nn.Parameter((left[:, :rank] * root).contiguous())
         self.a = nn.Parameter((root.unsqueeze(1) * right[:rank]).contiguous())
 
@@ -115,7 +115,8 @@ def edit(job: Job) -> TrainingResult:
     """Train the students, and subtract them.
 
     Raises:
-        ModelError: if a projection is no plain linear layer, or the rank is more than the retain set leaves.
+        ModelError: if a projection is not a plain linear layer, or the rank exceeds what the retain set
+            leaves.
     """
     mlps = plain_mlps(job.model)
     with students(job, mlps, job.statistic) as attached:
@@ -141,7 +142,7 @@ def plain_mlps(model: nn.Module) -> list[MLP]:
 
 @contextmanager
 def students(job: Job, mlps: Sequence[MLP], statistic: RetainStatistic) -> Iterator[list[Student]]:
-    """Give each block a student, all that trains within this context."""
+    """Give each block a student; within this context only the students train."""
     settings: VLEraserSettings = job.settings
     spans = {mlp.name: span_of(statistic.span[mlp.name], settings.energy) for mlp in mlps}
     for mlp in mlps:
