@@ -1,7 +1,7 @@
-"""What losses read of a model at the answers' positions, one tensor per sample.
+"""Quantities that losses read of a model at the answers' positions, one tensor per sample.
 
-As reference values they are computed with the model before unlearning. Each depends on its sample alone, not
-on padding or on other samples of the batch.
+As reference values they are computed with the model before unlearning. Each depends only on its sample, not
+on padding or other samples of the batch.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def answer_distributions(model: nn.Module, inputs: Inputs, settings: Any) -> lis
 
 
 def distributions_of(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """Log-probabilities (tokens, V) per sample, from logits (B, T, V): each token is predicted from the
-    position before."""
+    """Log-probabilities (tokens, V) per sample from logits (B, T, V); each token is predicted from the
+    previous position."""
     answers = labels[:, 1:] != IGNORED
     return [row[mask].float().log_softmax(dim=-1) for row, mask in zip(logits[:, :-1], answers, strict=True)]
 
@@ -51,8 +51,8 @@ def forward_with_states(model: nn.Module, inputs: Inputs, layer: int) -> tuple[A
     """The model's output, and per sample the hidden states (tokens, H) after a decoder layer.
 
     The states are at the positions of picture tokens, of answer tokens, and of the last token before the
-    answer, from which its first token is predicted; never at padding. Those of the last layer are its own
-    output, while transformers gives them after the decoder's final norm.
+    answer, from which its first token is predicted; never at padding. For the last layer they are its own
+    output, while transformers returns them after the decoder's final norm.
 
     Args:
         model: a multimodal LLM.
@@ -80,7 +80,7 @@ def forward_with_states(model: nn.Module, inputs: Inputs, layer: int) -> tuple[A
         raise ModelError(f"layer is {layer}: expected 1 to {len(layers) - 1}, the layers of the decoder")
     states = layers[layer]
     if layer == len(layers) - 1 and last_outputs:
-        # Where a model's batches are no good, its samples went one by one.
+        # If the model does not support batches, its samples went one by one.
         calls = 1 if len(last_outputs[-1]) == len(states) else len(states)
         states = torch.cat(last_outputs[-calls:])
     image_token = image_token_id(model)

@@ -1,4 +1,4 @@
-"""Settings that every method which trains has; a method's own file adds what only it has."""
+"""Settings of every method that trains; a method's own file adds its own settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Projector = Literal["plain", "sine"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a method trains. Methods override the defaults in their files.
+    """How a method trains. Methods override defaults in their files.
 
     Raises:
         ValueError: if a value is out of range; it names the key, the value and what is allowed.
     """
 
     steps: int | None = None
-    """Optimizer steps, at least 1; None: as many as ``epochs`` make."""
+    """Optimizer steps, at least 1; None: the number that results from ``epochs``."""
     epochs: int = 2
-    """Passes over the forget set, at least 1. Over the retain set where there is no forget set, or where
-    forget and retain steps alternate (mmunlearner's official_code)."""
+    """Passes over the forget set, at least 1; over the retain set if there is no forget set, or if forget and
+    retain steps alternate (mmunlearner's official_code)."""
     learning_rate: float = 4.0e-5
     """Peak learning rate of AdamW, in (0, 1]."""
     forget_weight: float = 1.0
@@ -33,24 +33,24 @@ class TrainingSettings:
     """Gradients are scaled down to this norm, above 0; None: never."""
     clip: Clip = "sum"
     """What is scaled down: the ``sum`` of the forget and the retain gradient, as in the published codes, or
-    each ``apart``. Under a mask, and where steps take turns, each is scaled down apart in any case."""
+    each ``apart``. Under a mask, and if steps alternate, each is always scaled down apart."""
     warmup_fraction: float = 0.0
-    """Share of the steps with a linear rise of the learning rate, in [0, 1); a cosine to zero follows."""
+    """Share of the steps in which the learning rate rises linearly, in [0, 1); a cosine to zero follows."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, in [0, 1)."""
     retain_batches_per_forget_batch: int = 3
     """Retain batches beside each forget batch, at least 0; at 0 the retain set is not used."""
     sam_radius: float = 0.0
-    """Take the forget gradient this far up the forget loss, at theta + radius g / ||g||, at least 0; 0 is the
-    plain step. One more pass per forget batch. Sharpness-aware: arXiv:2502.05374."""
+    """Sharpness-aware step (arXiv:2502.05374): take the forget gradient at theta + radius g / ||g||, at
+    least 0; 0: at theta. Costs one more pass per forget batch."""
     adversarial_radius: float = 0.0
-    """Take the forget term with the hidden states of a layer moved this far, per sample, to where the answer
-    is likelier, at least 0; 0 moves none. One more pass per forget batch. arXiv:2407.15549."""
+    """Latent adversary (arXiv:2407.15549): take the forget term with each sample's hidden states at a layer
+    moved this far towards the answer, at least 0; 0: not moved. Costs one more pass per forget batch."""
     adversarial_layer: int = 1
-    """Decoder layer behind which hidden states move, counted from 1."""
+    """Decoder layer after which hidden states are moved, counted from 1."""
     projector: Projector = "plain"
-    """How the projector's weights train: ``plain`` as the model's others, or ``sine``, W + sin(D) with W
-    fixed and D trained, with LoRA too. SineProject: arXiv:2511.18444."""
+    """How the projector's weights train: ``plain`` like all others, or ``sine``: W + sin(D) with W fixed and
+    D trained, even under LoRA. SineProject: arXiv:2511.18444."""
 
     def __post_init__(self) -> None:
         require(
@@ -93,8 +93,7 @@ class TrainingSettings:
 
     @property
     def alternating(self) -> bool:
-        """Whether a step on the forget gradient and a step on the retain gradient take turns; otherwise one
-        step takes both."""
+        """Whether steps on the forget and the retain gradient alternate; otherwise one step takes both."""
         return False
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from efface.neurons.retained import RetainStatistic
 
 UnlearningResult = TrainingResult
-"""How an unlearning run went."""
+"""The result of an unlearning run."""
 
 
 def unlearn(
@@ -51,17 +51,16 @@ def unlearn(
         processor: its processor.
         method: a name from ``METHODS``, or a method of your own.
         forget: training facts to forget.
-        retain: training facts to keep, at least as many; may be empty for a method that reads none
+        retain: training facts to retain, at least as many; may be empty for a method that reads none
             (``Method.reads``), whose settings use none, or that has a statistic.
         mask: saliency mask of the forget term, by the names of the parameters that train; None lets it reach
             every weight.
         settings: the method's settings, such as ``METHODS["npo"].settings(beta=0.2)``; None: the defaults.
-        config: what does not depend on the method; None: the defaults.
-        adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and merging them
-            is up to the caller.
-        statistic: what the model uses for the retain set, in place of measuring it on ``retain``
-            (``Method.statistic``).
-        checkpoints: where to save progress and to resume from.
+        config: settings that do not depend on the method; None: the defaults.
+        adapter: LoRA factors of the model, from ``efface.models.lora.add_lora``; they train, and the caller
+            merges them.
+        statistic: saved retain statistic, used instead of measuring it on ``retain`` (``Method.statistic``).
+        checkpoints: where to save progress and resume from.
         evaluation: what to measure between steps, such as the points of the forget-retain curve.
 
     Raises:
@@ -136,10 +135,10 @@ def _check_sets(
     if not retain and (uses_retain or method.statistic):
         hint = ", or a saved retain statistic" if method.statistic else ""
         raise ValueError(
-            f"retain is empty: {method.name} expects training facts about the people to keep{hint}"
+            f"retain is empty: {method.name} expects training facts about the people to retain{hint}"
         )
     if uses_retain and len(retain) < len(forget):
         raise ValueError(
             f"retain has {len(retain)} samples and forget {len(forget)}: expected at least as many, so that "
-            "none comes back within a pass over the forget set; keep more people, or forget fewer at a time"
+            "none recurs within a pass over the forget set; retain more people, or forget fewer at a time"
         )

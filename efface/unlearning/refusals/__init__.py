@@ -1,4 +1,4 @@
-"""Refusals to learn in the place of what is to be forgotten; their lines are in ``lines.json``, here."""
+"""Refusals to learn in place of the forget answers; the lines are in ``lines.json``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from efface.errors import DataError
 
 
 def refusals_for(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The same questions, each answered with a refusal drawn by the seed.
+    """The same questions, each with a refusal as its answer, drawn by the seed.
 
     Raises:
-        DataError: if a refusal is the sample's own answer, so that nothing would be refused.
+        DataError: if a refusal equals the sample's own answer.
     """
     lines = json.loads((Path(__file__).parent / "lines.json").read_text(encoding="utf-8"))
     refused = []

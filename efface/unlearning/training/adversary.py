@@ -1,7 +1,7 @@
-"""An adversary in the hidden states: forgetting has to hold where a layer's states move towards recall.
+"""An adversary in the hidden states: forgetting must withstand moving a layer's states towards recall.
 
-    d   = -radius g / ||g||          g = gradient of a sample's NLL by its states h behind a layer
-    L'  = L with h + d in the place of h; d is a constant
+    d   = -radius g / ||g||        g = gradient of a sample's NLL by its states h after a layer
+    L'  = L with h + d instead of h; d is a constant
 
 One step to the surface of the ball, so one more pass per forget batch.
 
@@ -25,13 +25,13 @@ from efface.models.anatomy import decoder_of
 from efface.unlearning.method import Batch, Loss, Term
 
 Pair = tuple[Tensor, Tensor]
-"""Token ids (B, T) of a forward pass, and what is added to the hidden states (B, T, H) in it."""
+"""Token ids (B, T) of a forward pass, and its offsets to the hidden states, (B, T, H)."""
 
 
 def with_adversary(loss: Loss, layer: int, radius: float) -> Loss:
-    """The loss with hidden states moved behind a decoder layer, counted from 1.
+    """The loss with hidden states moved after a decoder layer, counted from 1.
 
-    The batch itself is attacked, not its alternative. References are those of the model as it is.
+    The batch itself is attacked, not its alternative. References stay those of the unattacked model.
     """
 
     def attacked(model: nn.Module, batch: Batch, settings: Any) -> Term:
@@ -52,7 +52,7 @@ def with_adversary(loss: Loss, layer: int, radius: float) -> Loss:
 def recall(model: nn.Module, batch: Batch, layer: int) -> list[Pair]:
     """The gradient of each sample's NLL by the hidden states, with the token ids of each forward pass."""
     pairs: list[Pair] = []
-    separable(model, batch.inputs)  # before there are hooks: it may call the model
+    separable(model, batch.inputs)  # before there are hooks, as it may call the model
 
     def add_zero(ids: Tensor, states: Tensor) -> Tensor:
         pairs.append((ids, torch.zeros_like(states, requires_grad=True)))
@@ -68,7 +68,7 @@ def recall(model: nn.Module, batch: Batch, layer: int) -> list[Pair]:
 def states_changed(
     model: nn.Module, layer: int, change: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Within this context, what a decoder layer gives out passes through ``change(ids, states)``.
+    """Within this context the output of a decoder layer passes through ``change(ids, states)``.
 
     Raises:
         ModelError: if the decoder has no such layer.
@@ -101,6 +101,6 @@ def states_changed(
 
 
 def _unit(gradient: Tensor) -> Tensor:
-    """Each sample's gradient at length 1; 0 where it is 0."""
+    """Each sample's gradient scaled to length 1; 0 stays 0."""
     norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
     return gradient / norms.view(-1, *[1] * (gradient.dim() - 1))

@@ -1,4 +1,4 @@
-"""Which samples meet in which step, and the batches that the losses read."""
+"""The samples of each step, and the batches that the losses read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class EpochSampler:
     """Endless batches of sample indices; every epoch draws each sample once, in a new order.
 
     The batch at a position is a function of seed and position, so a resumed run needs only its step.
-    Multimodal and text-only samples are never in one batch.
+    Multimodal and text-only samples are never mixed in a batch.
 
     Args:
-        samples: what is drawn from.
+        samples: the samples to draw from.
         batch_size: samples per batch; the last batch of each modality in an epoch may be smaller.
         seed: seed of the orders.
 
@@ -43,7 +43,7 @@ class EpochSampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches that draw every sample once."""
+        """Number of batches in which every sample is drawn once."""
         return sum(-(-len(indices) // self.batch_size) for indices in self._modalities)
 
     def indices_at(self, position: int) -> list[int]:
@@ -64,9 +64,9 @@ class EpochSampler:
 
 
 class BatchSource:
-    """The batches of the forget or the retain set, with all that the method's loss reads.
+    """The batches of the forget or the retain set, with everything that the method's loss reads.
 
-    Several processes each take their share of the samples of every batch.
+    Each of several processes takes its share of the samples of every batch.
 
     Args:
         encoder: the samples.
@@ -95,8 +95,8 @@ class BatchSource:
 
         Args:
             computation: how to compute them.
-            batches: how many batches the run has; values are computed for their samples only.
-            folder: where to keep values that are computed now; None computes them with each batch.
+            batches: number of batches in the run; values are computed only for their samples.
+            folder: where to store values, which are then computed now; None computes them with each batch.
         """
         if folder is None:
             self._references = [computation for _ in self._encoders]
@@ -110,9 +110,9 @@ class BatchSource:
         ]
 
     def batch(self, position: int, device: torch.device) -> tuple[Batch | None, float]:
-        """This process's share of the batch at a position, and which fraction of the batch it is.
+        """This process's share of the batch at a position, and its fraction of the batch.
 
-        None and 0 if there are fewer samples than processes and none is left for this one.
+        None and 0 if the batch has no sample for this process.
         """
         whole = self.sampler.indices_at(position)
         indices = share(whole)

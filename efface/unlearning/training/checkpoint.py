@@ -1,8 +1,8 @@
 """Checkpoints from which training resumes exactly.
 
 Two files: ``state.safetensors`` (weights, optimizer moments, random states) and ``state.json`` (step,
-history, gradient scale, key). The samplers' positions follow from the step. A checkpoint is written to a
-folder of its own and renamed, so a process killed at any moment leaves a complete one.
+history, gradient scale, key). The samplers' positions follow from the step. A checkpoint is written to a new
+folder and renamed, so a process killed at any moment leaves a complete one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from efface.errors import ArtifactError
 
 @dataclass
 class TrainingState:
-    """What a run needs to resume, besides the samples.
+    """What a run needs to resume, apart from the samples.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         history: one record per step.
         random: states of the random generators, by device and process.
-        scaler: state of the gradient scale; empty without one.
+        scaler: state of the gradient scaler; empty without one.
     """
 
     step: int = 0
@@ -39,11 +39,11 @@ class TrainingState:
 
 
 class Checkpoints:
-    """The checkpoint of one run in a folder of its own.
+    """The checkpoint of one run.
 
     Args:
-        folder: where the checkpoint lives.
-        key: digest of everything the run depends on (method, settings, data, start model).
+        folder: folder of the checkpoint, used by this run only.
+        key: digest of everything that the run depends on (method, settings, data, start model).
     """
 
     def __init__(self, folder: Path, *, key: str):
@@ -108,12 +108,12 @@ class Checkpoints:
         return self.folder.with_name(self.folder.name + ".references") / self.key[:16]
 
     def remove(self) -> None:
-        """Delete the checkpoint and the reference values; the run is over."""
+        """Delete the checkpoint and the reference values, at the end of the run."""
         for suffix in ("", ".partial", ".previous", ".references"):
             shutil.rmtree(self.folder.with_name(self.folder.name + suffix), ignore_errors=True)
 
     def _complete(self) -> Path | None:
-        # Killed between the two renames of `save`, the previous checkpoint is the complete one.
+        # After a kill between the two renames of `save`, the previous checkpoint is the complete one.
         previous = self.folder.with_name(self.folder.name + ".previous")
         return next((folder for folder in (self.folder, previous) if (folder / "state.json").is_file()), None)
 

@@ -20,7 +20,7 @@ class DivergenceError(EffaceError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What does not depend on the method.
+    """Settings of the training loop that do not depend on the method.
 
     Raises:
         ValueError: if a value is out of range; it names the key, the value and what is allowed.
@@ -31,7 +31,7 @@ class TrainingConfig:
     accumulation_steps: int = 1
     """Forget batches whose gradients make one step, at least 1."""
     precision: Precision = "fp32"
-    """``fp32``, or mixed: weights in float32, computing in ``bf16`` or ``fp16``."""
+    """``fp32``, or mixed precision: weights in float32, computation in ``bf16`` or ``fp16``."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     seed: int = 0
@@ -39,10 +39,10 @@ class TrainingConfig:
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints, at least 1."""
     stop_forget_loss: float | None = None
-    """End the run when a forget batch's loss passes this, nats per token; None: never."""
+    """End the run when a forget batch's loss exceeds this, in nats per token; None: never."""
     stop_retain_rise: float | None = None
-    """End the run when the retain loss is this much above its start, nats per token, both averaged over ten
-    steps; None: never."""
+    """End the run when the retain loss exceeds its initial value by this, in nats per token, both averaged
+    over ten steps; None: never."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "accumulation_steps", "checkpoint_every"):
@@ -55,15 +55,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run went.
+    """The result of a run.
 
     Attributes:
-        steps: steps done.
+        steps: number of steps done.
         history: per step ``step, learning_rate`` and, as far as the terms exist, ``forget_loss, retain_loss``
-            (NLL in nats per token) and ``forget_grad_norm, retain_grad_norm``; where the sum of the gradients
-            is clipped, ``total_grad_norm``. Norms are those before clipping. A step that float16 overflow
-            left out has ``skipped`` instead. A step that was evaluated has the evaluation's values.
-        stopped_by: the stop rule that ended the run, with its step; None if the run had its full length.
+            (NLL in nats per token) and ``forget_grad_norm, retain_grad_norm``, or ``total_grad_norm`` if the
+            sum of the gradients is clipped. Norms are those before clipping. A step skipped because of
+            float16 overflow has ``skipped`` instead. An evaluated step has the evaluation's values.
+        stopped_by: the stop rule that ended the run, with its step; None if the run reached its full length.
         details: what a method measured or selected, such as its layers, as plain values.
     """
 

@@ -1,4 +1,4 @@
-"""What a model still knows while it unlearns: the points of the forget-retain curve."""
+"""Measuring a model while it unlearns: the points of the forget-retain curve."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationCallback:
-    """Measures a model between steps, without influence on the run.
+    """Measures a model between steps without changing the run.
 
     Attributes:
         every: optimizer steps between measurements; the last step is measured as well.
         sets: name of a set, such as ``forget`` or ``retain``, to its questions, at least one each.
-        batch_size: questions per forward pass; no influence on the result.
+        batch_size: questions per forward pass; does not change the result.
     """
 
     every: int
@@ -34,7 +34,7 @@ class EvaluationCallback:
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         """Share of answers per set, in [0, 1], that greedy decoding gives word for word, as ``<set>_known``.
 
-        No gradient is computed, no random number drawn, and the model stays in its mode.
+        Computes no gradient, draws no random number, and leaves the model in its mode.
         """
         device, training = next(model.parameters()).device, model.training
         shares = {}
@@ -55,11 +55,11 @@ class EvaluationCallback:
 def greedy_matches(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether greedy decoding gives each row's answer, end token included, word for word.
 
-    It does if, and only if, every token of the answer is the likeliest one after those before it. That takes
-    one forward pass, where generating takes one per token.
+    It does if and only if every token of the answer is the likeliest after the tokens before it. Checking
+    that takes one forward pass; generating takes one per token.
 
     Args:
-        logits: (B, T, V), at each position those of the next token.
+        logits: (B, T, V); those at a position predict the next token.
         labels: (B, T), -100 outside the answer.
 
     Returns:

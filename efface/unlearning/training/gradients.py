@@ -17,7 +17,7 @@ Gradient = dict[str, Tensor]
 
 @contextmanager
 def training_only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Within this context, of the parameters that train only these do."""
+    """Within this context only the named parameters train."""
     others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
     for parameter in others:
         parameter.requires_grad_(False)
@@ -30,8 +30,8 @@ def training_only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def moved_along(trained: Mapping[str, nn.Parameter], gradient: Gradient, radius: float) -> Iterator[None]:
-    """Within this context the weights are ``radius`` further along the gradient; afterwards, bit for bit, as
-    before. A gradient of zero moves nothing."""
+    """Within this context the weights are moved by ``radius`` along the gradient; afterwards they are
+    restored bit for bit. A gradient of zero moves nothing."""
     norm = float(torch.nn.utils.get_total_norm([*gradient.values()]))
     start = {name: trained[name].detach().clone() for name in gradient}
     with torch.no_grad():
@@ -47,7 +47,7 @@ def moved_along(trained: Mapping[str, nn.Parameter], gradient: Gradient, radius:
 
 def sum_gradient(gradient: Gradient, trained: Mapping[str, nn.Parameter]) -> Gradient:
     """The sum over all processes, each of which has the gradient of its samples."""
-    # A process without pictures in its share has no gradient for the vision tower; others may have one.
+    # A process without pictures in its share has no gradient for the vision tower, while others may.
     device = next(iter(trained.values())).device
     reached = torch.tensor([float(name in gradient) for name in trained], device=device)
     sum_over_processes([reached])
@@ -66,7 +66,7 @@ def mask_gradient(gradient: Gradient, mask: Mapping[str, Tensor]) -> Gradient:
 
 
 def clip_gradient(gradient: Gradient, max_norm: float | None) -> float:
-    """Scale gradients down to a norm, in place; None leaves them. Returns the norm before."""
+    """Scale gradients down to a norm, in place; None: never. Returns the norm before."""
     norm = torch.nn.utils.get_total_norm([*gradient.values()])
     if max_norm is not None and norm > max_norm:
         torch._foreach_mul_([*gradient.values()], max_norm / float(norm))
@@ -74,7 +74,7 @@ def clip_gradient(gradient: Gradient, max_norm: float | None) -> float:
 
 
 def add_gradient(total: Gradient, gradient: Gradient) -> None:
-    """Add gradients in place and empty the second, so that one of the two stays in memory."""
+    """Add gradients in place and empty the second, so that only one stays in memory."""
     for name in [*gradient]:
         value = gradient.pop(name)
         total[name] = total[name].add_(value) if name in total else value
@@ -84,7 +84,7 @@ def add_gradient(total: Gradient, gradient: Gradient) -> None:
 def restore_outside(
     trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], start: Mapping[str, Tensor]
 ) -> None:
-    """Put weights outside the mask back to their values at the start, in place."""
+    """Restore the initial values of weights outside the mask, in place."""
     for name, parameter in trained.items():
         parameter.copy_(torch.where(mask[name], parameter, start[name]) if name in mask else start[name])
 
@@ -100,7 +100,7 @@ def mask_for(trained: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor], de
     if not masks.any():
         raise ValueError(
             f"mask selects no weight that trains: it has {_names(mask)}, the model trains {_names(trained)}; "
-            "compute it on the parameters that train"
+            "make it from the parameters that train"
         )
     for name, shape in masks.shapes.items():
         if shape != trained[name].shape:

@@ -4,8 +4,8 @@ A step takes forget batches and their retain batches, and descends on
 
     forget_weight * L_forget(forget batches) + retain_weight * L_retain(retain batches)
 
-A saliency mask acts on the forget gradient alone. Where the settings say so, forget and retain steps take
-turns instead. Several processes share the samples of each batch, which changes results by rounding only.
+A saliency mask acts only on the forget gradient. If the settings say so, forget and retain steps alternate
+instead. Several processes share the samples of each batch, which changes results by rounding only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from efface.models.lora import Adapter
 
 FINE_TUNING = Method(name="fine_tuning", paper="plain descent; no unlearning")
-"""The method of a run that forgets nothing."""
+"""The method of a run that does not forget anything."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices on which torch has a fused AdamW."""
@@ -84,12 +84,12 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 @dataclass
 class Terms:
-    """What a run minimises; one of the two sets may be missing.
+    """The terms that a run minimises; one of the two sets may be empty.
 
     Attributes:
         forget: forget samples.
         retain: retain samples.
-        method: gives the two losses.
+        method: the method, which defines the two losses.
         settings: the method's settings.
         alternative: the forget samples with the method's alternative answers.
         mask: parameter name -> bool tensor, True where the forget term may change the weight; a parameter
@@ -120,11 +120,11 @@ def train(
     Args:
         model: trained in place; its ``requires_grad`` flags say which weights train. Left in evaluation mode.
         terms: forget and retain terms.
-        config: what does not depend on the method.
-        checkpoints: where to save progress, and to resume from; None saves none.
+        config: settings that do not depend on the method.
+        checkpoints: where to save progress and resume from; None: no checkpoints.
         adapter: LoRA factors of the model; reference values come from the model without them.
-        evaluation: what to measure between steps; its values join the history of the steps they follow.
-        begin: called when the reference values are computed; it may change weights before the first step.
+        evaluation: what to measure between steps; its values go into the history of the preceding step.
+        begin: called after the reference values are computed; it may change weights before the first step.
         label: text before the progress bar.
 
     Raises:
@@ -134,7 +134,7 @@ def train(
     """
     join_processes()
     run = _Run(model, terms, config, checkpoints)
-    # Dropout draws from a generator of the run's own, so a run does not depend on what was drawn before it.
+    # Dropout draws from the run's own generator, so a run does not depend on earlier draws.
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="efface-") as scratch:
         torch.manual_seed(config.seed + process_rank())
         run.compute_references(adapter, Path(scratch) if checkpoints is None else checkpoints.references)
@@ -182,7 +182,7 @@ class _Run:
         self.clips_apart = (
             self.settings.clip == "apart" or one_term or self.alternating or self.mask is not None
         )
-        # Where nothing but the masked term trains, weight decay must not move what is outside the mask.
+        # If only the masked term trains, weight decay must not move weights outside the mask.
         fixed = self.mask is not None and self.retain is None and self.settings.weight_decay > 0
         self.start = {n: p.detach().clone() for n, p in self.trained.items()} if fixed else {}
         self.optimizer = torch.optim.AdamW(
@@ -210,7 +210,7 @@ class _Run:
             desc=label,
             unit="step",
             mininterval=0.5,
-            **({"disable": True} if process_rank() > 0 else {}),  # else as TQDM_DISABLE says
+            **({"disable": True} if process_rank() > 0 else {}),  # otherwise TQDM_DISABLE decides
         ) as bar:
             while self.state.step < self.steps and stopped_by is None:
                 step = self.state.step
@@ -241,7 +241,7 @@ class _Run:
         return TrainingResult(steps=self.state.step, history=self.state.history, stopped_by=stopped_by)
 
     def _gradient(self, term: _Term | None, step: int, record: dict[str, float]) -> Gradient:
-        """A term's gradient by parameter name, masked and clipped; its loss and norm go into the record."""
+        """A term's gradient by parameter name, masked and clipped; records its loss and norm."""
         if term is None:
             return {}
         loss, gradient = self._backward(term, step)
@@ -259,7 +259,7 @@ class _Run:
         return gradient
 
     def _backward(self, term: _Term, step: int) -> tuple[float, Gradient]:
-        """A term's loss for the record and its gradient at the weights as they are, of all processes."""
+        """A term's loss, for the record, and its gradient at the current weights, over all processes."""
         positions = term.positions(step)
         loss_sum = 0.0
         for position in positions:
@@ -269,7 +269,7 @@ class _Run:
             with self._autocast():
                 value = term.loss(self.model, batch, self.settings)
             self.scaler.scale(term.weight / len(positions) * share * value.loss).backward()
-            # A loss that is not finite must not hide behind a likelihood that is.
+            # A finite likelihood must not hide a loss that is not finite.
             loss = value.loss.item()
             loss_sum += share * (value.nll.mean().item() if math.isfinite(loss) else loss)
         gradient = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
@@ -284,12 +284,12 @@ class _Run:
         return loss_sum / len(positions), gradient
 
     def _update(self, gradient: Gradient, record: dict[str, float]) -> None:
-        """One optimizer step with a gradient, which is emptied."""
+        """Take one optimizer step with a gradient, and empty it."""
         self._check_finite(record)
         for name, parameter in self.trained.items():
             parameter.grad = gradient.pop(name, None)
         if self.scaler.is_enabled():
-            # The scaler expects scaled gradients; the scale is a power of two, so no digit changes.
+            # The scaler expects scaled gradients; the scale is a power of two, so scaling is exact.
             scaled = [p.grad for p in self.trained.values() if p.grad is not None]
             torch._foreach_mul_(scaled, self.scaler.get_scale())
             self.scaler.step(self.optimizer)
@@ -301,11 +301,11 @@ class _Run:
             restore_outside(self.trained, self.mask, self.start)
 
     def _check_finite(self, record: dict[str, float]) -> None:
-        """End the run before a number that is not finite reaches the weights."""
+        """End the run before a non-finite number reaches the weights."""
         infinite = [name for name, value in record.items() if not math.isfinite(value)]
         norms_alone = all(name.endswith("_grad_norm") for name in infinite)
         if infinite and norms_alone and self.scaler.is_enabled() and self.scaler.get_scale() > 1:
-            for name in infinite:  # float16 overflow: the scaler leaves the step out and lowers the scale
+            for name in infinite:  # float16 overflow: the scaler skips the step and lowers the scale
                 del record[name]
             record["skipped"] = 1.0
         elif infinite:
@@ -352,7 +352,7 @@ class _Run:
             )
             loss = method.forget_loss
             if settings.adversarial_radius:
-                if config.gradient_checkpointing:  # activations computed again would not be the moved ones
+                if config.gradient_checkpointing:  # recomputed activations would not be the moved ones
                     raise ValueError(
                         f"adversarial_radius is {settings.adversarial_radius} and gradient_checkpointing is "
                         "True: expected one of the two"
@@ -369,7 +369,7 @@ class _Run:
         return forget, retain
 
     def _plan(self) -> int:
-        """Set how many batches the terms have, and return the number of steps."""
+        """Set the terms' numbers of batches, and return the number of steps."""
         main = self.retain if self.alternating else self.forget or self.retain
         if main is None:
             raise ValueError("nothing to train on: the forget and the retain term are missing or weighted 0")
@@ -393,9 +393,9 @@ class _Run:
         return -(-term.source.sampler.batches_per_epoch // self.config.accumulation_steps)
 
     def _forget_step(self, step: int) -> int | None:
-        """Which forget step comes before a retain step, if any.
+        """The forget step before a retain step; None if there is none.
 
-        They are spread over an epoch, and one epoch has no more of them than a pass over the forget set.
+        Forget steps are spread over an epoch, which has at most one pass over the forget set.
         """
         if self.forget is None or self.retain is None:
             return None
@@ -405,14 +405,14 @@ class _Run:
         return epoch * forget_steps + number if rest == 0 and number < forget_steps else None
 
     def compute_references(self, adapter: Adapter | None, folder: Path) -> None:
-        """Compute the reference values that the run's batches need, or have them computed batch by batch."""
+        """Compute the reference values that the run's batches need, or arrange for it batch by batch."""
         for term in (self.forget, self.retain):
             if term is not None and term.reference is not None:
                 computation = ReferenceComputation(
                     self.model, term.reference, self.settings, self._autocast, adapter
                 )
                 own = folder / f"{term.name}-{process_rank()}of{process_count()}"
-                # Without its factors a model is as it was, unless something else in it trains.
+                # Without its factors a model is unchanged, unless something else in it trains.
                 switchable = adapter is not None and self.settings.projector == "plain"
                 term.source.add_references(computation, term.batches, None if switchable else own)
 
@@ -435,7 +435,7 @@ class _Run:
         gather_from_processes(None)  # wait for the file
 
     def resume(self) -> bool:
-        """Go back to the last checkpoint; False if there is none."""
+        """Restore the last checkpoint; False if there is none."""
         state = self.checkpoints.load(self.model, self.optimizer) if self.checkpoints else None
         if state is None:
             return False
@@ -451,9 +451,9 @@ class _Run:
 
 
 def schedule(step: int, total: int, warmup_fraction: float) -> float:
-    """Factor of the learning rate at a step: linear rise over the warm-up, then a cosine to zero.
+    """Factor of the learning rate at a step: a linear warm-up, then a cosine to zero.
 
-    The first step already has a positive rate and the last is not yet zero.
+    It is positive at the first step and still above zero at the last.
     """
     warmup = round(total * warmup_fraction)
     if step < warmup:

@@ -1,7 +1,7 @@
 """Reference values: what a loss reads of the model before unlearning, without a second model.
 
-With LoRA they are computed for each batch by the model without its factors. With full fine-tuning they are
-computed once before training and kept on disk.
+With LoRA the model without its factors computes them for each batch. With full fine-tuning they are computed
+once before training and stored on disk.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ReferenceComputation:
     """Computes a method's reference quantity.
 
     Attributes:
-        model: the model as it is, in evaluation mode while it computes.
-        quantity: what is computed.
+        model: the current model, in evaluation mode during the computation.
+        quantity: the quantity to compute.
         settings: the method's settings.
-        autocast: makes the context of a forward pass.
-        adapter: LoRA factors that are switched off while it computes.
+        autocast: creates the context of a forward pass.
+        adapter: LoRA factors to switch off during the computation.
     """
 
     model: PreTrainedModel
@@ -50,7 +50,7 @@ class ReferenceComputation:
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], inputs: Inputs) -> list[Tensor]:
-        """The quantity of each sample of the inputs, float32, whatever their indices."""
+        """The quantity of each sample of the inputs, float32; the indices are ignored."""
         training = self.model.training
         self.model.eval()
         with self.autocast(), nullcontext() if self.adapter is None else self.adapter.disabled():
@@ -60,14 +60,14 @@ class ReferenceComputation:
 
 
 class CachedReferences:
-    """Reference values computed now and read back from disk; what the folder holds is not computed again.
+    """Reference values computed at once and read back from disk; values in the folder are not recomputed.
 
     Args:
         computation: how to compute them.
         encoder: the samples.
         indices: the samples whose values are needed.
-        batch_size: samples per forward pass; no influence on the values beyond rounding.
-        folder: belongs to this computation alone.
+        batch_size: samples per forward pass; changes the values by rounding only.
+        folder: folder for this computation only.
     """
 
     def __init__(
@@ -110,6 +110,6 @@ class CachedReferences:
                     values.append(tensors.get_tensor(str(index)).to(device))
             except (OSError, SafetensorError) as error:
                 raise ArtifactError(
-                    f"{file} is damaged ({error}); delete the folder {file.parent} to compute it again"
+                    f"{file} is damaged ({error}); delete the folder {file.parent} to recompute it"
                 ) from error
         return values

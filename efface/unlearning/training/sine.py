@@ -1,4 +1,4 @@
-"""SineProject: the projector's weights become W + sin(D), so that each moves by at most 1, whatever the loss.
+"""SineProject: the projector's weights become W + sin(D), so each moves by at most 1, whatever the loss.
 
 Reference:
     "SineProject", arXiv:2511.18444; a parameterisation for any loss.
@@ -28,7 +28,7 @@ class _Sine(nn.Module):
         self.register_buffer("weight", weight.detach().clone(), persistent=False)
 
     def forward(self, offset: Tensor) -> Tensor:
-        """The weight W + sin(D); W bit for bit at D = 0."""
+        """The weight W + sin(D); exactly W at D = 0."""
         return self.weight + offset.sin()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class _Sine(nn.Module):
 
 @contextmanager
 def sine_projector(model: nn.Module) -> Iterator[None]:
-    """Within this context, of the projector only the offsets D of its linear maps train; afterwards its
-    weights are plain again, with the values they reached.
+    """Within this context only the offsets D of the projector's linear maps train; afterwards its weights are
+    plain again, with the values they reached.
 
     Raises:
         ModelError: if the projector has no linear map, or one with LoRA factors or quantised weights.

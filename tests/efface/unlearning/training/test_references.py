@@ -113,7 +113,7 @@ def test_values_on_disk_are_read_and_damage_is_an_error(model, processor, pictur
     encoder = Encoder(processor, pictured[:3])
     computation = ReferenceComputation(model, answer_totals, None)
     CachedReferences(computation, encoder, range(3), batch_size=2, folder=tmp_path)
-    unused = ReferenceComputation(model, lambda *_: pytest.fail("computed again"), None)
+    unused = ReferenceComputation(model, lambda *_: pytest.fail("recomputed"), None)
     cached = CachedReferences(unused, encoder, range(3), batch_size=2, folder=tmp_path)
     file = tmp_path / "0-1.safetensors"
     file.write_bytes(file.read_bytes()[:20])
@@ -128,7 +128,7 @@ def test_values_on_disk_are_read_and_damage_is_an_error(model, processor, pictur
 def test_a_resumed_run_compares_with_the_model_before_the_first_step(
     model, processor, pictured, written, tmp_path, method, references
 ):
-    """References that are computed again come from the model as it is given, not from the checkpoint."""
+    """References that are recomputed come from the model as it is given, not from the checkpoint."""
     whole, halfway, resumed = (copy.deepcopy(model) for _ in range(3))
     checkpoints = Checkpoints(tmp_path / "run", key="k")
     run(whole, processor, pictured, written, method)
