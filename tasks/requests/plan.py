@@ -393,8 +393,8 @@ def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
         "unlearn": [f"{kind}@{method}"],
         "evaluate": [params.evaluation_of(name) for name in models if name not in before],
     }
-    if models := param_overrides(plan, params).get("attack.models"):
-        steps["attack"] = [f"attack@{name}" for name in models]
+    if attacked := param_overrides(plan, params).get("attack.models"):
+        steps["attack"] = [f"attack@{name}" for name in attacked]
     return steps
 
 
