@@ -1,4 +1,4 @@
-"""Stage `prepare`: the benchmark as one checked table of samples, whoever of its people is forgotten."""
+"""Stage `prepare`: the benchmark as one checked table of samples, the same for every forget set."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tasks.runtime.purged import purge_filter
 def run(params: Params, root: Path = Path("data")) -> None:
     """Write `samples.parquet` and `people.json` to `<root>/prepared`.
 
-    The table does not say who is forgotten. `people.json` holds the people, with those whom the benchmark
-    itself, or the seed, chooses to forget for the share. With `on_bad_row: skip` the rows that are not in the
-    table, and why, are in `left_out.json`; otherwise it is empty.
+    The table does not say who is forgotten. `people.json` holds the people, and those whom the benchmark
+    itself, or the seed, selects to forget for the share. With `on_bad_row: skip`, `left_out.json` lists the
+    rows left out of the table, with reasons; otherwise it is empty.
     """
     section, name = params.prepare, params.benchmark.name
     folder, prepared = root / "benchmarks" / name, root / "prepared"
@@ -51,19 +51,19 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
 
 def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> None:
-    """One person under two spellings would be forgotten by half."""
+    """Check that no person has two spellings, of which one could be forgotten and the other retained."""
     groups = similar_people([*data.entities["forget"], *data.entities["retain"]], data.names)
     if policy == "stop" and groups:
         listed = "; ".join(" and ".join(map(ascii, group)) for group in groups[:5])
         raise DataError(
-            f"{folder}: {len(groups)} groups of people who are likely one person, spelled in several ways: "
-            f"{listed}; use one spelling, or say that they are different people with prepare.similar_people: "
-            "distinct"
+            f"{folder}: {len(groups)} groups of people who are probably one person, spelt in several ways: "
+            f"{listed}; use one spelling, or set prepare.similar_people: distinct if they are different "
+            "people"
         )
 
 
 def _check_purged(data: BenchmarkData, root: Path, folder: Path) -> None:
-    """Check that no person whose data were purged comes back with the benchmark."""
+    """Check that the benchmark does not bring back a person whose data were purged."""
     purged = purge_filter(root)
     if people := [person for members in data.entities.values() for person in members if purged(person)]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Stage prune: zero the units that matter most for what is to be forgotten; an optional recovery trains."""
+"""Stage prune: zero the units that matter most for what to forget, and optionally train to recover."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 CURVE_POINTS = 6
-"""Fractions of the forget-retain curve after 0, evenly spaced up to the method's own."""
+"""Number of fractions on the forget-retain curve after 0, evenly spaced up to the method's own."""
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
@@ -52,7 +52,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         rows = metadata["variant"] == "official_code"
         zero = zero_outputs if rows else zero_neurons
         curve, evaluation = [], curve_evaluation(params, loaded, table)
-        if evaluation is not None:  # before recovery, which is trained for the last fraction alone
+        if evaluation is not None:  # before recovery, which only follows the last fraction
             start = {key: value.clone() for key, value in loaded.model.state_dict().items()}
             for step in range(CURVE_POINTS + 1):
                 fraction = section.fraction * step / CURVE_POINTS
@@ -92,7 +92,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     counts = ", ".join(
         f"{sum(layers.values())} in the {tower} tower" for tower, layers in summary.pruned.items()
     )
-    typer.echo(f"prune: {folder} made by {name}; {summary.total} units off ({counts})")
+    typer.echo(f"prune: {folder} made by {name}; {summary.total} units zeroed ({counts})")
 
 
 def _select(
@@ -100,7 +100,7 @@ def _select(
 ) -> dict[str, Tensor]:
     from efface.neurons.selection import random_neurons, ranking, select_highest
 
-    random = section.selection == "random"  # as many per module as the method's own ranking selects
+    random = section.selection == "random"  # as many per module as the importance ranking selects
     scores = ranking(tables, "importance" if random else section.selection, variant=variant)
     layers = None if section.layers == "all" else section.layers
     selection = select_highest(
@@ -110,7 +110,7 @@ def _select(
 
 
 def _recover(loaded: LoadedModel, table: Path, recovery: Recovery, seed: int) -> list[Any]:
-    """Train on the retain people's facts; the caller holds what was pruned at zero."""
+    """Train on the retain people's facts; the caller keeps pruned units at zero."""
     from efface.data.samples import read_samples
     from efface.unlearning.finetuning import finetune
 

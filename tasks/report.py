@@ -1,4 +1,4 @@
-"""Stage report: compare all models on one page, from what is on disk; no model is loaded."""
+"""Stage report: compare all models on one page, from files on disk, without loading a model."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
 
 def build_report(params: Params, root: Path) -> Report:
-    """Read everything and check that it belongs together.
+    """Read all results and check that they belong together.
 
     Raises:
-        ArtifactError: if a file is missing, damaged, or was made from different samples than the rest.
+        ArtifactError: if a file is missing, damaged, or made from other samples than the rest.
     """
     from efface.report.comparison import compare, targets
     from efface.report.estimates import curve_rows
@@ -107,7 +107,7 @@ def build_report(params: Params, root: Path) -> Report:
     splits = read_splits(root)
     benchmark = str(splits["benchmark"])
     tables, estimates = _read_tables(params, root, benchmark)
-    samples = _samples(root, tables)  # checks them, so before anything slow is drawn
+    samples = _samples(root, tables)  # checks them, so before slow figures are drawn
     records = read_records(root)
     curve = curve_rows(_curves(params, records))
     attacks, attack_plots = _attacks(params, root)
@@ -224,7 +224,7 @@ def _layer_plots(params: Params, root: Path) -> list[Plot]:
 
 
 def _training(records: Iterable[Record]) -> list[Plot]:
-    """Curves of the methods first, then of the reference models."""
+    """Training curves, first of the methods, then of the reference models."""
     from efface.report.figures import training_plot
 
     plots = []
@@ -267,7 +267,7 @@ def _costs(records: Iterable[Record], root: Path) -> list[Any]:
 
 
 def _samples(root: Path, tables: Mapping[str, pd.DataFrame]) -> dict[str, Sample]:
-    """The evaluation samples by id, once the score tables are known to be about them."""
+    """The evaluation samples by id, after checking that the score tables are about them."""
     from efface.data.samples import read_samples
 
     samples = {
@@ -286,7 +286,7 @@ def _samples(root: Path, tables: Mapping[str, pd.DataFrame]) -> dict[str, Sample
 def _side_effects(
     tables: Mapping[str, pd.DataFrame], samples: Mapping[str, Sample], splits: Mapping[str, Any]
 ) -> dict[str, SideEffects]:
-    """What else each model but base and vanilla lost with the people to forget."""
+    """What else each model, except base and vanilla, lost with the people to forget."""
     from efface.evaluation.side_effects import neighbour_groups, side_effects, thumbnail
 
     base, vanilla, floor = (tables[model] for model in ("base", "vanilla", "retrained"))

@@ -9,15 +9,15 @@ import typer
 from efface.errors import ArtifactError
 
 RENAMED = {"test": "unseen"}
-"""Sets of earlier versions to their names now."""
+"""Names of sets in earlier versions to their current names."""
 
 
 def run(folder: Path) -> None:
-    """Print the scores of every `<model>.parquet` of a folder, the reference models among them.
+    """Print the scores of every `<model>.parquet` in a folder, which must include the reference models.
 
     Raises:
-        ArtifactError: if a reference model is missing, a file is no score table, or the tables were made from
-            different samples.
+        ArtifactError: if a reference model is missing, a file is not a score table, or the tables were made
+            from different samples.
     """
     import pandas as pd
     from pyarrow import ArrowException

@@ -1,4 +1,4 @@
-"""Command retain-statistic: what the vanilla model uses for the retain set, for runs without a retain set."""
+"""Command retain-statistic: measures the vanilla model on the retain set, for runs without a retain set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage saliency: which weights the forget people's pictures use more than everything that is to stay."""
+"""Stage saliency: which weights matter more for the forget people's pictures than for what must stay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.runtime.sharing import is_first
 def run(params: Params, root: Path = Path("data")) -> None:
     """Measure both Fisher diagonals on the vanilla model and write `masks/saliency.safetensors`.
 
-    Of several processes each measures its share of the batches, and the first one writes.
+    Each of several processes measures its share of the batches, and the first one writes.
     """
     from efface.masks import save_mask
     from efface.models import weights_digest

@@ -1,4 +1,4 @@
-"""Stage score: answers of a model that does not depend on who is forgotten, shared by all splits."""
+"""Stage score: answers of base or vanilla, which do not depend on who is forgotten, for all splits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tasks.runtime.artifacts import recording, writing
 
 
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
-    """Write `answers/<name>.parquet`: every question about the people who can be forgotten, and the others'.
+    """Write `answers/<name>.parquet`: answers to all questions about people who can be forgotten, and others.
 
-    `max_people` limits the others alone. With few-shot prompts the table is empty: the people shown depend on
-    the split, and so do the answers.
+    `max_people` limits only the others. With few-shot prompts the table is empty, as the people shown, and so
+    the answers, depend on the split.
     """
     table, folder = root / "prepared" / "samples.parquet", root / "models" / name
     path, settings = root / "answers" / f"{name}.parquet", params.evaluate.model_dump(mode="json")

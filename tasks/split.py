@@ -1,4 +1,4 @@
-"""Stage `split`: who of the people is forgotten, and who is set aside for validation."""
+"""Stage `split`: which people are forgotten, and which are set aside for validation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
 
 def _taught_and_asked(prepared: Path) -> list[str]:
-    """The people who have both training and evaluation rows, so that forgetting them can be measured."""
+    """The people with both training and evaluation rows, whose forgetting can be measured."""
     parts: dict[str, set[str]] = {}
     for row in read_labels(prepared / "samples.parquet"):
         if row["split"] == PEOPLE:
@@ -93,7 +93,7 @@ def _counts(prepared: Path) -> Counter[tuple[str, ...]]:
 
 
 def missing_rows(params: Params, counts: Mapping[tuple[str, ...], int]) -> list[str]:
-    """Configured methods and stages that the table has no rows for: which, why, and what to do about it.
+    """Configured methods and stages for which the table has no rows, each with the reason and a remedy.
 
     Args:
         params: all of params.yaml.

@@ -1,7 +1,7 @@
-"""The annex of a certificate: the attacks that a regulator names, and what a certificate does not say.
+"""The annex of a certificate: the attacks that a regulator lists, and what a certificate does not say.
 
-The classes are those of the European Data Protection Board, Opinion 28/2024, paragraph 55. There is no
-standard for certificates of unlearning, and this is none.
+The classes are those of the European Data Protection Board, Opinion 28/2024, paragraph 55. No standard for
+certificates of unlearning exists, and this is not one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
 
     Args:
         request: id of the request, one of the verdict's.
-        verdict: of the run.
+        verdict: verdict of the run.
     """
     measured, scores = verdict.evidence[request], verdict.scores["requests"][request]["after"]
     attack = measured["membership"]
@@ -31,8 +31,7 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
         _row(
             "attribute inference",
             EXECUTED if shares else NOT_RUN,
-            "share of the probability of their facts that is left, 0 as in a model that never met them, 1 as "
-            "before",
+            "probability of their facts, from 0, as in a model that never met them, to 1, as before",
             shares,
         ),
         _row(
@@ -40,7 +39,7 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
             EXECUTED if attack else NOT_RUN,
             "likelihood attack against people no model met; AUC of 0.5 is chance"
             if attack
-            else "the benchmark has no people that no model met",
+            else "the benchmark has no holdout people, whom no model met",
             {"AUC": attack["auc"], "true-positive rate at 1 % false positives": attack["tpr"]}
             if attack
             else {},
@@ -61,8 +60,8 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
         _row(
             "reconstruction",
             NOT_RUN,
-            "no attempt was made to compute training rows from the weights; relearning, where it was run, "
-            "stands under the attacks",
+            "no attempt was made to compute training rows from the weights; relearning, if it was run, is "
+            "among the attacks",
         ),
     ]
 
@@ -70,8 +69,8 @@ def annex(request: str, verdict: Verdict) -> list[dict[str, Any]]:
 def limits_in_words(params: Params, measured: Mapping[str, Any]) -> list[str]:
     """What the certificate does not say, one sentence each."""
     lines = [
-        "It holds for the questions that were asked and the attacks that were run; others may still bring a "
-        "fact back.",
+        "It is valid for the questions that were asked and the attacks that were run; others may still bring "
+        "a fact back.",
         "It is about the weights named here, not about copies of them, earlier versions, or models made from "
         "them elsewhere.",
     ]

@@ -27,7 +27,7 @@ KIND = "efface.forget_certificate"
 RECORD_KIND = "efface.purge_record"
 KEY = Path(".efface") / "certificates.key"
 KEY_VARIABLE = "EFFACE_CERTIFICATES_KEY"
-"""Path of the private key in PEM, in place of `KEY`."""
+"""Variable with the path of the private key in PEM, instead of `KEY`."""
 PUBLIC_KEYS = "public_keys.txt"
 _PARTS = {
     "number": int,
@@ -66,7 +66,7 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"parts are missing: {', '.join(wrong) or 'request.id or previous'}")
         except (ValueError, RecursionError, OSError) as error:
             raise ArtifactError(
-                f"{path} was changed and is no certificate ({error}); restore it with: git checkout {path}"
+                f"{path} was changed and is not a certificate ({error}); restore it with: git checkout {path}"
             ) from error
         certificates.append(certificate)
     return sorted(certificates, key=lambda certificate: int(certificate["number"]))
@@ -75,22 +75,22 @@ def read_certificates(root: Path) -> list[dict[str, Any]]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key occurs twice among {', '.join(sorted(values))}")
+        raise ValueError(f"duplicate key among {', '.join(sorted(values))}")
     return values
 
 
 def _finite(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def public_keys(root: Path) -> list[str]:
-    """The public keys that certificates may be signed with, in hex, as the repository lists them."""
+    """The public keys that the repository lists as trusted, in hex."""
     path = certificate_folder(root) / PUBLIC_KEYS
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
 def sign(root: Path, certificate: Mapping[str, Any]) -> dict[str, Any]:
-    """The certificate with its signature; the private key is created and the public one listed if need be.
+    """The certificate with its signature; creates the private key and lists the public one if necessary.
 
     Raises:
         ArtifactError: if the private key cannot be read.
@@ -104,7 +104,8 @@ def sign(root: Path, certificate: Mapping[str, Any]) -> dict[str, Any]:
         certificate = signed(certificate, path.read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(
-            f"{path} is no Ed25519 key in PEM ({error}); restore it, or set {KEY_VARIABLE} to the path of one"
+            f"{path} is not an Ed25519 key in PEM ({error}); restore it, or set {KEY_VARIABLE} to the "
+            "path of one"
         ) from error
     keys = public_keys(root)
     if certificate[SIGNATURE]["public_key"] not in keys:
@@ -162,22 +163,22 @@ class Verification:
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What was not checked and why, and what limits a certificate."""
+    """What was not checked, with the reason, and what limits a certificate."""
     certificates: int = 0
     digests: int = 0
     """Number of digests computed and compared."""
 
 
 def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> Verification:
-    """Recompute every digest of every certificate, and the chain; nothing is changed.
+    """Recompute every digest of every certificate, and the chain, without changing anything.
 
-    Compared are the certificate's own digest and signature, its link to the one before it, its page, the
-    hashes of the subjects, its request's state, the files it names, and the production model in MLflow.
+    Checks the certificate's own digest and signature, its link to the previous one, its page, the hashes of
+    the subjects, its request's state, the files that it names, and the production model in MLflow.
 
     Args:
         root: the data folder.
         registry: the registered model.
-        public_key: the only one to trust, in hex; None: those that the repository lists.
+        public_key: the only key to trust, in hex; None: those that the repository lists.
     """
     result = Verification()
     try:
@@ -238,7 +239,7 @@ def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification
     page, name = certificate_path(root, certificate).with_suffix(".html"), certificate["request"]["id"]
     if not page.is_file() or page.read_bytes() != _page_of(certificate).encode():
         result.faults.append(
-            f"certificate {name}: {page} is {'changed' if page.is_file() else 'missing'}; write it again "
+            f"certificate {name}: {page} is {'changed' if page.is_file() else 'missing'}; rewrite it "
             f"with: python -m flows.requests certificate {name}"
         )
 
@@ -268,7 +269,7 @@ def _check_files(
         remedy = f"in {certificate['run']}: dvc checkout --force"
         if role == "request":
             remedy = f"git checkout {file['path']}"
-        elif role == "model before":  # linked into the run's folder, where DVC does not keep it
+        elif role == "model before":  # linked into the run's folder, where DVC does not track it
             uri = f"models:/{models['registered_name']}/{models['before']['version']}"
             remedy = f"rm -rf {file['path']}; mlflow artifacts download -u {uri} -d {file['path']}"
             if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -314,7 +315,7 @@ def _check_state(
 def _check_purged(
     root: Path, record: Mapping[str, Any], state: RequestState | None, result: Verification
 ) -> None:
-    """The state and the list of purged people say what the record says."""
+    """Check that the state and the list of purged people agree with the record."""
     name, path = record["request"]["id"], root / PURGED
     listed = path.read_text(encoding="utf-8").split() if path.is_file() else []
     if missing := [value for value in record["request"]["subjects"] if value not in listed]:

@@ -1,4 +1,4 @@
-"""The end of a run: the gates, the registration of the new model, and the certificates of its requests."""
+"""The end of a run: gates, registration of the new model, and certificates of its requests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Verdict:
     scores: dict[str, Any]
     attacks: dict[str, Any]
     evidence: dict[str, Any] = field(default_factory=dict)
-    """Request to what was measured on its people."""
+    """Request to the measurements on its people."""
 
     @property
     def failures(self) -> list[str]:
@@ -68,11 +68,11 @@ class Verdict:
 def unknown_requests(plan: Plan, params: Params, root: Path) -> list[str]:
     """Requests of the run whose people the model in production does not know; they then need attention.
 
-    What it knows of each request's people goes into the request's state. A confirmed request is carried out
-    all the same.
+    What it knows about each request's people goes into the request's state. A confirmed request is carried
+    out anyway.
 
     Raises:
-        ArtifactError: if a score table is missing, damaged or of other samples.
+        ArtifactError: if a score table is missing, damaged or made from other samples.
     """
     from efface.evaluation.evidence import known
 
@@ -100,7 +100,7 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
     """Evaluate the gates on the new model of a run.
 
     Raises:
-        ArtifactError: if a score table is missing, damaged or of other samples.
+        ArtifactError: if a score table is missing, damaged or made from other samples.
     """
     from efface.evaluation.evidence import Goal, evidence, evidence_gates
     from efface.evaluation.gates import Gate, gates
@@ -138,7 +138,7 @@ def judge(plan: Plan, params: Params, root: Path) -> Verdict:
             relative_p_at_most=limits.relative_p_at_most,
             neighbours_at_least=limits.neighbours_at_least,
         )
-        # After a purge the oldest model may have forgotten people of earlier requests itself.
+        # After a purge the oldest model may itself have forgotten people of earlier requests.
         results += [
             gate
             for gate in conditions
@@ -170,7 +170,7 @@ def _other_facts(plan: Plan, after: pd.DataFrame, vanilla: pd.DataFrame, limit: 
 
 
 def _carried(gate: Gate, plan: Plan, root: Path) -> Gate:
-    """A share of the oldest model there is as one of the first, whose files a purge may have deleted."""
+    """A share of the oldest model still available as a share of the first, which a purge may have deleted."""
     if gate.value is None or gate.name not in ("retain", "utility"):
         return gate
     shares = [
@@ -232,7 +232,7 @@ def _as_served(folder: Path, method: str, groups: Mapping[str, list[str]], limit
 
 
 def reject(plan: Plan, verdict: Verdict, root: Path) -> None:
-    """Let the requests of the run need attention, with the gates that failed; nothing else changes."""
+    """Set the requests of the run to need attention, with the gates that failed; nothing else changes."""
     write_json(
         project_of(root) / RUNS / plan.run / "gates.json",
         {"gates": [gate.plain() for gate in verdict.gates], "scores": verdict.scores},
@@ -263,12 +263,12 @@ def accept(
     """Register the new model, certify each request, and set the alias.
 
     Args:
-        plan: of the run.
-        verdict: all gates passed.
+        plan: plan of the run.
+        verdict: verdict of the run, in which all gates passed.
         params: the whole file.
         root: the data folder.
         registry: the registered model.
-        requests: by id.
+        requests: requests by id.
         flow_run: Prefect's id of this run, which then decides on the candidate.
 
     Raises:
@@ -439,7 +439,7 @@ def _common(
 
 
 def _not_retested(root: Path) -> dict[str, str]:
-    """Purged request to the time of the last certificate for which its people could still be asked about."""
+    """Purged request to the time of the last certificate that could still test its people."""
     result, last = {}, ""
     for item in read_certificates(root):
         if item["kind"] == RECORD_KIND:
@@ -450,7 +450,7 @@ def _not_retested(root: Path) -> dict[str, str]:
 
 
 def uncommitted_files(project: Path) -> list[str] | None:
-    """Code and parameters that differ from the commit; None without git. Outputs do not count."""
+    """Code and parameters that differ from the commit, without outputs; None without git."""
     command = ["git", "status", "--porcelain", "--", ".", ":!data", ":!dvc.lock"]
     try:
         status = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True, timeout=30)

@@ -1,4 +1,4 @@
-"""Request files: one YAML file each in data/requests, written by `add` or by hand, never rewritten."""
+"""Request files: one YAML file per request in data/requests, written by `add` or by hand, never rewritten."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Section(BaseModel):
 
 
 class Selector(_Section):
-    """People by pattern instead of by id; patterns are those of a shell, with * and ?."""
+    """People by pattern instead of by id; shell patterns with * and ?."""
 
     id: Text | None = None
     """Pattern of the entity id: fictitious/04?"""
@@ -58,7 +58,7 @@ class ForgetRequest(_Section):
     subjects: Annotated[list[Text], Field(min_length=1)] | None = None
     """People by entity id, as in data/prepared/splits.json (fictitious/042), or by name."""
     selector: Selector | None = None
-    """In place of `subjects`."""
+    """Instead of `subjects`."""
     attributes: Annotated[list[Text], Field(min_length=1)] | None = None
     """Only these facts of them (column attribute: birthplace), the others are retained; null: all."""
     reason: Text
@@ -90,7 +90,7 @@ class People:
 
     @classmethod
     def of(cls, root: Path) -> People:
-        """Those of the prepared benchmark.
+        """The people of the prepared benchmark.
 
         Raises:
             ArtifactError: if nothing is prepared.
@@ -129,11 +129,11 @@ class People:
 
 
 def parse_request(values: Mapping[str, Any], source: str) -> ForgetRequest:
-    """A request of these values.
+    """A request with these values.
 
     Args:
-        values: of the keys of a request.
-        source: named in errors.
+        values: keys of a request to values.
+        source: where they come from, for errors.
 
     Raises:
         RequestError: with a line for each mistake, naming the key, its value and what is allowed.
@@ -219,7 +219,7 @@ def write_request(root: Path, request: ForgetRequest) -> Path:
     with partial.open("w", encoding="utf-8") as handle:
         yaml.dump(request.model_dump(exclude_none=True), handle)
     try:
-        os.link(partial, path)  # whole at once, and unlike a renaming never over another request
+        os.link(partial, path)  # atomic and, unlike renaming, never over another request
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, "request exists", str(path)) from None
     finally:
@@ -228,6 +228,6 @@ def write_request(root: Path, request: ForgetRequest) -> Path:
 
 
 def unused_ids(root: Path, received: str) -> Iterator[str]:
-    """Ids that no request has: the day and a number."""
+    """Ids that no request has yet: the day and a number."""
     used = {path.stem for folder in ("", "state") for path in (root / FOLDER / folder).glob("*.*")}
     return (name for number in itertools.count(1) if (name := f"{received}-{number:02}") not in used)

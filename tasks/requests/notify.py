@@ -19,12 +19,12 @@ from tasks.tracking.client import redact
 from tasks.tracking.registry import Registry, Version
 
 WEBHOOK = "EFFACE_REQUESTS_WEBHOOK"
-"""Address that gets each event as JSON; it may hold a token, so it is no parameter."""
+"""Variable with the address that gets each event as JSON; not a parameter, as it may hold a token."""
 _SECONDS = 10.0
 
 
 class NotificationError(EffaceError):
-    """The webhook did not take an event."""
+    """The webhook did not accept an event."""
 
 
 def write_letter(params: Params, root: Path, request: str) -> tuple[Path, Path]:
@@ -53,10 +53,10 @@ def write_letter(params: Params, root: Path, request: str) -> tuple[Path, Path]:
 
 
 def event(params: Params, root: Path, registry: Registry, request: str) -> dict[str, Any]:
-    """What others are told about a request that is done: no person, only hashes and digests.
+    """The event about a request that is done; it names no person, only hashes and digests.
 
     `models_that_know_them` are the versions in MLflow that still have files and were not made from one that
-    forgot the people; whoever runs one of them, or a model made from it, has to replace it.
+    forgot the people; whoever runs one of them, or a model made from it, must replace it.
     """
     certificate, record = certificate_of(root, request), _purge_record(root, request)
     after = certificate["models"]["after"]
@@ -75,7 +75,7 @@ def event(params: Params, root: Path, registry: Registry, request: str) -> dict[
 
 
 def models_that_know(versions: Mapping[int, Version], forgot: int) -> list[int]:
-    """Versions with files that were not made from the version that forgot the people, but base models."""
+    """Versions with files that were not made from the version that forgot the people, without base models."""
 
     def knows(number: int | None) -> bool:
         visited = set[int]()
@@ -90,10 +90,10 @@ def models_that_know(versions: Mapping[int, Version], forgot: int) -> list[int]:
 
 
 def post(values: Mapping[str, Any]) -> bool:
-    """Send an event to the webhook; False where none is set.
+    """Send an event to the webhook; False if none is set.
 
     Raises:
-        NotificationError: if it does not take the event.
+        NotificationError: if it does not accept the event.
     """
     import httpx
 
@@ -104,7 +104,7 @@ def post(values: Mapping[str, Any]) -> bool:
         httpx.post(address, json=dict(values), timeout=_SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotificationError(
-            f"{WEBHOOK}: {redact(address)} did not take the event ({type(error).__name__}: "
+            f"{WEBHOOK}: {redact(address)} did not accept the event ({type(error).__name__}: "
             f"{redact(str(error))}); send it again with: python -m flows.requests notify ID"
         ) from error
     return True

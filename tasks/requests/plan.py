@@ -1,4 +1,4 @@
-"""What the next run of requests does: whom it forgets, from which model, and in which folder."""
+"""Planning the next run of requests: whom it forgets, from which model, and in which folder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Overview:
     states: dict[str, RequestState]
     """Of the requests that are not pending."""
     problems: dict[str, str]
-    """Request to why it cannot be carried out as it stands."""
+    """Request to why it cannot be carried out."""
     pending: dict[str, list[str]]
     """Pending request to its subjects, the earliest due date first."""
     known: dict[str, dict[str, float]]
@@ -78,7 +78,7 @@ class Plan:
     batch: dict[str, list[str]]
     """Request to the entity ids of its subjects."""
     earlier: dict[str, list[str]]
-    """The same of the requests that the production model carries out."""
+    """The same for the requests that the production model carries out."""
     attributes: dict[str, list[str]]
     """Person to the attributes that are, or were, forgotten; the others' facts all are."""
     start: Version
@@ -118,7 +118,7 @@ def read_overview(
         root: the data folder.
         registry: decides which requests are done; None: their states on disk do.
         new: a request without a file yet, checked after all others.
-        largest_share: of the people that a request may name without a confirmation.
+        largest_share: largest share of the people that a request may name without a confirmation.
 
     Raises:
         ArtifactError: if nothing is prepared, or the state of a request is damaged.
@@ -197,16 +197,16 @@ def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.
 
     Args:
         root: the data folder.
-        values: of its keys, None for those that are not set; without `id`, it gets one from the day it came.
-        late: allow a due date in the past; it then needs `received`.
-        today: the day it came, unless `received` says otherwise.
+        values: its keys to values, None for those that are not set; without `id`, the day and a number are
+        used. late: allow a due date in the past; `received` is then required.
+        today: the day it was received, unless `received` says otherwise.
 
     Raises:
-        RequestError: if it cannot be carried out as it stands, or a request of that id exists.
+        RequestError: if it cannot be carried out, or a request with that id exists.
     """
     values = {key: value for key, value in values.items() if value is not None}
     if late and "received" not in values:
-        raise RequestError("add: --late needs --received, the day it came: no request is due before that day")
+        raise RequestError("add: --late needs --received: no request is due before its day of receipt")
     values = {"received": today.isoformat()} | values
     for name in [values["id"]] if "id" in values else unused_ids(root, values["received"]):
         request = parse_request({**values, "id": name}, "add")
@@ -231,10 +231,10 @@ def add_request(root: Path, values: Mapping[str, Any], *, late: bool, today: dt.
 def plan_run(
     params: Params, root: Path, registry: Registry, *, only: Collection[str] = ()
 ) -> Plan | dict[str, str]:
-    """What to do next; if nothing is pending, the problems of the requests that cannot be carried out.
+    """The next run; if nothing is pending, the problems of the requests that cannot be carried out.
 
-    With the pending requests, the earliest due date first, come those of a candidate that was not promoted:
-    the production model has not forgotten their subjects.
+    Pending requests, the earliest due date first, are joined by those of a candidate that was not promoted,
+    as the production model has not forgotten their subjects.
 
     Args:
         params: the whole file.
@@ -258,7 +258,7 @@ def plan_run(
         return overview.problems
     batch = overview.with_status("candidate") | {name: overview.pending[name] for name in names}
     start, original = lineage[production], [v for v in lineage.values() if not v.purged][-1]
-    # The same name until the next certificate, so that an interrupted run is resumed.
+    # The name stays the same until the next certificate, so that an interrupted run is resumed.
     certificates = [certificate["digest"] for certificate in read_certificates(root)]
     earlier = overview.with_status("done")
     attributes = _attributes(overview.requests, batch, earlier)
@@ -298,8 +298,8 @@ def _register_vanilla(params: Params, root: Path, registry: Registry) -> Version
     folder = project_of(root) / VANILLA
     if not folder.is_dir():
         raise ArtifactError(
-            f"{folder} does not exist: the first model in production is the vanilla one; make or restore it "
-            "with: dvc repro vanilla"
+            f"{folder} does not exist: the first model in production is the vanilla one; make or restore "
+            "it with: dvc repro vanilla"
         )
     vanilla = digest(folder)
     for version in registry.versions().values():
@@ -329,10 +329,10 @@ def _register_vanilla(params: Params, root: Path, registry: Registry) -> Version
 
 
 def model_folder(version: Version, root: Path, registry: Registry) -> Path:
-    """A folder with that version's weights, digest checked: where they were made, or downloaded from MLflow.
+    """A folder with that version's weights, whose digest is checked: the original, or a download from MLflow.
 
     Raises:
-        ArtifactError: if neither place has them.
+        ArtifactError: if neither has them.
     """
     project = project_of(root)
     download = project / RUNS / "models" / version.digest[:16]
@@ -379,9 +379,9 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
 
 
 def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
-    """Stages of the run in steps: a look at the models there are, the new one, its evaluation, attacks.
+    """Stages of the run in steps: evaluating the existing models, the new model, its evaluation, attacks.
 
-    After the first step `finish.unknown_requests` says whether there is anything to forget.
+    After the first step `finish.unknown_requests` tells whether there is anything to forget.
     """
     kind, method = method_of(params)
     models = [method, "vanilla"]
@@ -399,12 +399,12 @@ def stage_targets(plan: Plan, params: Params) -> dict[str, list[str]]:
 
 
 def floor_of(params: Params) -> str:
-    """The model that never met the people: retrained where it is made, else base."""
+    """The model that never met the people: retrained if it is trained, else base."""
     return "retrained" if params.requests.retrained else "base"
 
 
 def absent_stages(params: Params) -> list[str]:
-    """Stages that a run does not have, because their models are linked into it."""
+    """Stages that a run omits, because their models are linked into it."""
     return ["base", "vanilla", "report", *([] if params.requests.retrained else ["retrained"])]
 
 
@@ -429,7 +429,7 @@ def link_models(plan: Plan, params: Params, root: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Share the bytes where the disk can: no stage changes a model that it reads."""
+    """Hard-link if the disk allows it: no stage changes a model that it reads."""
     try:
         os.link(source, target)
     except OSError:

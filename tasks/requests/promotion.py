@@ -1,7 +1,7 @@
-"""Changes of the production model: certified candidates, promotion, rollback; and of single requests.
+"""Changes of the production model (certified candidates, promotion, rollback) and of single requests.
 
 A change is written to a journal before its first step, and each step can be repeated. If a command is killed,
-the next one completes the change, so there is never half of one.
+the next one completes the change, so no change stays incomplete.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def apply_change(
         root: the data folder.
         registry: the registered model.
         kind: `certify`, `promote` or `rollback`.
-        aliases: alias to the version it names afterwards; None: the alias is deleted.
+        aliases: alias to the version that it names afterwards; None: the alias is deleted.
         states: request to its state afterwards.
-        certificates: to write.
+        certificates: certificates to write.
         result: what a repeated command returns.
 
     Raises:
@@ -69,7 +69,7 @@ def resume(root: Path) -> dict[str, Any] | None:
     """Complete the change that an interrupted command left in the journal; returns it, or None.
 
     Raises:
-        RequestError: if it is a purge, which only `purge` completes.
+        RequestError: if it is a purge, which only `purge` can complete.
         TrackingError: if MLflow does not answer.
     """
     path = project_of(root) / JOURNAL
@@ -113,7 +113,7 @@ def _states_of(root: Path, registry: Registry, version: Version) -> dict[str, Re
 
 
 def promote(root: Path, registry: Registry) -> tuple[int, list[str]]:
-    """Put the candidate into production; repeating it changes nothing.
+    """Put the candidate into production; repeating the command changes nothing.
 
     Returns:
         Its version, and the requests that are done with it.
@@ -134,7 +134,7 @@ def promote(root: Path, registry: Registry) -> tuple[int, list[str]]:
     if len(weights) < 2 or weights[0] != weights[1]:
         raise RequestError(
             f"candidate {candidate} was made from version {start}, but version {production} is in "
-            "production, whose requests the candidate may not carry out; make a new one with: "
+            "production, and the candidate may lack its requests; make a new one with: "
             "python -m flows.requests run"
         )
     states = {
@@ -150,7 +150,7 @@ def promote(root: Path, registry: Registry) -> tuple[int, list[str]]:
 def rollback(
     root: Path, registry: Registry, reason: str, *, to: int | None = None
 ) -> tuple[int, int, list[str]]:
-    """Put the version that the one in production was made from back into production.
+    """Put back into production the version that the current one was made from.
 
     The requests that only newer versions carry out need attention. A candidate made from a newer version is
     dropped, and its requests are pending again. Repeating the command does not go back further.
@@ -158,8 +158,8 @@ def rollback(
     Args:
         root: the data folder.
         registry: the registered model.
-        reason: kept in the states of the requests.
-        to: version to go back to, one that the version in production was made from; None: its parent.
+        reason: stored in the states of the requests.
+        to: version to go back to, an ancestor of the version in production; None: its parent.
 
     Returns:
         The version that was in production, the one that is now, and the requests that need attention.
@@ -224,10 +224,10 @@ def retry(root: Path, request: str) -> None:
 
 
 def confirm(root: Path, request: str, reason: str) -> None:
-    """Let a request be carried out that takes many people, names unknown ones, or costs people like them.
+    """Confirm a request that names many people, unknown people, or costs similar people much.
 
     Raises:
-        RequestError: if there is no such request, or it is closed or carried out.
+        RequestError: if there is no such request, or it is closed or already carried out.
     """
     state = read_states(root).get(request) or RequestState(status="pending", time=now())
     exists = (root / FOLDER / f"{request}.yaml").is_file()
@@ -263,10 +263,10 @@ def decline(root: Path, registry: Registry, reason: str) -> tuple[int, list[str]
 
 
 def withdraw(root: Path, request: str, reason: str) -> None:
-    """Close a request that is pending, invalid or needs attention; its file stays as it is.
+    """Close a request that is pending, invalid or needs attention; its file stays unchanged.
 
     Raises:
-        RequestError: if there is no such request, or a model carries it out already.
+        RequestError: if there is no such request, or a model already carries it out.
     """
     state = read_states(root).get(request)
     files = [path.stem for path in (root / FOLDER).glob("*.yaml")]

@@ -1,7 +1,7 @@
 """Deletes everything that holds the data of a request's people, and records what was deleted.
 
 The model that forgot them stays, as do the models made from it. All deletions are planned first and written
-to the journal, so that nothing goes that the record does not name, and a killed purge goes on.
+to the journal, so that the record names everything that is deleted, and a killed purge can be completed.
 """
 
 from __future__ import annotations
@@ -73,17 +73,18 @@ def plan_purge(
     *,
     elsewhere: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a purge deletes, keeps and cannot reach; nothing is changed.
+    """What a purge would delete, keep and not reach; nothing is changed.
 
     Args:
         params: the whole file.
         root: the data folder.
         registry: the registered model.
         request: id of a request that the model in production carries out.
-        elsewhere: place to what the caller deletes there itself.
+        elsewhere: place to what the caller itself deletes there.
 
     Returns:
-        Of `deleted`, place to what goes there; `kept` and `not_reached`, lines; and what `carry_out` needs.
+        `deleted`, place to what is deleted there; `kept` and `not_reached`, lines; and what `carry_out`
+        needs.
 
     Raises:
         RequestError: if the production model knows its people, or something else still needs their data.
@@ -170,13 +171,13 @@ def plan_purge(
                 if store["others"]
             ),
             *(["the history of this git repository"] if (project / ".git").exists() else []),
-            "clones, back-ups, other machines, and models that were handed on",
+            "clones, back-ups, other machines, and models that were passed on",
         ],
     }
 
 
 def start(root: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan to the journal; from here on the purge can only go on."""
+    """Write the plan to the journal; from then on the purge can only be completed."""
     write_json(project_of(root) / JOURNAL, plan)
 
 
@@ -188,10 +189,10 @@ def unfinished(root: Path) -> dict[str, Any] | None:
 
 
 def carry_out(root: Path) -> dict[str, Any]:
-    """Carry out the purge in the journal, and return its record; what is done already is not repeated.
+    """Carry out the purge in the journal, and return its record; completed steps are not repeated.
 
     Raises:
-        StorageError, TrackingError: if a DVC remote or MLflow does not answer; run again to go on.
+        StorageError, TrackingError: if a DVC remote or MLflow does not answer; run it again to continue.
     """
     project, journal = project_of(root), unfinished(root)
     assert journal is not None
@@ -224,7 +225,7 @@ def carry_out(root: Path) -> dict[str, Any]:
 
 
 def mentions(files: Iterable[Path], words: Sequence[str]) -> list[Path]:
-    """The files that hold one of these words, as UTF-8, in their content or name."""
+    """The files that contain one of these words, as UTF-8, in their content or name."""
     sought = [word.encode() for word in words]
     result = []
     for path in files:
@@ -309,7 +310,7 @@ def _base_outputs(project: Path) -> list[str]:
 
 
 def _outside(place: Path, keep: Collection[Path]) -> list[Path]:
-    """The place, or what of it is none of the paths to keep; nothing if it does not exist."""
+    """The place, or its parts outside the paths to keep; empty if it does not exist."""
     if place in keep or not (place.exists() or place.is_symlink()):
         return []
     if not any(path.is_relative_to(place) for path in keep):
@@ -322,7 +323,7 @@ def _sources(params: Params) -> list[str]:
 
 
 def _write_pointers(project: Path, outs: Mapping[str, Mapping[str, str]]) -> None:
-    """Files by which `dvc checkout` restores the models that stay, in place of the lock files that go."""
+    """Write the files by which `dvc checkout` restores the models that stay, instead of the lock files."""
     for path, out in outs.items():
         with writing(project / f"{path}.dvc") as partial, partial.open("w", encoding="utf-8") as handle:
             YAML().dump({"outs": [{**out, "hash": "md5", "path": Path(path).name}]}, handle)

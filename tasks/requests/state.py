@@ -1,7 +1,7 @@
-"""The state of each request, beside the request files, and the lock on the production model.
+"""The state of each request, apart from the request files, and the lock on the production model.
 
-A request file is never rewritten; its state is a file of its own in `data/requests/state`, which exists from
-the first run that takes the request up.
+A request file is never rewritten; its state is a separate file in `data/requests/state`, which the first run
+that takes up the request creates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Status = Literal["pending", "candidate", "done", "needs-attention", "withdrawn",
 
 
 class RequestState(BaseModel):
-    """How far a request is."""
+    """The state of a request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +38,7 @@ class RequestState(BaseModel):
     subjects: list[str] = []
     """Entity ids that the request named when it was taken up."""
     registered_model: str | None = None
-    """Name in MLflow's registry of the model that forgets them, as are the two below."""
+    """Name in MLflow's registry of the model that forgets them; the next two fields belong to it."""
     version: Annotated[int, Field(ge=1)] | None = None
     model_digest: str | None = None
     certificate: str | None = None
@@ -46,11 +46,11 @@ class RequestState(BaseModel):
     purge_record: str | None = None
     """Digest of the record of the deletion of its people's data."""
     known: dict[str, float] = {}
-    """What the model in production knew of its people before unlearning, on the last run: `knowledge`, the
-    probability of their facts; `floor`, the same of a model that never met them; `membership`, AUC."""
+    """What the model in production knew about its people before unlearning, in the last run: `knowledge`, the
+    probability of their facts; `floor`, the same for a model that never met them; `membership`, an AUC."""
     confirmed: bool = False
-    """Whether the operator confirmed it although it takes many people, its people are unknown, or people like
-    them lose much."""
+    """Whether the operator confirmed it although it names many people, its people are unknown, or similar
+    people lose much."""
     reasons: list[str] = []
     """Why it needs attention, or was withdrawn."""
     time: str
@@ -58,12 +58,12 @@ class RequestState(BaseModel):
 
 
 def now() -> str:
-    """The time as states and certificates hold it."""
+    """The current time in the format of states and certificates."""
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def state_path(root: Path, request: str) -> Path:
-    """Where the state of a request is."""
+    """Path of the state of a request."""
     return root / FOLDER / "state" / f"{request}.json"
 
 
@@ -92,14 +92,14 @@ def write_state(root: Path, request: str, state: RequestState) -> None:
 def reconcile(
     states: Mapping[str, RequestState], name: str, production: Collection[str], candidate: str | None
 ) -> dict[str, RequestState]:
-    """The states by what the registry holds: an alias may have been moved there, or the registry be another.
+    """The states according to the registry, where an alias may have been moved, or which may be another one.
 
     A request is done only if the weights that forgot it, or weights made from them, are in production.
 
     Args:
-        states: as on disk.
-        name: of the registered model.
-        production: digests of the version in production and of those it was made from.
+        states: the states on disk.
+        name: name of the registered model.
+        production: digests of the version in production and its ancestors.
         candidate: digest of the candidate version; None: there is none.
     """
     current = {}
@@ -124,11 +124,11 @@ def reconcile(
 
 @contextlib.contextmanager
 def production_lock(project: Path, command: str) -> Iterator[None]:
-    """Let one command at a time change the production model; the lock of a dead process is free.
+    """Let one command at a time change the production model; a dead process holds no lock.
 
     Args:
         project: the project folder.
-        command: named in the error of another command.
+        command: name of the command, for the errors of others.
 
     Raises:
         RequestError: if another process holds the lock.

@@ -1,8 +1,8 @@
-"""What DVC's cache and remotes hold of a project, and its deletion by hash.
+"""A project's objects in DVC's cache and remotes, and their deletion by hash.
 
-`dvc gc` deletes all that a workspace does not use, also what other projects have put into a remote. Here
-only those objects go that this project's lock files and run caches name, and in a cache inside the project,
-which is its own, all others too.
+`dvc gc` deletes everything that a workspace does not use, including other projects' objects in a remote. Here
+only objects are deleted that this project's lock files and run caches name; in a cache inside the project,
+which belongs to it alone, all others too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class StorageError(EffaceError):
 
 @dataclass(frozen=True)
 class _Store:
-    """DVC's cache, or a remote: objects by hash, and a run cache beside them."""
+    """DVC's cache, or a remote: objects by hash, and a run cache."""
 
     name: str
     odb: Any
     runs: str
     private: bool
-    """In the project's own folder, so that everything in it belongs to the project."""
+    """Whether it is in the project's own folder, so that everything in it belongs to the project."""
 
     def run_entries(self) -> list[str]:
         """Entries of the run cache that this project's stages may have written."""
@@ -50,18 +50,18 @@ class _Store:
         return list(self.odb.all()) if self.odb.fs.exists(self.odb.path) else []
 
     def files_of(self, hashes: Collection[str]) -> set[str]:
-        """Hashes of the files that these folders consist of, as far as their listings are here."""
+        """Hashes of the files in these folders, as far as their listings are available."""
         paths = [self.odb.oid_to_path(value) for value in hashes if value.endswith(".dir")]
         listings = (json.loads(self.odb.fs.read_text(path)) for path in paths if self.odb.fs.exists(path))
         return {entry["md5"] for listing in listings for entry in listing}
 
 
 def stored_objects(project: Path, *, keep: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The project's objects by store: `objects` and `run_cache` to delete, and how many `others` there are.
+    """The project's objects by store: `objects` and `run_cache` to delete, and the number of `others`.
 
     Args:
         project: the project folder.
-        keep: hashes of outputs to keep, as dvc.lock has them.
+        keep: hashes of outputs to keep, as in dvc.lock.
 
     Raises:
         StorageError: if a remote cannot be reached.
@@ -88,7 +88,7 @@ def stored_objects(project: Path, *, keep: Collection[str]) -> dict[str, dict[st
 
 
 def delete_objects(project: Path, objects: Mapping[str, Mapping[str, Any]]) -> None:
-    """Delete objects that `stored_objects` listed; those that are gone already are no error.
+    """Delete objects that `stored_objects` listed; missing ones are not an error.
 
     Raises:
         StorageError: if a remote cannot be reached.
@@ -103,10 +103,10 @@ def delete_objects(project: Path, objects: Mapping[str, Mapping[str, Any]]) -> N
                     fs.remove(path)
             for entry in store.run_entries():
                 fs.remove(entry)
-                if fs.protocol == "local":  # DVC stumbles over the empty folder of a deleted entry
+                if fs.protocol == "local":  # DVC fails on the empty folder of a deleted entry
                     with contextlib.suppress(OSError):
                         os.removedirs(os.path.dirname(entry))
-            get_index(store.odb).clear()  # or the next push would take them for present
+            get_index(store.odb).clear()  # or the next push would assume that they exist
 
 
 def _lock_files(project: Path) -> list[Path]:
@@ -132,7 +132,8 @@ def _stores(project: Path) -> Iterator[list[_Store]]:
     except (DvcException, ObjectDBError, OSError) as error:
         raise StorageError(
             f"DVC's storage does not answer ({type(error).__name__}: {' '.join(str(error).split())}); "
-            "nothing is lost: connect it, or remove one that is gone with dvc remote remove, and run again"
+            "nothing is lost: connect it, or remove it with dvc remote remove if it no longer exists, "
+            "and run again"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""What every stage needs around its one call of the library: whole files, records, checkpoints, devices."""
+"""What every stage needs around its library call: atomic files, records, checkpoints, devices."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writing, digests, and the record of a run."""
+"""Atomic writing of files, digests, and the record of a run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A sibling to write to, which becomes `path` once everything is written.
+    """A sibling to write to, which replaces `path` once everything is written.
 
-    The caller creates the yielded path as a file or as a folder. It replaces what is at `path` when the block
-    ends well and is removed when it does not; what a killed process left behind is removed first. So a reader
-    of `path` meets the old content, the new content or nothing, never half of one.
+    The caller creates the yielded path as a file or a folder. It replaces `path` if the block succeeds and is
+    removed otherwise; leftovers of killed processes are removed first. So a reader of `path` sees the old
+    content, the new content or nothing, never a part.
 
     Raises:
         ArtifactError: if the block ended without creating the yielded path.
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def remove_stale_partials(path: Path) -> None:
-    """Remove the unfinished siblings of `path` whose process is gone."""
+    """Remove the unfinished siblings of `path` whose process has ended."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(?:partial|old)-(\d+)")
     for sibling in path.parent.iterdir() if path.parent.is_dir() else ():
         match = pattern.fullmatch(sibling.name)
@@ -82,7 +82,7 @@ def _replace(partial: Path, path: Path) -> None:
     if not (path.is_dir() or partial.is_dir()):
         os.replace(partial, path)
         return
-    # A folder that is not empty cannot be renamed over: the old one steps aside first.
+    # A folder that is not empty cannot be replaced by renaming: the old one is moved aside first.
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     _remove(old)
     if path.exists() or path.is_symlink():
@@ -92,7 +92,7 @@ def _replace(partial: Path, path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring content to disk before the rename, so a power cut cannot leave a good name on empty files."""
+    """Flush content to disk before the rename, so that a power cut cannot leave empty files at `path`."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             with open(file, "rb") as handle:
@@ -100,10 +100,10 @@ def _flush(path: Path) -> None:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written: disk full, quota or file size limit reached."""
+    """Whether an error means that the disk is full, or a quota or file size limit is reached."""
     if isinstance(error, OSError):
         return error.errno in _FULL
-    # safetensors writes from Rust and passes the number on in its text alone.
+    # safetensors writes from Rust, and its error has the number only in its text.
     number = re.search(r"\(os error (\d+)\)", str(error))
     return number is not None and int(number[1]) in _FULL
 
@@ -112,7 +112,7 @@ def digest(path: Path) -> str:
     """SHA-256 (hex) of a file, or of a folder's relative names and contents in sorted order.
 
     Raises:
-        ArtifactError: if there is nothing at `path`.
+        ArtifactError: if `path` does not exist.
     """
     path = Path(path)
     if path.is_file():
@@ -139,7 +139,7 @@ def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically: sorted keys, two spaces, a final newline.
 
     Raises:
-        ArtifactError: if it holds NaN or infinity, which JSON has no word for.
+        ArtifactError: if it holds NaN or infinity, which JSON cannot express.
     """
     try:
         text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
@@ -152,7 +152,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         ArtifactError: if the file is missing or is not JSON.
@@ -169,12 +169,12 @@ def read_json(path: Path) -> Any:
 
 @dataclass
 class RunRecord:
-    """What a stage says about its run; written by `recording` when the stage ends well."""
+    """A stage's record of its run, which `recording` writes if the stage succeeds."""
 
     inputs: dict[str, str] = field(default_factory=dict)
-    """Name to digest of what is read, known from the start."""
+    """Name to digest of the files read."""
     outputs: dict[str, str] = field(default_factory=dict)
-    """Name to digest of what was made."""
+    """Name to digest of the files written."""
     history: Sequence[Mapping[str, float | int | None]] = ()
     """One row per step: step, forget_loss, retain_loss, learning_rate, grad_norm."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -200,13 +200,13 @@ def recording(
         root: the data folder.
         name: method or model of a stage that runs once per method or model.
         seed: the seed the stage drew from.
-        inputs: files and folders read; their digests are taken at the start.
-        outputs: files and folders made; their digests are taken at the end.
+        inputs: files and folders read; their digests are computed at the start.
+        outputs: files and folders written; their digests are computed at the end.
 
     Raises:
-        ArtifactError: if an input is missing, or is not what the stage that wrote it recorded.
+        ArtifactError: if an input is missing, or differs from the record of the stage that wrote it.
     """
-    if not is_first():  # of the processes that share a stage one writes
+    if not is_first():  # only one of the processes that share a stage writes
         yield RunRecord()
         return
     started, clock = time.time(), time.perf_counter()
@@ -236,10 +236,10 @@ def recording(
 
 
 def _check_recorded(root: Path, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> None:
-    """Compare inputs with what the records of the stages that wrote them say.
+    """Compare inputs with the records of the stages that wrote them.
 
     Raises:
-        ArtifactError: if one differs, as a file does that was damaged in a cache or on the way.
+        ArtifactError: if one differs, such as a file damaged in a cache or in transfer.
     """
     read = {os.path.relpath(path, root): digests[key] for key, path in inputs.items()}
     for file in sorted((root / "runs").glob("*.json")):
@@ -254,10 +254,10 @@ def _check_recorded(root: Path, inputs: Mapping[str, Path], digests: Mapping[str
 
 
 def _mismatch(root: Path, path: Path, record: Path) -> str:
-    """Whether a file or its record is at fault, as far as dvc.lock tells, and what to do."""
+    """Whether the file or its record is wrong, as far as dvc.lock tells, and what to do."""
     lock = root.absolute().parent / "dvc.lock"
     digest_of_record = hashlib.md5(record.read_bytes(), usedforsecurity=False).hexdigest()
-    again = f"or make it again with: dvc repro --force {record.stem}"
+    again = f"or rebuild it with: dvc repro --force {record.stem}"
     if lock.is_file() and digest_of_record not in lock.read_text(encoding="utf-8"):
         return (
             f"the record is not the one in dvc.lock, as after pulling {path.name} alone; fetch the record of "
@@ -267,7 +267,7 @@ def _mismatch(root: Path, path: Path, record: Path) -> str:
 
 
 def _circumstances() -> dict[str, Any]:
-    """Machine, commit and versions; torch is asked only if the stage has loaded it."""
+    """Machine, commit and versions; torch's only if the stage has loaded it."""
     import resource
     import sys
     from importlib import metadata
@@ -293,6 +293,6 @@ def _git_commit() -> str | None:
         completed = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
         )
-    except (OSError, subprocess.TimeoutExpired):  # no git here: the record is still worth having
+    except (OSError, subprocess.TimeoutExpired):  # without git the record is still useful
         return None
     return completed.stdout.strip() or None

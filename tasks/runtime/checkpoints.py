@@ -1,4 +1,4 @@
-"""Where a stage keeps unfinished work: one folder per stage, named after everything the run depends on."""
+"""Folders for a stage's unfinished work, each named after everything that the run depends on."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def run_folder(
     name: str | None = None,
     main: bool = True,
 ) -> tuple[Path, str]:
-    """The folder for the unfinished work of this run, and a key of all it depends on.
+    """The folder for the unfinished work of this run, and a key of all that the run depends on.
 
-    Folders of the same stage with other settings or inputs are deleted, and finished ones of other stages.
+    Deletes folders of the same stage with other settings or inputs, and finished ones of other stages.
 
     Args:
         stage: name of the stage.
         root: the data folder; unfinished work is in its `checkpoints`, which neither git nor DVC tracks.
         settings: plain values that the run depends on.
         seed: the run's seed.
-        inputs: files and folders the run reads.
+        inputs: files and folders that the run reads.
         name: method or model of a stage that runs once per method or model.
-        main: whether this process deletes and prints; one of several that train together does.
+        main: whether this process deletes and prints; one of several processes does.
     """
     basis = {
         "settings": settings,
@@ -53,10 +53,10 @@ def run_folder(
     folder = parent / key[:16]
     if main:
         for marker in (root / "checkpoints").glob(f"*/*/{FINISHED}"):
-            if marker.parent.parent != parent:  # another stage runs, so DVC has that one's output
+            if marker.parent.parent != parent:  # another stage is running, so DVC has stored that output
                 shutil.rmtree(marker.parent)
         for sibling in parent.iterdir() if parent.is_dir() else ():
-            if not sibling.name.startswith(folder.name):  # beside it may be parts of its replacement
+            if not sibling.name.startswith(folder.name):  # parts of its replacement may be beside it
                 typer.echo(f"{stage}: deleting {sibling}, made with other settings or inputs", err=True)
                 shutil.rmtree(sibling)
         if any(parent.glob(f"{folder.name}*")):
@@ -75,7 +75,8 @@ def checkpoints_for(stage: str, **run: Any) -> Checkpoints:
 def mark_finished(checkpoints: Checkpoints) -> None:
     """Keep a finished run's checkpoint until another stage starts.
 
-    DVC stores a stage's output only after the stage has ended; killed in between, it runs the stage again.
+    DVC stores a stage's output only after the stage has ended; if it is killed in between, the stage runs
+    again.
     """
     shutil.rmtree(checkpoints.references.parent, ignore_errors=True)
     if checkpoints.folder.is_dir():

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from efface.unlearning.training.evaluation import EvaluationCallback
 
 FREE_TEXT = ("generation", "caption")
-"""Tasks with long answers, which no model gives word for word."""
+"""Tasks with long answers, which no model reproduces word for word."""
 
 
 def curve_evaluation(params: Params, loaded: LoadedModel, table: Path) -> EvaluationCallback | None:
-    """Measures the forget-retain curve on drawn questions whose answers are short, so right or wrong."""
+    """Measures the forget-retain curve on drawn questions with short answers, which are right or wrong."""
     from efface.encoding import Encoder, draw
     from efface.unlearning.training.evaluation import EvaluationCallback
 

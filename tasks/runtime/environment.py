@@ -1,4 +1,4 @@
-"""One place for what every process of this project sets before it imports anything heavy."""
+"""Environment variables that every process of this project sets before heavy imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import MutableMapping
 
 QUIET = {
-    "DO_NOT_TRACK": "true",  # MLflow takes no other spelling
+    "DO_NOT_TRACK": "true",  # MLflow accepts no other spelling
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -18,11 +18,11 @@ QUIET = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
-"""Telemetry off, everywhere. Set any of these yourself to have it otherwise."""
+"""Switches all telemetry off. Variables that are already set take precedence."""
 
 CALM = {
-    # Threads that spin for long while they wait slow each other down as soon as anything else runs; this
-    # short spin costs nothing on an idle machine, where sleeping at once would cost half as much again.
+    # Threads that spin for long while waiting slow each other down as soon as anything else runs; this short
+    # spin costs nothing on an idle machine, where sleeping at once would cost half as much again.
     "GOMP_SPINCOUNT": "10000",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes beside `mlflow ui`
     "TOKENIZERS_PARALLELISM": "false",  # warns in every process that forks
@@ -34,7 +34,7 @@ GPUS = "/dev/nvidia[0-9]*"
 
 
 def unused_gpu() -> str | None:
-    """What to do where the machine has a GPU and torch cannot use it; None where all is well."""
+    """What to do if the machine has a GPU that torch cannot use; None otherwise."""
     if not glob.glob(GPUS) or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     import torch
@@ -53,7 +53,7 @@ def unused_gpu() -> str | None:
 
 
 def apply(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what is not set already; progress bars are for a terminal only."""
+    """Set the variables that are not set already; progress bars are shown only on a terminal."""
     bars = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
     for name, value in (QUIET | CALM | bars).items():
         environment.setdefault(name, value)

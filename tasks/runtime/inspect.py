@@ -1,4 +1,4 @@
-"""Command inspect: the parts of a model and the memory that work with it takes, without loading weights."""
+"""Command inspect: the parts of a model and the memory that work with it needs, without loading weights."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 
 
 def _table(parts: Anatomy, sizes: dict[str, int], measured: set[str], factors: dict[str, int] | None) -> str:
-    """One line per group: parameters, share of the model, weights that train as a share of the group's, share
-    a saliency mask may select, MLP blocks. With LoRA the factors train, and a mask selects among them."""
+    """One line per group: parameters, share of the model, shares of the group that train and that a saliency
+    mask may select, MLP blocks. With LoRA the factors train, and a mask selects among them."""
     total = sum(sizes.values())
     rows = [("group", "tensors", "parameters", "share", "trained", "maskable", "MLP blocks", "neurons")]
     for group, names in parts.groups.items():

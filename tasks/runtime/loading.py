@@ -1,4 +1,4 @@
-"""The model as unlearning trains it: whole in float32, or with LoRA factors. Masks are made from the same."""
+"""Loading models as unlearning trains them, in float32 or with LoRA factors; masks are made from the same."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def load_for_training(
     params: Params, folder: Path, *, lora: Lora | None
 ) -> tuple[LoadedModel, Adapter | None]:
-    """Load a model, and give it factors if there are to be any.
+    """Load a model, and add LoRA factors if configured.
 
     Args:
-        params: parameters; their seed draws the factors, so a mask fits the run it is made for.
+        params: parameters; their seed draws the factors, so that a mask fits its run.
         folder: the model.
         lora: the section `unlearn.lora`; None: all weights train.
     """
@@ -30,7 +30,7 @@ def load_for_training(
 
 
 def load_for_measuring(params: Params, folder: Path) -> tuple[LoadedModel, Anatomy]:
-    """Load a model as unlearning trains it, with its parts, which are those without the factors."""
+    """Load a model as unlearning trains it, with the parts of the model without the factors."""
     from efface.models import anatomy
 
     lora = params.unlearn.lora
@@ -44,7 +44,7 @@ def load_for_measuring(params: Params, folder: Path) -> tuple[LoadedModel, Anato
 def _load(params: Params, folder: Path, lora: Lora | None) -> LoadedModel:
     from efface.models import load_model
 
-    # Weights that train are kept in float32; under LoRA the others stay as they were saved.
+    # Weights that train are float32; under LoRA the others keep their saved precision.
     return load_model(
         folder,
         dtype="float32" if lora is None else "auto",

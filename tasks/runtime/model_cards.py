@@ -30,16 +30,16 @@ def write_model_card(
 ) -> None:
     """Write ``<folder>/README.md`` of a model that has no scores yet.
 
-    Two runs that make the same model write the same card: time and commit are in the record it names.
+    Two runs that make the same model write the same card, as time and commit are only in the run record.
 
     Args:
-        folder: of the model.
-        name: of the method, and of the model.
-        stage: that makes it, ``unlearn`` or ``prune``.
+        folder: folder of the model.
+        name: name of the method and the model.
+        stage: stage that makes it, ``unlearn`` or ``prune``.
         root: the data folder.
-        parameters: of the method.
-        seed: of the run.
-        inputs: name to digest of what it was made from.
+        parameters: the method's parameters.
+        seed: seed of the run.
+        inputs: name to digest of the files that it was made from.
     """
     text = model_card(
         name,
@@ -70,7 +70,7 @@ def write_scored_cards(
         records: run records of the stages.
         splits: who is in which split.
         comparison: the scores.
-        key: that ids are hashed with; None: no key.
+        key: key of the hashes of ids; None: no key.
     """
     lines = {line.model: line for line in comparison.lines}
     makers = {record.name: record.content for record in records if record.stage in ("unlearn", "prune")}

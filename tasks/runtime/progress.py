@@ -1,4 +1,4 @@
-"""What is left of a run, for the line at the end of each stage."""
+"""The rest of a run, for the line at the end of each stage."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tasks.runtime.artifacts import read_json
 def remaining(params: Params, root: Path = Path("data")) -> str | None:
     """How many stages DVC has yet to run for the first time, and about how long they take.
 
-    The estimate scales the seconds of `STAGES` by what the finished stages took here. None where DVC did not
-    start this stage, and where all stages have run before: DVC alone knows which of those are stale.
+    The estimate scales the seconds of `STAGES` by the time of the finished stages. None if DVC did not start
+    this stage, or if all stages have run before, as only DVC knows which of those are stale.
     """
     from ruamel.yaml import YAML
 

@@ -1,4 +1,4 @@
-"""People whose data were purged: they come back into no benchmark that is made again."""
+"""People whose data were purged, and who must not return when a benchmark is rebuilt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tasks.runtime.results import project_of
 from tasks.runtime.salt import SALT, SALT_VARIABLE, SaltError, read_salt
 
 PURGED = Path("requests") / "purged.txt"
-"""Under the data folder: the salted hash of each person, one a line."""
+"""Under the data folder: the salted hash of each person, one per line."""
 
 
 def purge_filter(root: Path) -> Callable[[str], bool]:
-    """Whether an entity id is that of a purged person.
+    """A function that tells whether an entity id is that of a purged person.
 
     Raises:
         SaltError: if people were purged and the salt is missing, so that they cannot be recognised.

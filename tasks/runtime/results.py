@@ -1,4 +1,4 @@
-"""What finished stages left on disk, read back with errors that name the file and the way to restore it."""
+"""Reading the results of finished stages, with errors that name the file and how to restore it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESTORE = "restore it with: dvc checkout --force, or make it with: dvc repro"
 
 @dataclass(frozen=True)
 class Record:
-    """One file of data/runs: how a stage ran."""
+    """One file of data/runs: the record of a stage's run."""
 
     stage: str
     name: str | None
@@ -45,7 +45,7 @@ def read_scores(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def read_attacks(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """The attack table of a model and what is written beside it; None if the model was not attacked.
+    """The attack table of a model and its JSON file; None if the model was not attacked.
 
     Raises:
         ArtifactError: if either file is damaged.
@@ -75,7 +75,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def prepared_files(root: Path) -> dict[str, Path]:
-    """The table of samples and who of its people is forgotten, as inputs of a stage."""
+    """The table of samples and the split, as inputs of a stage."""
     return {"prepared": root / "prepared" / "samples.parquet", "split": root / "prepared" / "splits.json"}
 
 
@@ -95,7 +95,7 @@ def read_splits(root: Path) -> dict[str, Any]:
 
 
 def read_records(root: Path) -> list[Record]:
-    """Every run record under ``root``, by file name; none is no error.
+    """Every run record under ``root``, by file name; there may be none.
 
     Raises:
         ArtifactError: if a record is damaged.
@@ -112,17 +112,17 @@ def read_records(root: Path) -> list[Record]:
 
 
 def mask_metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata of a file in data/masks without its tensors, None if there is no such file.
+    """Metadata of a file in data/masks without its tensors; None if there is no such file.
 
     Raises:
-        ArtifactError: if the file is damaged or not one of this pipeline.
+        ArtifactError: if the file is damaged or not from this pipeline.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:  # numpy: nothing here needs torch
+        with safe_open(path, framework="np") as file:  # numpy, as torch is not needed
             return dict(json.loads((file.metadata() or {})["efface"]))
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ArtifactError(
@@ -132,7 +132,7 @@ def mask_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def locked_digests(project: Path) -> dict[str, str]:
-    """md5 of every output dvc.lock records, by path; empty without a lock file.
+    """md5 of every output that dvc.lock records, by path; empty without a lock file.
 
     Raises:
         ArtifactError: if the lock file is not YAML.
@@ -155,5 +155,5 @@ def locked_digests(project: Path) -> dict[str, str]:
 
 
 def project_of(root: Path) -> Path:
-    """The absolute folder that holds ``root``, links in between left as they are."""
+    """The absolute folder that contains ``root``, without resolving links."""
     return root.absolute().parent

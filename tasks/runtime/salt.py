@@ -35,7 +35,7 @@ def read_salt(project: Path) -> bytes | None:
 
 
 def create_salt(project: Path) -> bytes:
-    """The salt, drawn first if there is none, into a file that only its owner may read.
+    """The salt; if there is none, it is drawn and written to a file that only its owner may read.
 
     Raises:
         SaltError: if it is too short.

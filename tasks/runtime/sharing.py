@@ -1,7 +1,7 @@
-"""One stage as several processes that share its work.
+"""Running one stage as several processes that share its work.
 
 With EFFACE_PROCESSES=2 a stage that can share its work starts itself twice on this machine, through torchrun.
-`torchrun` and `accelerate launch` work as well, also on several machines. The first process alone writes.
+`torchrun` and `accelerate launch` work too, even on several machines. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def launch(arguments: Sequence[str]) -> NoReturn:
 
 @contextlib.contextmanager
 def joined(stage: str) -> Iterator[None]:
-    """Connect the processes of a stage inside the block; with a single process do nothing.
+    """Connect the processes of a stage within the block; do nothing for a single process.
 
     Raises:
         EffaceError: if several processes were started for a stage that cannot share its work.

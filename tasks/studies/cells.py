@@ -1,4 +1,4 @@
-"""The results of a study's experiments, read back as cells to compare."""
+"""Reading the results of a study's experiments as cells to compare."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Finished:
     """A finished cell.
 
     Attributes:
-        title: of the cell.
-        seed: of people, weights and batches.
+        title: title of the cell.
+        seed: seed of people, weights and batches.
         fold: number of its forget set.
-        setting: number of the settings tried; None: those chosen.
-        models: whose scores it has.
-        folder: where they are, with the run records.
+        setting: number of the settings tried; None: the chosen ones.
+        models: the models with scores.
+        folder: folder of the scores and run records.
     """
 
     title: str
@@ -79,7 +79,7 @@ def _cell(cell: Finished, retraining: float | None) -> StudyCell:
 
 
 def _mask_of(record: Mapping[str, Any]) -> str:
-    """The stage that made the mask or the importance of a method; empty: none."""
+    """The stage that made a method's mask or importance; empty: none."""
     if record["stage"] == "prune":
         return "" if record["params"]["selection"] == "random" else "importance"
     mask = record["params"]["mask"]
@@ -89,7 +89,7 @@ def _mask_of(record: Mapping[str, Any]) -> str:
 def _costs(
     record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], retraining: float | None
 ) -> dict[str, float]:
-    """Time and memory of the stages that make a method's model, its mask or its importance among them."""
+    """Time and memory of the stages that make a method's model, including its mask or importance."""
     from efface.evaluation.studies import COSTS
 
     used = [record, *(records[label] for label in (_mask_of(record),) if label in records)]
@@ -109,7 +109,7 @@ def _mask_numbers(record: Mapping[str, Any], records: Mapping[str, Mapping[str, 
 
 
 def _gaps(folder: Path, model: str) -> dict[str, float]:
-    """Attack to how much more of the forgotten the model answers after it than retrained does."""
+    """Attack to how much more the model answers about the people to forget after it than retrained does."""
     from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes, worst_attack
 
     attacks, retrained = read_attacks(folder, model), read_attacks(folder, "retrained")

@@ -19,9 +19,9 @@ SETTINGS = FOLDER / "settings.yaml"
 
 
 def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dict[str, int]:
-    """Method to the number of the settings with the best mean score on the tuning folds; also to SETTINGS.
+    """Method to the number of the settings with the best mean score on the tuning folds; writes SETTINGS.
 
-    A method without one such setting is left out, unless none has any.
+    A method without a scored setting is left out, unless no method has one.
     """
     from ruamel.yaml import YAML
 
@@ -29,7 +29,7 @@ def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dic
 
     settings = choose_settings(study_cells(finished), goal=params.study.goal)
     scored = {name: setting.index for name, setting in settings.items() if setting.refused is None}
-    # Where vanilla learnt too little for any score, the first settings run, and the page says why.
+    # If vanilla learnt too little for any score, the first settings run, and the page says why.
     selected = scored or {name: setting.index for name, setting in settings.items()}
     selected |= {
         name: 0 for name, method in plan.methods.items() if len(method.settings) == 1 and name in settings
@@ -48,7 +48,7 @@ def choose(params: Params, plan: StudyPlan, finished: Sequence[Finished]) -> dic
 
 
 def settings_words(plan: StudyPlan) -> dict[str, list[str]]:
-    """Method to its settings in words, in the order of their numbers; of methods with several."""
+    """Method to its settings in words, in the order of their numbers, for methods with several."""
     return {
         name: [", ".join(f"{key} {value}" for key, value in settings.items()) for settings in method.settings]
         for name, method in plan.methods.items()
@@ -60,14 +60,14 @@ def run(params: Params, plan: StudyPlan, finished: Sequence[Finished], unfinishe
     """Write the comparison of the finished cells to `data/study`.
 
     Args:
-        params: says the goal, seeds and folds.
+        params: parameters, with goal, seeds and folds.
         plan: the methods and their controls.
-        finished: the finished cells, those that chose settings among them.
-        unfinished: every other cell, and method in a cell, to why it has no result; shown on the page.
+        finished: the finished cells, including those that chose settings.
+        unfinished: every other cell, or method in a cell, to why it has no result; shown on the page.
 
     Raises:
-        EvaluationError: if no cell that reports finished.
-        ArtifactError: if scores are damaged, or of different samples within one fold.
+        EvaluationError: if no reported cell has finished.
+        ArtifactError: if scores are damaged, or made from different samples within one fold.
     """
     from efface.evaluation.intervals import Fold
     from efface.evaluation.studies import compare_study
@@ -102,7 +102,7 @@ def track(params: Params, finished: Sequence[Finished]) -> None:
 
 
 def _provenance(params: Params, finished: Sequence[Finished]) -> dict[str, str]:
-    """Where the numbers come from, as the cells' own records say."""
+    """Where the numbers come from, according to the cells' records."""
     records = [record for cell in finished for record in read_records(cell.folder)]
 
     def all_of(key: str) -> str:

@@ -1,4 +1,4 @@
-"""What a study runs: its methods, the control of each, and the settings that are tried."""
+"""The plan of a study: its methods, the control of each, and the settings to try."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class StudyMethod:
     Attributes:
         kind: the section of params.yaml and the stage, `unlearn` or `prune`.
         entry: what to set in that section, for a method that params.yaml does not list there.
-        settings: values to try in place of the entry's own, at least one.
-        needs: stages that it fails with: of its mask or importance, and of the model that it starts from.
+        settings: values to try instead of the entry's own, at least one.
+        needs: stages whose failure it shares: those of its mask or importance, and of its start model.
     """
 
     kind: str
@@ -30,19 +30,19 @@ class StudyMethod:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """The methods by name, in the order in which they are shown, and method to control."""
+    """The methods by name, in display order, and method to control."""
 
     methods: Mapping[str, StudyMethod]
     controls: Mapping[str, str]
 
     @property
     def tried(self) -> int:
-        """How many settings of each method are tried; 1: none is chosen."""
+        """Number of settings to try per method; 1: nothing is chosen."""
         return max(len(method.settings) for method in self.methods.values())
 
 
 def plan_of(params: Params) -> StudyPlan:
-    """The methods of params.yaml, and beside each that has none its control.
+    """The methods of params.yaml, with a control added for each method that has none.
 
     The control of a method with a saliency mask is the same method with a random mask of equal density, as
     ``METHOD_random_mask``; that of a pruning method is random pruning.
@@ -101,7 +101,7 @@ def _check_budget(plan: StudyPlan) -> None:
 
 
 def _trains(name: str, plan: StudyPlan) -> bool:
-    """Whether a method has settings to try; one that only changes the prompt has none."""
+    """Whether a method has settings to try; a method that only changes the prompt has none."""
     from efface.unlearning import METHODS
 
     method = plan.methods[name]
@@ -110,7 +110,7 @@ def _trains(name: str, plan: StudyPlan) -> bool:
 
 
 def settings_file(params: Params, plan: StudyPlan, selected: Mapping[str, int]) -> dict[str, Any]:
-    """The chosen settings in the form of params.yaml, of the methods that it lists."""
+    """The chosen settings in the form of params.yaml, for the methods that it lists."""
     sections: dict[str, Any] = {"unlearn": params.unlearn.methods, "prune": params.prune.methods}
     values: dict[str, Any] = {}
     for name, index in selected.items():
