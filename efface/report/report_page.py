@@ -28,7 +28,7 @@ from efface.report.published import Published
 
 SET_MEANING = {
     "forget": "the people to forget, on training pictures and facts",
-    "unseen": "the same people on pictures no model was trained on, with reworded questions",
+    "unseen": "the same people in reworded questions, on pictures no model was trained on if there are more",
     "retain": "the people to retain",
     "real": "people known before fine-tuning",
     "utility": "general skills, about nobody in particular",

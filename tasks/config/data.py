@@ -69,8 +69,8 @@ class Split(Section):
     """Who is forgotten, and who of the people is set aside for tuning."""
 
     forget_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the people to forget, in (0, 1); avatars and mllmu have 0.05, 0.1 and 0.15, clear has 0.01,
-    0.05 and 0.1."""
+    """Share of the people to forget, in (0, 1); avatars, mllmu and umu have 0.05, 0.1 and 0.15, clear
+    and fiubench 0.01, 0.05 and 0.1."""
     forget_people: Annotated[list[str], Field(min_length=1)] | None = None
     """Ids of the people to forget, as in splits.json (fictitious/042), instead of a share; all others are
     retained."""

@@ -19,9 +19,10 @@ def view_of(scores: pd.DataFrame, benchmark: str) -> dict[str, Any] | None:
         scores: the model's score table.
         benchmark: name of the benchmark it was scored on.
     """
-    from efface.evaluation.benchmarks import clear, mllmu
+    from efface.evaluation.benchmarks import clear, fiubench, mllmu, umu
 
-    view = {"mllmu": mllmu.view, "clear": clear.view}.get(benchmark)
+    views = {"mllmu": mllmu.view, "clear": clear.view, "fiubench": fiubench.view, "umu": umu.view}
+    view = views.get(benchmark)
     return None if view is None else view(scores[scores["part"] == "test"])
 
 

@@ -31,6 +31,7 @@ STYLES = ("bare", "published", "published_llava")
 
 _ONE_LETTER = "Just give ONE letter representing the answer directly."
 _ONLY_THE_BLANK = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+_NO_EXPLANATION = "Please **ONLY** provide the correct answer without any explanation"
 _SENTENCE_ABOUT_PICTURE = (
     "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 )
@@ -42,7 +43,7 @@ def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
 
     Args:
         sample: the question to ask.
-        benchmark: whose words to use: ``clear``, or MLLMU-Bench's for any other.
+        benchmark: whose words to use: ``clear``, ``fiubench``, ``umu``, or MLLMU-Bench's for any other.
         style: ``bare`` or ``published``.
 
     Raises:
@@ -52,7 +53,8 @@ def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
         return sample.question
     if style != "published":
         raise ValueError(f"style is {style!r}: expected bare or published for a chat template")
-    return _clear_turn(sample) if benchmark == "clear" else _mllmu_turn(sample)
+    turns = {"clear": _clear_turn, "fiubench": lambda sample: sample.question, "umu": _umu_turn}
+    return turns.get(benchmark, _mllmu_turn)(sample)
 
 
 def llava_prompt(sample: Sample, shots: Sequence[Sample] = ()) -> str:
@@ -128,6 +130,13 @@ def _mllmu_turn(sample: Sample) -> str:
         return _blanked(sample.question)
     words = _SENTENCE_ABOUT_PICTURE if sample.modality == "multimodal" else _SENTENCE
     return f"{sample.question}\n{words}"
+
+
+def _umu_turn(sample: Sample) -> str:
+    kind = _kind(sample)
+    if kind == "choice":
+        return f"{sample.question}\nSelect answer in {list(sample.options or ())}"
+    return f"{sample.question}\n{_NO_EXPLANATION}" if kind == "cloze" else _mllmu_turn(sample)
 
 
 def _clear_turn(sample: Sample) -> str:
