@@ -110,7 +110,7 @@ class Probe(Section):
 
     layers: Count = 4
     """Decoder layers, evenly spaced."""
-    samples: Count = 512
+    samples: Count = 2048
     """Questions about the people to keep that the linear probe learns from."""
     penalty: Weight = 0.1
     """Ridge penalty per sample; states have deviation 1."""
@@ -140,8 +140,10 @@ class SoftPrompt(Optimised):
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the forgotten people to optimise on."""
-    length: Count = 8
-    """Number of vectors."""
+    budgets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 30, 100]
+    """Optimizer steps at which the model is scored, increasing; 0: no vectors."""
+    length: Count = 2
+    """Number of vectors; many confuse a small model more than they help the attack."""
     learning_rate: Rate = 0.1
     """Of Adam, as a share of the standard deviation of the embeddings, in (0, 1]."""
 

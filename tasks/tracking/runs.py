@@ -307,7 +307,8 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
     report, project = root / "report", project_of(root)
     if not (report / "index.html").is_file():
         raise ArtifactError(f"{report / 'index.html'} does not exist; make it with: dvc repro")
-    side_effects = read_json(report / "scores.json").get("side_effects", {})
+    numbers = read_json(report / "scores.json")
+    side_effects, lines = numbers.get("side_effects", {}), numbers.get("models", {})
     splits, records = read_splits(root), {record.label: record for record in read_records(root)}
     benchmark, locked = str(splits["benchmark"]), locked_digests(project)
     data = (
@@ -324,7 +325,11 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
         hashes = {f"dvc/{path}": md5 for path, md5 in locked.items() if path.endswith(outputs)}
         child = replace(
             child,
-            metrics={**child.metrics, **metrics_of(side_effects.get(model, {}))},
+            metrics={
+                **child.metrics,
+                **metrics_of(side_effects.get(model, {})),
+                **_robustness(lines.get(model, {})),
+            },
             tags={**tags, **hashes, **child.tags, "efface.method": model},
             datasets=_datasets(model, benchmark, root, data),
         )
@@ -381,6 +386,15 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
     )
 
 
+def _robustness(line: Mapping[str, Any]) -> dict[str, float]:
+    """How far a model is above retrained after the worst attack, with its interval, as far as known."""
+    gap, interval = line.get("attack_gap"), line.get("attack_interval")
+    metrics = {} if gap is None else {"attack/worst_gap": float(gap)}
+    return metrics | dict(
+        zip(("attack/worst_gap_low", "attack/worst_gap_high"), map(float, interval or ()), strict=False)
+    )
+
+
 def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunPayload:
     """The run of one model: how it was trained or pruned, and its scores."""
     scores, summary = read_scores(root, model)
@@ -389,6 +403,7 @@ def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunP
     evaluation = records.get(f"evaluate@{model}")
     sources = [root / "scores" / f"{model}{suffix}" for suffix in (".parquet", ".json")]
     sources += [root / "runs" / f"{record.label}.json" for record in (training, evaluation) if record]
+    sources += [path for path in [root / "attacks" / f"{model}.json"] if path.is_file()]
     curve = root / "report" / "plots" / f"training_{model}.svg"
     metrics = scores_of(summary) | model_metrics(scores)
     history: list[tuple[int, dict[str, float]]] = []

@@ -15,7 +15,8 @@ def result_template(tmp_path_factory):
     (root / "report").mkdir()
     (root / "report" / "index.html").write_text("<h1>Report</h1>")
     effects = {"mmunlearner": {"kept": {"facts": {"value": 0.75}}, "worst": 0.5}}
-    (root / "report" / "scores.json").write_text(json.dumps({"side_effects": effects}))
+    lines = {"mmunlearner": {"attack_gap": 0.25, "attack_interval": [0.0, 0.5]}, "manu": {"attack_gap": None}}
+    (root / "report" / "scores.json").write_text(json.dumps({"side_effects": effects, "models": lines}))
     (root / "report" / "summary.md").write_text("### Summary")
     create_database(root.parent / "mlflow.db")  # takes seconds, so tests copy it
     return root

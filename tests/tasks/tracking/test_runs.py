@@ -104,6 +104,10 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     }
     assert side_effects["mmunlearner"] == {"kept/facts": 0.75, "worst": 0.5}
     assert side_effects["manu"] == {}
+    robustness = {k: v for k, v in children["mmunlearner"].data.metrics.items() if k.startswith("attack/")}
+    gap = "attack/worst_gap"
+    assert robustness == {gap: 0.25, f"{gap}_low": 0.0, f"{gap}_high": 0.5}
+    assert not [key for key in children["manu"].data.metrics if key.startswith("attack/")]
     assert children["mmunlearner"].data.tags["efface.status"] == "finished"
     assert "efface.status" not in children["manu"].data.tags
     contexts = {d.dataset.name: d.tags[0].value for d in children["mmunlearner"].inputs.dataset_inputs}
