@@ -26,7 +26,7 @@ from efface.unlearning.settings import TrainingSettings, require
 class NPOSettings(TrainingSettings):
     """Settings of NPO."""
 
-    learning_rate: float = 3.5e-5
+    learning_rate: float = 1.8e-5
     beta: float = 0.1
     """Inverse temperature, above 0; 0.1 in the paper."""
 
