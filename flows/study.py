@@ -233,23 +233,23 @@ def _run_experiment(
     on until the queue is empty: it also runs what another process has just put there. So one process starts
     at a time, and each ends once it takes an experiment that is not its own.
     """
-    mine = False
+    started = False
 
     def follow(line: str) -> bool:
-        nonlocal mine
+        nonlocal started
         if (match := _STARTED.search(line)) is None:
             return False
-        other = match[1] != name or mine
-        if not other:
-            mine = True
+        foreign = match[1] != name or started
+        if not foreign:
+            started = True
             starting.close()
-        return other
+        return foreign
 
     with contextlib.ExitStack() as starting:
         starting.enter_context(_starting)
         command = ("--wait-for-lock", "exp", "run", "--temp", "--name", name)
         lines = dvc(*command, *arguments, log=log, environment=environment, stop_at=follow)
-    return lines if mine else []
+    return lines if started else []
 
 
 @flow(name="study", task_runner=_RUNNER)

@@ -206,8 +206,8 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
                 continue
             _check_files(root, certificate, result, digests, deleted)
             if newest[name] is certificate:
-                gone = {*certificate["request"]["subjects"]} <= purged
-                _check_state(root, certificate, states.get(name), salt, result, purged=gone)
+                is_purged = {*certificate["request"]["subjects"]} <= purged
+                _check_state(root, certificate, states.get(name), salt, result, purged=is_purged)
             if files := certificate["made"].get("uncommitted"):
                 result.notes.append(
                     f"certificate {name}: {len(files)} files such as {files[0]} had changes that its commit, "
