@@ -21,7 +21,16 @@ from tasks.config import load_params
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(name="pipeline", task_runner=_RUNNER)
+def run_name() -> str:
+    """Name of a run in Prefect's lists."""
+    try:
+        params = load_params()
+    except EffaceError:
+        return "pipeline"  # which then fails with that error
+    return f"{params.benchmark.name}, base {params.base.source}, seed {params.seed}"
+
+
+@flow(name="pipeline", flow_run_name=run_name, task_runner=_RUNNER)
 def pipeline(workers: int | None = None, target: str | None = None) -> State[list[str]]:
     """Bring everything up to date, or what `target` needs; returns one line per stage.
 
@@ -53,7 +62,9 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
             name: run(params.evaluation_of(name), *samples, models[folder], answers.get(name))
             for name, folder in params.models.items()
         }
-        attacks = [run(f"attack@{name}", *samples, vanilla, scores[name]) for name in params.attack.models]
+        attacks = [
+            run(f"attack@{name}", *samples, base, vanilla, scores[name]) for name in params.attack.models
+        ]
         results = [*masks.values(), importance, *models.values(), *answers.values(), *scores.values()]
         run("report", *samples, *results, *attacks)
         return run.finish()

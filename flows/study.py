@@ -252,7 +252,18 @@ def _run_experiment(
     return lines if started else []
 
 
-@flow(name="study", task_runner=_RUNNER)
+def run_name() -> str:
+    """Name of a run in Prefect's lists."""
+    try:
+        params = load_params()
+        methods = len(plan_of(params).methods)
+    except EffaceError:
+        return "study"  # which then fails with that error
+    cells = f"{len(params.study.seeds)} seeds x {len(params.study.fold_numbers)} folds"
+    return f"{methods} methods on {params.benchmark.name}, {cells}"
+
+
+@flow(name="study", flow_run_name=run_name, task_runner=_RUNNER)
 def study(workers: int | None = None) -> State[list[str]]:
     """Try the settings on the tuning seed, run every cell with those chosen, and compare; a line per cell.
 

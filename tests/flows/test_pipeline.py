@@ -77,6 +77,14 @@ def test_attacks_are_stages_that_the_report_reads(chain):
     assert attacks <= chain.keys() and attacks <= chain["report"]
 
 
+def test_a_run_is_named_by_what_it_runs_on(tmp_path, monkeypatch):
+    shutil.copyfile(PROJECT / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert module.run_name() == "avatars, base sandbox, seed 0"
+    (tmp_path / "params.yaml").write_text("seed: [1]\n")
+    assert module.run_name() == "pipeline"
+
+
 def test_a_mistake_in_params_yaml_is_one_line(project, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = (project / "params.yaml").read_text()
