@@ -1,12 +1,13 @@
 """FIUBench's files as samples: private facts of invented people, asked about one synthetic picture of each.
 
-`full.json` has one person a line, of whom the benchmark uses the first 400; `split.json` says whom its forget
-sets hold; the pictures lie in `SFHQ`, unpacked from `SFHQ.zip`. Texts are capitalised as its code does it.
+`full.json` has one person per line, of whom the benchmark uses the first 400; `split.json` lists the people
+of its forget sets (`forget1`, `forget5`, `forget10`, disjoint); the pictures are in `SFHQ`, unpacked from
+`SFHQ.zip`. Texts are capitalised as in its code, and `keywords` are not imported.
 
 Training rows are the questions about the picture, each also as text with the name in place of "the person in
-the image". Evaluation rows are sentences. The sets `forget` and `retain` ask as it was taught, because that
-is how FIUBench asks; the set `unseen` asks about the people who can be forgotten in other words, the three
-paraphrases of a question taking turns, with the same picture, as there is no other.
+the image". Evaluation rows are sentences. The sets `forget` and `retain` ask as the model was taught, as
+FIUBench does; the set `unseen` asks about the people who can be forgotten in other words, rotating through
+the three paraphrases of a question, about the only picture.
 
 Reference:
     Ma et al., "Benchmarking Vision Language Model Unlearning via Fictitious Facial Identity Dataset",

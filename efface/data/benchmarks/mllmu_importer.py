@@ -2,7 +2,10 @@
 
 The evaluation root is the benchmark itself, the training root its training split; both have the same folder
 names. `Retain_Set` holds the real people, not the people to retain. People are joined by their ID string.
-The files determine how many questions there are. Folders that only some benchmarks have (Holdout_Set,
+The files determine how many questions there are. A root may lack a share, but not one folder of it. Training
+rows are the pairs of `metadata`, each also as text with the name in place of "this person"; evaluation rows
+are the three tasks in both modalities. `Test_Set` is the set `unseen`, and its questions rotate through the
+row's pictures. Folders that only some benchmarks have (Holdout_Set,
 Base_Data, Skills_*, Language_*) are read where they exist.
 
 The files are read twice: once for people, names and unusable rows, once for the samples. A person whose row

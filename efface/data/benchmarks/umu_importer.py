@@ -1,9 +1,10 @@
 """UMU-Bench's files as samples: every fact of a person asked about the picture and by name.
 
-One root holds `forget_5/10/15`, `retain_95/90/85` and the real people, `real_person` or `Real_Person_Set`; a
-row is a person. `MM_QA` and `UM_QA` are trained, `Classify`, `Cloze` and `Generation` are evaluated; all five
-are Python literals in text, with the key `muitimodal` spelled so. The questions by name are the benchmark's
-own, so `Biography` is not read, and people go by their ID.
+The root holds `forget_5/10/15`, `retain_95/90/85` and the real people, `real_person` or `Real_Person_Set`; a
+row is a person. `MM_QA` and `UM_QA` are for training, `Classify`, `Cloze` and `Generation` for evaluation;
+all five are Python literals in text, with the key `muitimodal` spelt so. The two forms of one key are a
+pair. The questions by name are the benchmark's own, so `Biography` is not read, and people are identified by
+ID.
 
 Reference:
     Wang et al., "UMU-Bench", NeurIPS 2025; schema as read by its code (QDRhhhh/UMU-bench), which takes the
