@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _EXAMPLES = "\n\n".join(
     (
-        "python -m tasks use quick: smaller models, the whole chain in minutes; `use laptop` goes back.",
-        "python -m tasks inspect vanilla: its parts, and the memory of each kind of work.",
-        "python -m tasks unlearn npo: one stage by hand. What each reads and writes: dvc.yaml.",
+        "`python -m tasks use quick` sets small models, to run the whole chain in minutes; `use laptop` "
+        "goes back.",
+        "`python -m tasks inspect vanilla` shows a model's parts, and the memory of each kind of work.",
+        "`python -m tasks unlearn npo` runs one stage by hand; dvc.yaml lists what each reads and writes.",
         "Parameters: params.yaml. First steps: docs/tutorial/first-run.md.",
     )
 )
@@ -66,22 +67,22 @@ for _stage in STAGES.values():
 @app.command()
 def use(
     profile: Annotated[
-        str, typer.Argument(help="A file in profiles/, without .yaml; or a path, laid over params.yaml.")
+        str, typer.Argument(help="A file in profiles/ without .yaml, or the path of settings to merge.")
     ],
 ) -> None:
-    """Write a profile, or the settings that a study chose, into params.yaml; its comments stay."""
+    """Write a profile, or a study's chosen settings, into params.yaml, keeping its comments."""
     with _short_errors():
         from tasks.config import use_profile
 
         use_profile(profile)
-    typer.echo(f"params.yaml holds profile {profile}")
+    typer.echo(f"params.yaml now holds profile {profile}")
 
 
 @app.command("inspect")
 def inspect_model(
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or a model under data/models.")],
 ) -> None:
-    """Show the parts of a model and the memory it takes, without loading weights."""
+    """Show a model's parts and the memory that work with it needs, without loading weights."""
     with _short_errors():
         from tasks.config import load_params
         from tasks.runtime import inspect
@@ -91,7 +92,7 @@ def inspect_model(
 
 @app.command("retain-statistic")
 def retain_statistic() -> None:
-    """Save what vanilla uses for the retain set, for `mask: retain_statistic`."""
+    """Measure vanilla on the retain set once, for `mask: retain_statistic`."""
     with _short_errors():
         from tasks import retain_statistic
         from tasks.config import load_params
@@ -103,10 +104,12 @@ def retain_statistic() -> None:
 def track(
     quiet_if_unreachable: Annotated[
         bool,
-        typer.Option("--quiet-if-unreachable", help="One line instead of an error if MLflow is unreachable."),
+        typer.Option(
+            "--quiet-if-unreachable", help="Print a line instead of failing if MLflow is unreachable."
+        ),
     ] = False,
 ) -> None:
-    """Send finished results to MLflow; what was sent before is not sent again."""
+    """Send finished results to MLflow, unless they were sent before."""
     with _short_errors():
         from tasks.config import load_params
         from tasks.tracking.runs import run
@@ -116,9 +119,9 @@ def track(
 
 @app.command()
 def rescore(
-    folder: Annotated[Path, typer.Argument(help="Score tables, <model>.parquet each; reference models too.")],
+    folder: Annotated[Path, typer.Argument(help="Score tables <model>.parquet, reference models included.")],
 ) -> None:
-    """Score finished score tables again, also those of earlier versions, without a model."""
+    """Score finished score tables again, even those of earlier versions, without a model."""
     with _short_errors():
         from tasks import rescore
 
@@ -146,7 +149,7 @@ def _run_stage(stage: Stage, name: str | None) -> None:
 
 
 def _print_remaining(params: "Params") -> None:
-    """One line on what is left of the run; a damaged record is the business of the stage that reads it."""
+    """Print one line on the rest of the run; damaged records are left to the stage that reads them."""
     from ruamel.yaml import YAMLError
 
     from efface.errors import ArtifactError

@@ -1,7 +1,7 @@
 """Stage base: the model before it is trained on the people to forget.
 
-An existing model (`base.source`) is checked, and the stage writes a pointer to it. The sandbox's model is
-trained: its vision tower on faces, then projector and decoder on skills and the `real` people. It starts from
+The stage checks an existing model (`base.source`) and writes a pointer to it, or trains the sandbox's model:
+its vision tower on faces, then projector and decoder on skills and the `real` people. That model starts from
 random weights, or around a decoder that knows language (`base.decoder`).
 """
 
@@ -33,7 +33,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
 
 
 def _point(params: Params, root: Path) -> None:
-    """Check without loading weights that the model can be worked with, and write `models/base/model.json`."""
+    """Check, without loading weights, that the model is usable, and write `models/base/model.json`."""
     from dataclasses import replace
 
     from efface.encoding import check_template
@@ -86,12 +86,12 @@ def _point(params: Params, root: Path) -> None:
 def _check_texts(root: Path, processor: ProcessorMixin) -> None:
     """Refuse samples with a special token of the model in their text, before anything is trained on them."""
     table = root / "prepared" / "samples.parquet"
-    if not table.is_file():  # the model can be checked by itself
+    if not table.is_file():  # the model can be checked without a table
         return
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     tokens = {*tokenizer.all_special_tokens, getattr(processor, "image_token", None)}
     tokens |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # A padding token may be any word; a mark of one or two letters is no token to tell from text.
+    # A padding token may be any word, and one or two letters cannot be told from text.
     check_special_tokens(read_samples(table), {token for token in tokens if token and len(token) > 2})
 
 
@@ -147,9 +147,9 @@ def _train(params: Params, root: Path) -> None:
 def _untrained(
     section: Base, samples: Sequence[Sample]
 ) -> tuple[PreTrainedModel, ProcessorMixin, str | None]:
-    """The model before any training, its processor, and where its decoder came from if it is trained already.
+    """The model before training, its processor, and the origin of its decoder if that is pretrained.
 
-    Weights that are not a decoder's are drawn from torch's generator.
+    All other weights are drawn from torch's generator.
     """
     from efface import sandbox
     from efface.sandbox import pretrained
@@ -182,7 +182,7 @@ def _spoken(sample: Sample) -> Iterator[tuple[str, str]]:
 def _teach(
     params: Params, model: PreTrainedModel, processor: ProcessorMixin, lessons: Sequence[Sample]
 ) -> list[dict[str, float]]:
-    """Teach skills and the `real` people; before a trained decoder, the projector learns the skills alone."""
+    """Teach skills and the `real` people; before a pretrained decoder, the projector learns skills first."""
     from efface.models import anatomy
     from efface.unlearning.finetuning import finetune
 

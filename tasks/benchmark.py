@@ -14,12 +14,12 @@ from tasks.runtime.purged import purge_filter
 
 
 def run(params: Params, root: Path = Path("data")) -> None:
-    """Write `<root>/benchmarks/<name>`, whole or not at all."""
+    """Write `<root>/benchmarks/<name>`, atomically."""
     name = params.benchmark.name
     folder = root / "benchmarks" / name
     with writing(folder) as partial:
         summary = _import(params, partial) if name in ROOTS else _generate(params, partial, root)
-    typer.echo(f"{folder}: {summary}")
+    typer.echo(f"benchmark: {folder} holds {summary}")
 
 
 def _generate(params: Params, folder: Path, root: Path) -> str:
@@ -56,5 +56,5 @@ def _import(params: Params, folder: Path) -> str:
         size = sum(file["bytes"] for file in root["files"].values())
         messages.append(f"{role}: {len(root['files'])} files, {size / 1e6:.0f} MB from {root['source']}")
         if root["commit"] and not root["pinned"]:
-            messages[-1] += f" (now commit {root['commit']}; write it after the @ to pin it)"
+            messages[-1] += f" (currently commit {root['commit']}; write it after the @ to pin it)"
     return "; ".join(messages)

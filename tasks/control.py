@@ -1,4 +1,4 @@
-"""Stage control: a mask with as many weights per tensor as the saliency mask, selected in another way."""
+"""Stage control: a mask with as many weights per tensor as the saliency mask, chosen in another way."""
 
 from __future__ import annotations
 

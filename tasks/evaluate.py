@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def run(params: Params, name: str, root: Path = Path("data")) -> None:
     """Write `scores/<name>.parquet`, its summary `scores/<name>.json`, and `metrics/<name>.json`.
 
-    What base and vanilla answer is read from `answers/<name>.parquet`, which does not depend on the split.
+    The answers of base and vanilla are read from `answers/<name>.parquet`, which does not depend on the
+    split.
     """
     from efface.evaluation.benchmarks import view_of
     from efface.evaluation.metrics import summarise, unavailable, with_metrics
@@ -81,7 +82,7 @@ def score_model(
     root: Path,
     record: RunRecord,
 ) -> pd.DataFrame:
-    """Score the model at `inputs["model"]` as `evaluate` in params.yaml says; a rerun resumes after a kill.
+    """Score the model at `inputs["model"]` with the settings of `evaluate`; a rerun resumes after a kill.
 
     Args:
         params: the whole file.
@@ -125,7 +126,7 @@ def score_model(
 
 
 def _labelled(answers: Path, samples: Sequence[Sample]) -> pd.DataFrame:
-    """The answers to these questions, in their order, with split, set and part as the split says.
+    """The answers to these questions, in their order, with their split, set and part.
 
     Raises:
         ArtifactError: if an answer is missing.
@@ -137,7 +138,7 @@ def _labelled(answers: Path, samples: Sequence[Sample]) -> pd.DataFrame:
     if missing := sorted({*ids} - {*table["sample_id"]}):
         raise ArtifactError(
             f"{answers} lacks {len(missing)} of {len(ids)} answers, such as that to sample {missing[0]}: "
-            "expected one to every question of the split; make it again with: dvc repro"
+            "expected one for every question of the split; rebuild it with: dvc repro"
         )
     scores = table.set_index("sample_id", drop=False).loc[ids].reset_index(drop=True)
     return scores.assign(

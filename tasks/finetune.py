@@ -19,7 +19,7 @@ from tasks.runtime.sharing import is_first
 def run(params: Params, stage: Literal["vanilla", "retrained"], root: Path = Path("data")) -> None:
     """Fine-tune `models/base` and write `models/<stage>`.
 
-    Of several processes each trains on its share, and the first one writes.
+    Each of several processes trains on its share, and the first one writes.
     """
     from efface.encoding import draw
     from efface.models import load_model, save_model

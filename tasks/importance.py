@@ -1,4 +1,4 @@
-"""Stage importance: how much every neuron matters for the forget people, and for the others."""
+"""Stage importance: how much every neuron matters for the forget people and for the others."""
 
 from __future__ import annotations
 

@@ -18,6 +18,6 @@ def run(params: Params, root: Path = Path("data")) -> None:
     """
     with writing(root / "params.txt") as partial:
         partial.write_text("params.yaml holds no mistake\n", encoding="utf-8")
-    typer.echo("params.yaml holds no mistake")
+    typer.echo("params: params.yaml is valid")
     if advice := unused_gpu():
         typer.echo(f"warning: {advice}", err=True)

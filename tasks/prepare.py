@@ -44,7 +44,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     write_json(prepared / "left_out.json", bad_rows.left_out)
     left_out = len(bad_rows.left_out)
     typer.echo(
-        f"{prepared}: {counts['train']} training and {counts['test']} evaluation samples about "
+        f"prepare: {prepared} holds {counts['train']} training and {counts['test']} evaluation samples about "
         f"{len(data.entities['forget']) + len(data.entities['retain'])} people who can be forgotten"
         + (f"; {left_out} bad rows left out, see {prepared / 'left_out.json'}" if left_out else "")
     )

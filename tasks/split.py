@@ -64,8 +64,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
         },
     )
     typer.echo(
-        f"{path}: {len(forget)} people to forget, {len(entities['retain'])} to retain, {len(validation)} of "
-        "them for validation"
+        f"split: {path} has {len(forget)} people to forget and {len(entities['retain'])} to retain, "
+        f"{len(validation)} of them for validation"
     )
     if lacking := missing_rows(params, _counts(prepared)):
         lines = "\n".join(f"- {line}" for line in lacking)

@@ -19,16 +19,16 @@ class Saliency(Section):
         "projector",
         "language",
     ]
-    """Parts of the model that may change at all (official_code: parts where the mask acts)."""
+    """Parts of the model that may change (official_code: parts where the mask acts)."""
     threshold: Annotated[float, Field(gt=0)] = 1.0
     """A weight may change when forget saliency / preserve saliency is at least this, > 0."""
     density: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of weights to select instead, those with the highest ratios, in (0, 1); null: by threshold."""
+    """Share of weights to select instead, by the highest ratios, in (0, 1); null: by threshold."""
     normalisation: Literal["pooled", "per_group"] = "pooled"
     """Divide by all samples of a set, or for vision and projector by those with a picture, since text gives
     them no gradient."""
     fisher_samples: Count | None = 1024
-    """Samples drawn from each set, all of a smaller one; null: all of both."""
+    """Samples drawn from each set (all of a smaller set); null: all of both."""
     batch_size: Count = 8
     """Samples per forward pass; does not change the result (official_code: always 4, where it would)."""
     storage: Annotated[Literal["device", "cpu"], UNLISTED] = "device"
@@ -44,7 +44,7 @@ class Saliency(Section):
 
 
 class Importance(Section):
-    """How much each MLP neuron works for the forget set and for the retain set."""
+    """How much each MLP neuron contributes to the forget set and to the retain set."""
 
     variant: Literal["paper", "official_code"] = "paper"
     """MANU's score as the paper defines it, or as the released code computes it."""

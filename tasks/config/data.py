@@ -32,8 +32,8 @@ class Avatars(Section):
     picture_size: Annotated[int, Field(ge=32, le=512), UNLISTED] = 96
     """Side of a portrait, pixels."""
     language: Annotated[bool, UNLISTED] = False
-    """Facts of the world and plain English in words alone, half to keep in training and half to test; for a
-    decoder that knows language (`base.decoder`)."""
+    """Add text on common facts and plain English, half of it for training and half for tests; for a decoder
+    that knows language (`base.decoder`)."""
 
 
 class Benchmark(Section):
@@ -61,8 +61,8 @@ class Prepare(Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """An unusable row stops the import, or is left out, counted and listed."""
     similar_people: Annotated[Literal["stop", "distinct"], UNLISTED] = "stop"
-    """People whose ids or names differ by accents, case, spaces or punctuation alone stop the import, or are
-    distinct people."""
+    """What to do about people whose ids or names differ only by accents, case, spaces or punctuation: stop,
+    or treat them as distinct."""
 
 
 class Split(Section):
@@ -82,9 +82,9 @@ class Split(Section):
     validation_fraction: Share = 0.15
     """Share of the forget and of the retain people whose evaluation rows are for tuning, in [0, 1)."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Cut the people into that many disjoint sets, drawn by the seed, and forget one of them instead."""
+    """Divide the people into that many disjoint sets, drawn by the seed, and forget one of them instead."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """The set to forget, from 0, where there are folds."""
+    """The set to forget, counted from 0, if there are folds."""
 
     @model_validator(mode="after")
     def _the_fold_is_one_of_them(self) -> Split:

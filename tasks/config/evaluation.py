@@ -19,13 +19,13 @@ class Evaluate(Section):
     max_people: Count | None = 20
     """People per set and part (test, validation), drawn by the seed; null: all."""
     prompts: Literal["bare", "published", "published_llava"] = "bare"
-    """Prompt of questions with a free answer: the bare question, the benchmark's published prompt in the
-    model's chat template, or MLLMU-Bench's whole string for LLaVA-1.5."""
+    """Prompt for generated answers: the bare question, the benchmark's published prompt in the model's chat
+    template, or MLLMU-Bench's whole string for LLaVA-1.5."""
     shots: Annotated[int, Field(ge=0), UNLISTED] = 0
     """Retain people, from those set aside for validation, shown with their answers before each question; more
     than 0 only with published_llava."""
     share_prefix: Annotated[bool, UNLISTED] = True
-    """Encode picture and question once for all answers scored after them, where the family allows it."""
+    """Encode picture and question once for all answers to them, if the family allows it."""
     compile: Annotated[bool, UNLISTED] = False
     """Run models through torch.compile: slower at first, faster later; may change the last digits."""
 

@@ -82,10 +82,10 @@ def use_profile(name: str, project: Path = Path()) -> Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a YAML file with sections holds, read as DVC reads it: 1e-3 is a number, a repeated key an error.
+    """The sections of a YAML file, read as DVC reads it: 1e-3 is a number, a repeated key an error.
 
     Raises:
-        ParamsError: if the file is missing, is not YAML, or is no mapping.
+        ParamsError: if the file is missing, not YAML, or not a mapping.
     """
     from ruamel.yaml import YAML, YAMLError
 
@@ -116,7 +116,7 @@ def _listed(value: Any) -> Any:
 
 
 def overlaid(values: Any, override: Any) -> Any:
-    """`values` with those of `override`, mapping by mapping; null in place of a mapping removes it."""
+    """`values` merged with `override`, mapping by mapping; null instead of a mapping removes it."""
     if not (isinstance(values, dict) and isinstance(override, dict)):
         return override
     merged = values | {key: overlaid(values.get(key), value) for key, value in override.items()}
@@ -125,7 +125,7 @@ def overlaid(values: Any, override: Any) -> Any:
 
 
 def _update(document: Any, values: Mapping[str, Any]) -> None:
-    """Give a YAML document these values in place, with the comments of the keys that stay."""
+    """Set these values in a YAML document, in place, keeping the comments of the keys that stay."""
     for key in [key for key in document if key not in values]:
         del document[key]
     for position, (key, value) in enumerate(values.items()):
@@ -138,10 +138,12 @@ def _update(document: Any, values: Mapping[str, Any]) -> None:
 
 
 def _line(item: Any) -> str:
-    """One mistake that pydantic reports, as a line with key, value and what is allowed."""
+    """A mistake reported by pydantic as one line with key, value and what is allowed."""
     where = [str(part) for part in item["loc"] if part != "[key]"]
     key, kind = ".".join(where), item["type"]
-    if kind == "value_error":  # raised by our own checks: the message begins with the key, below `where`
+    if (
+        kind == "value_error"
+    ):  # raised by our own checks: the message begins with the key, relative to `where`
         message = str(item["ctx"]["error"])
         above = where[:-1] if where and message.startswith(f"{where[-1]} is") else where
         return ".".join([*above, message])

@@ -24,7 +24,7 @@ class Base(Section):
     template_arguments: Annotated[dict[str, bool | int | float | str] | None, UNLISTED] = None
     """Values for variables of the chat template, such as `enable_thinking: false`; null: its own defaults."""
     system: Annotated[Annotated[str, Field(min_length=1)] | None, UNLISTED] = None
-    """System turn before every question; null: what the template does by itself."""
+    """System turn before every question; null: the template's own behaviour."""
     pad_token: Annotated[str | None, UNLISTED] = None
     """Padding token, for a tokenizer without one."""
     trust_remote_code: Annotated[bool, UNLISTED] = False
@@ -33,8 +33,8 @@ class Base(Section):
     """Language model in the sandbox's model: `smollm2`, a Hub id, a folder, or a GGUF file; null: a small one
     of random weights. The vision tower and the projector are the sandbox's own."""
     align_steps: Annotated[int, Field(ge=0), UNLISTED] = 0
-    """Optimizer steps in which the projector alone learns the skills, at ten times the learning rate, before
-    a decoder that knows language."""
+    """Optimizer steps in which only the projector learns the skills, at ten times the learning rate; for a
+    decoder that knows language."""
     image_size: Annotated[int, Field(ge=16, le=512), UNLISTED] = 48
     """Side of the picture the vision tower sees, pixels; a multiple of `patch_size`."""
     patch_size: Annotated[int, Field(ge=2, le=64), UNLISTED] = 12
@@ -91,7 +91,7 @@ class Finetune(Section):
     text_share: Annotated[Level, UNLISTED] = 0.5
     """Share of the text renderings to train on, in [0, 1]; text is learnt sooner than pictures."""
     replay_share: Annotated[Level, UNLISTED] = 0.2
-    """Skill samples and `real` people replayed beside the facts, as a share of the facts, in [0, 1]."""
+    """Skill samples and `real` people replayed with the facts, as a share of the facts, in [0, 1]."""
     checkpoint_every: Annotated[Count, UNLISTED] = 200
     """Optimizer steps between checkpoints."""
 

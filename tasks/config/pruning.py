@@ -1,4 +1,4 @@
-"""Sections about unlearning by switching neurons off."""
+"""Sections about unlearning by zeroing neurons."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Recovery(Section):
 
 
 class PruningMethod(Section):
-    """One way of selecting neurons to switch off."""
+    """One way of selecting neurons to zero."""
 
     selection: Literal["importance", "random", "activation", "no_retain", "abs", "freq", "var", "rms"]
     """Ranking of the neurons: the importance score; random, as many per module; the mean activation on the
     forget set; the score without its retain part; or one of the score's four functions alone."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of neurons to switch off, in (0, 1)."""
+    """Share of neurons to zero, in (0, 1)."""
     scope: Annotated[Literal["tower", "global", "layer"], UNLISTED] = "tower"
-    """Within what the share is taken."""
+    """What the share is taken of: each tower, the whole model, or each layer."""
     layers: Annotated[Any, UNLISTED] = "all"
-    """Which layers: all, early, middle or late (thirds of each tower), or by tower the first and last layer
-    (from 0): {vision: [0, 1], language: [2, 3]}. The number of neurons does not depend on it."""
+    """Which layers: all, early, middle or late (thirds of each tower), or the first and last layer by tower,
+    counted from 0: {vision: [0, 1], language: [2, 3]}. The number of neurons does not depend on it."""
     recovery: Annotated[Recovery | None, UNLISTED] = None
     """Fine-tuning after pruning; null: none."""
 
@@ -61,7 +61,7 @@ class PruningMethod(Section):
 
 
 class Prune(Section):
-    """Unlearning by switching neurons off, one model per method."""
+    """Unlearning by zeroing neurons, one model per method."""
 
     methods: dict[Name, PruningMethod] = {
         "manu": PruningMethod(selection="importance"),

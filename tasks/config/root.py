@@ -19,7 +19,7 @@ from tasks.config.study import Study
 from tasks.config.unlearning import Unlearn
 
 SHARED_MODELS = ("base", "vanilla")
-"""Models that do not depend on who is forgotten, nor do their answers."""
+"""Models that, like their answers, do not depend on who is forgotten."""
 ORIGINAL = "original"
 """Name of the first vanilla model in a run of requests, where vanilla is the model in production."""
 

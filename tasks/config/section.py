@@ -13,10 +13,10 @@ Level = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-"""A name that dvc.yaml puts into commands and paths: small letters, digits and _, a letter first."""
+"""A name that dvc.yaml puts into commands and paths: a lower-case letter, then letters, digits and _."""
 UNLISTED = "unlisted"
-"""Annotates a key that `tasks use` writes into params.yaml only where the profile sets it. DVC must track the
-key's whole section: of single keys it tracks only those that the file holds."""
+"""Annotates a key that `tasks use` writes into params.yaml only if the profile sets it. DVC must track the
+key's whole section, as it tracks single keys only if the file holds them."""
 
 
 class Section(BaseModel):
@@ -33,6 +33,6 @@ class Section(BaseModel):
 
 
 def require_unique(key: str, values: Sequence[object]) -> None:
-    """Raise a ValueError if a value stands twice in a list."""
+    """Raise a ValueError if a value occurs twice in a list."""
     if len(set(values)) < len(values):
         raise ValueError(f"{key} is {list(values)}: expected each value once")

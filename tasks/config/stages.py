@@ -16,12 +16,12 @@ class Stage:
     Attributes:
         name: of the command, the run records, and the stage in dvc.yaml.
         summary: what it does, for `--help`.
-        per: runs once for each name of this kind, which the command takes; None: runs once.
-        gpu: computes with a model.
-        shared: several processes can share its work.
+        per: kind of name that the command takes, to run once for each; None: runs once.
+        gpu: whether it computes with a model.
+        shared: whether several processes can share its work.
         module: file in `tasks`; by default its name.
         dvc: stages of dvc.yaml that run it; by default its name.
-        seconds: of one run with the default parameters on two cores, for estimates: only their ratios count.
+        seconds: time of one run with the default parameters on two cores; only the ratios matter.
     """
 
     name: str
@@ -43,8 +43,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("params", "Check params.yaml."),
         Stage("benchmark", "Generate the embedded benchmark, or import a published one.", seconds=60),
-        Stage("prepare", "Make one table of samples.", seconds=10),
-        Stage("split", "Choose who is forgotten.", seconds=5),
+        Stage("prepare", "Build one checked table of samples.", seconds=10),
+        Stage("split", "Choose the people to forget.", seconds=5),
         Stage("base", "Train the base model, or point to an existing one.", gpu=True, seconds=300),
         Stage(
             "vanilla",
@@ -56,25 +56,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "retrained",
-            "Fine-tune the base model on retain people only.",
+            "Fine-tune the base model on the retain people only.",
             gpu=True,
             shared=True,
             module="finetune",
             seconds=470,
         ),
-        Stage("saliency", "Make the saliency mask.", gpu=True, shared=True, seconds=30),
+        Stage("saliency", "Compute the saliency mask.", gpu=True, shared=True, seconds=30),
         Stage(
             "control",
-            "Make a control mask of the saliency mask's size.",
+            "Build a control mask of the saliency mask's size.",
             per="mask",
             gpu=True,
             shared=True,
             seconds=30,
         ),
         Stage("importance", "Score every MLP neuron.", gpu=True, shared=True, seconds=45),
-        Stage(
-            "prune", "Unlearn by switching neurons off, with one method.", per="method", gpu=True, seconds=2
-        ),
+        Stage("prune", "Unlearn by zeroing neurons, with one method.", per="method", gpu=True, seconds=2),
         Stage(
             "unlearn",
             "Unlearn by training, with one method.",
@@ -85,7 +83,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "score",
-            "Score base or vanilla on all people, whoever is forgotten.",
+            "Score base or vanilla on all people, for every split.",
             per="model",
             gpu=True,
             seconds=90,
@@ -100,7 +98,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "attack",
-            "Try to bring back what one model was made to forget.",
+            "Attack one model to bring back what it was made to forget.",
             per="model",
             gpu=True,
             seconds=100,

@@ -19,8 +19,8 @@ class UnlearningMethod(Section):
     start: Annotated[str, Field(pattern=r"^(vanilla|unlearned/[a-z][a-z0-9_]*)$")]
     """The model under data/models to start from: vanilla, a pruned model, or that of a method above."""
     mask: Literal["saliency", "random", "magnitude", "retain_statistic", "none"]
-    """File in data/masks: the weights that the forget term may change, none: all. For kvw and vl_eraser,
-    `retain_statistic` is what `python -m tasks retain-statistic` saved, none: it is measured in the run."""
+    """File in data/masks with the weights that the forget term may change; none: all. For kvw and vl_eraser,
+    `retain_statistic` is the file of `python -m tasks retain-statistic`; none: it is measured in the run."""
     settings_class: ClassVar[type[Any]]
     statistic: ClassVar[bool]
 
@@ -131,10 +131,10 @@ class Unlearn(Section):
     """Unlearning by training, one model per method."""
 
     forget: Annotated[list[Literal["multimodal", "text"]], Field(min_length=1)] = ["multimodal"]
-    """What to forget of the forget people: facts with their pictures, and with `text` facts in words too
-    (the goal "full"). The saliency mask is made for the same facts."""
+    """What to forget about the forget people: facts with their pictures, and with `text` also text facts (the
+    goal "full"). The saliency mask is computed for the same facts."""
     batch_size: Count = 8
-    """Samples per batch, from each set; a batch of the forget set is a step, unless batches accumulate."""
+    """Samples per batch, from each set; each forget batch is a step, unless batches accumulate."""
     accumulation_steps: Count = 1
     """Forget batches whose gradients make one step, in each process."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
