@@ -102,9 +102,11 @@ def probe(
     Returns:
         Probe and layer, such as ``linear, layer 4``, to a value per test question.
     """
-    learnt, states = (_last_states(model, processor, samples, batch_size) for samples in (train, test))
-    depth = len(states)
-    picked = sorted({round(depth * (i + 1) / min(layers, depth)) for i in range(min(layers, depth))})
+    learnt, states = (
+        _last_states(model, processor, samples, layers=layers, batch_size=batch_size)
+        for samples in (train, test)
+    )
+    depth = max(states)
     classes = sorted({answer for answers in values.values() for answer in answers})
     index = {answer: i for i, answer in enumerate(classes)}
     right, right_of_test = ([index[sample.answer] for sample in samples] for samples in (train, test))
@@ -112,17 +114,14 @@ def probe(
     for row, sample in enumerate(test):
         allowed[row, [index[answer] for answer in values[sample.attribute]]] = 0.0
     results = {}
-    for layer in picked:
-        scores = linear_scores(
-            learnt[layer - 1], torch.tensor(right), states[layer - 1], len(classes), penalty=penalty
-        )
+    for layer, at_layer in states.items():
+        scores = linear_scores(learnt[layer], torch.tensor(right), at_layer, len(classes), penalty=penalty)
         results[f"linear, layer {layer}"] = _hits(scores + allowed, right_of_test, range(len(classes)))
     lens, first = _lens(model), _first_tokens(processor, test, classes)
-    for layer in picked:
+    for layer, at_layer in states.items():
         if lens is None:
             break
-        at_layer = states[layer - 1].to(model.device, model.dtype)
-        logits = lens(at_layer, layer == depth)[:, first].float().cpu()
+        logits = lens(at_layer.to(model.device, model.dtype), layer == depth)[:, first].float().cpu()
         results[f"logit lens, layer {layer}"] = _hits(logits + allowed, right_of_test, first)
     return results
 
@@ -140,7 +139,8 @@ def linear_scores(states: Tensor, classes: Tensor, test: Tensor, count: int, *, 
     Returns:
         Shape (M, C); the highest value decides.
     """
-    mean, deviation = states.mean(dim=0), states.std(dim=0).clamp(min=1e-6)
+    mean, deviation = states.mean(dim=0), states.std(dim=0)
+    deviation[deviation < 1e-6] = torch.inf  # a constant says nothing
     x = ((states - mean) / deviation).double()
     targets = nn.functional.one_hot(classes, count).double()
     prior = targets.mean(dim=0)
@@ -150,18 +150,26 @@ def linear_scores(states: Tensor, classes: Tensor, test: Tensor, count: int, *, 
 
 
 def _last_states(
-    model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], batch_size: int
-) -> list[Tensor]:
-    """Hidden states at the last token of the prompts, (N, H) behind each decoder layer."""
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    *,
+    layers: int,
+    batch_size: int,
+) -> dict[int, Tensor]:
+    """Layer, counted from 1, to the hidden states at the last token of the prompts, (N, H)."""
     model.eval()
-    parts: list[list[Tensor]] = []
+    parts: dict[int, list[Tensor]] = {}
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
         rows = encode_prompts(processor, [s.question for s in chunk], [s.images for s in chunk])
         batch = to_device(collate(rows, processor.tokenizer.pad_token_id, side="left"), model.device)
-        layers = forward(model, batch, output_hidden_states=True).hidden_states[1:]
-        parts.append([layer[:, -1].float().cpu() for layer in layers])
-    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        states = forward(model, batch, output_hidden_states=True).hidden_states
+        count = min(layers, len(states) - 1)
+        for i in range(1, count + 1):
+            layer = round((len(states) - 1) * i / count)
+            parts.setdefault(layer, []).append(states[layer][:, -1].float().cpu())
+    return {layer: torch.cat(of_layer) for layer, of_layer in parts.items()}
 
 
 def _lens(model: PreTrainedModel) -> Callable[[Tensor, bool], Tensor] | None:

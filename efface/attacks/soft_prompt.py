@@ -56,7 +56,8 @@ class SoftPrompt:
 
         def substitute(module: Any, args: Any, output: Tensor) -> Tensor:
             places = args[0] == self.token
-            places &= places.sum(dim=-1, keepdim=True) == count  # no other use of the word
+            whole = places.sum(dim=-1, keepdim=True) >= count  # fewer are another use of the word
+            places &= whole & (places.cumsum(dim=-1) <= count)  # an answer may use it behind the prompt
             result = output.clone()
             result[places] = self.vectors.to(output.dtype).repeat(int(places.sum()) // count, 1)
             return result

@@ -101,7 +101,7 @@ STAGES: dict[str, Stage] = {
             "Attack one model to bring back what it was made to forget.",
             per="model",
             gpu=True,
-            seconds=100,
+            seconds=200,
         ),
         Stage("report", "Write data/report from all scores.", seconds=15),
     )

@@ -240,6 +240,27 @@ def test_an_attack_on_other_weights_is_not_shown_but_told(copy):
         assert attacks.unavailable[model].startswith("the model changed after it was attacked")
 
 
+def test_an_attack_on_a_model_when_others_were_forgotten_is_not_shown_but_told(copy):
+    for model, back in BACK.items():
+        write_attacks(copy, model, back)
+    path = copy / "attacks" / "mmunlearner.parquet"
+    table = pd.read_parquet(path)
+    table["entity_id"] = "fictitious/999"
+    table.to_parquet(path, index=False)
+    attacks, plots = _attacks(params_for(), copy)
+    assert attacks.models == ["retrained"] and [plot.name for plot in plots] == ["relearning"]
+    assert "fictitious/999" in attacks.unavailable["mmunlearner"]
+    about = json.loads((copy / "attacks" / "retrained.json").read_text())
+    about |= {
+        "unavailable": {"language": "no list"},
+        "floors": {"linear, layer 1": {"chance": 0.1, "base": 0.2}},
+    }
+    (copy / "attacks" / "retrained.json").write_text(json.dumps(about))
+    attacks, _ = _attacks(params_for(), copy)
+    assert attacks.unavailable["language (retrained)"] == "no list"
+    assert attacks.floors == about["floors"]
+
+
 def test_the_same_results_give_the_same_bytes(study, copy):
     run(params_for(), copy)
     for path in (study / "report").rglob("*"):

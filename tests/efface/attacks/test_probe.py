@@ -54,10 +54,10 @@ def test_the_probe_meets_no_person_twice_and_only_values_it_has_learnt():
 def test_states_are_those_of_each_prompt_alone(model, processor):
     rows = facts(range(3), COLOURS)
     rows[1] = sample(1, question="Which colour?")
-    together = _last_states(model, processor, rows, batch_size=3)
-    alone = [_last_states(model, processor, [row], batch_size=1) for row in rows]
-    assert len(together) == 2
-    for layer, states in enumerate(together):
+    together = _last_states(model, processor, rows, layers=5, batch_size=3)
+    alone = [_last_states(model, processor, [row], layers=2, batch_size=1) for row in rows]
+    assert list(together) == [1, 2]
+    for layer, states in together.items():
         assert torch.allclose(states, torch.cat([one[layer] for one in alone]), atol=1e-4)
 
 

@@ -28,6 +28,8 @@ def test_vectors_take_the_place_of_the_word_and_only_there(model, processor):
         with prompt.active(model):
             batch = collate(encode_prompts(processor, [replaced.question], [row.images]), 0)
             assert torch.allclose(forward(model, batch).logits, expected, atol=1e-5)
+            longer = table.new_tensor([[token] * 5], dtype=torch.long)  # the fifth is in an answer
+            assert torch.equal(model.get_input_embeddings()(longer)[0], table[[other] * 4 + [token]])
             single = table.new_tensor([[token, other]], dtype=torch.long)  # one place is another use
             assert torch.equal(model.get_input_embeddings()(single)[0], table[[token, other]])
     assert not model.get_input_embeddings()._forward_hooks
