@@ -51,16 +51,16 @@ class CommandFailed(EffaceError):
 
 
 def _holder(pid: str) -> str:
-    """What a process that DVC takes for the holder of its lock is, and what to do about it."""
+    """What the process is that DVC names as the holder of its lock, and what to do about it."""
     try:
         command = " ".join(psutil.Process(int(pid)).cmdline())
     except psutil.Error:
         return f"process {pid} has ended: run again"
     if "dvc" in command:
-        return f"process {pid} is at work in this project ({command[:100]}): wait for it, or end it"
+        return f"process {pid} is working in this project ({command[:100]}): wait for it, or end it"
     return (
-        f"process {pid} is not DVC ({command[:100]}): it has the number of one that ended with the machine "
-        "or container; remove .dvc/tmp/rwlock and run again"
+        f"process {pid} is not DVC ({command[:100]}) but has the number of one that ended with the "
+        "machine or container; remove .dvc/tmp/rwlock and run again"
     )
 
 
@@ -74,10 +74,10 @@ def dvc(
     """Run a DVC command and pass on its output line by line.
 
     Args:
-        arguments: of ``dvc``.
-        log: gets each line as it comes.
+        arguments: arguments of ``dvc``.
+        log: receives each line at once.
         folder: the DVC project.
-        environment: variables beside those of this process.
+        environment: variables in addition to those of this process.
         stop_at: ends the command at the first line for which it holds.
 
     Returns:
@@ -125,7 +125,7 @@ def dvc(
 
 
 def query(*arguments: str, folder: str = ".") -> str:
-    """What a short DVC command prints.
+    """The output of a short DVC command.
 
     Raises:
         CommandFailed: if it ends with an error.
@@ -150,7 +150,7 @@ def fetch_outputs(revision: str, files: Mapping[str, Path]) -> None:
 
     Args:
         revision: its name.
-        files: path in the project to where it is copied.
+        files: path in the project to the path of its copy.
 
     Raises:
         CommandFailed: if one is missing.
@@ -188,8 +188,8 @@ def reproduce(
     """Bring stages up to date with ``dvc repro``.
 
     Returns:
-        "ran", "restored" (from DVC's cache) or "cached" (there was nothing to do): the first of these that
-        holds for any stage.
+        "ran", "restored" (from DVC's cache) or "cached" (nothing to do): the first of these that is true of
+        any stage.
 
     Raises:
         CommandFailed: with the last lines of the stage that failed.
@@ -209,10 +209,10 @@ def outcome_of(lines: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def ending_with_flow() -> Iterator[None]:
-    """Terminate the children when the block ends, however it ends.
+    """Terminate the children when the block ends, for whatever reason.
 
-    Without a Prefect server of its own, a flow that runs in a terminal ends at once on Ctrl-C or SIGTERM: its
-    temporary server gets the same signal, and Prefect would wait minutes for it to take the last state.
+    Without a separate Prefect server, a flow in a terminal ends at once on Ctrl-C or SIGTERM: its temporary
+    server gets the same signal, and Prefect would wait minutes for it to accept the last state.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -248,6 +248,6 @@ def _terminate(child: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the interpreter's folder first on the path: dvc.yaml runs `python`."""
+    """This process's environment, with the interpreter's folder first on the path for dvc.yaml's `python`."""
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": ""}

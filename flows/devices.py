@@ -1,4 +1,4 @@
-"""GPUs for stages: a file lock guards each, so that no two stages of any flow compute on one."""
+"""GPUs for stages: a file lock guards each, so that no two stages of any flow share one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gpus() -> list[str]:
 
 
 def default_workers() -> int:
-    """Stages side by side: one per GPU and one more, or two on a processor."""
+    """Number of stages to run side by side: one per GPU and one more, or two on a processor."""
     if names := gpus():
         return max(1, len(names) // process_count()) + 1
     return max(1, min(2, (os.cpu_count() or 1) // process_count()))
@@ -39,8 +39,8 @@ def device(*, processes: int, workers: int) -> Iterator[dict[str, str]]:
     The kernel frees a lock when its holder dies.
 
     Args:
-        processes: how many GPUs; 0 for a stage that computes without a model.
-        workers: how many stages share the processor.
+        processes: number of GPUs; 0 for a stage that computes without a model.
+        workers: number of stages that share the processor.
 
     Returns:
         Environment variables for the stage.

@@ -1,4 +1,4 @@
-"""Whether the Prefect server that PREFECT_API_URL names answers."""
+"""Checking that the Prefect server of PREFECT_API_URL answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ServerError(EffaceError):
 
 
 def require_server() -> None:
-    """Check the server within seconds; without PREFECT_API_URL a flow starts a temporary one.
+    """Check the server within seconds; without PREFECT_API_URL, flows start a temporary one.
 
     Raises:
         ServerError: if nothing answers at the address.

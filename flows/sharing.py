@@ -12,22 +12,22 @@ def has_remote(folder: str = ".") -> bool:
     """Whether the project has a default remote (``dvc remote default``)."""
     try:
         return bool(query("config", "core.remote", folder=folder).strip())
-    except CommandFailed:  # DVC's answer for a setting that is not there
+    except CommandFailed:  # how DVC reports a missing setting
         return False
 
 
 @task(task_run_name="fetch", cache_policy=NO_CACHE, persist_result=False)
 def fetch() -> bool:
-    """Fetch what other machines made, with DVC's run cache; whether that worked.
+    """Fetch other machines' results, with DVC's run cache; returns whether that worked.
 
-    A remote that does not answer fails nothing: the stages run here instead.
+    If the remote does not answer, the stages run here instead.
     """
     return _transfer("fetch", ".")
 
 
 @task(task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(folder: str = ".") -> bool:
-    """Send what was made here; whether that worked. After a failure the next run sends it."""
+    """Send this machine's results; returns whether that worked. After a failure the next run sends them."""
     return _transfer("push", folder)
 
 

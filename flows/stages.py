@@ -1,4 +1,4 @@
-"""One Prefect task per stage of dvc.yaml, Cached exactly when DVC calls the stage current."""
+"""One Prefect task per stage of dvc.yaml, Cached if and only if DVC calls the stage current."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.runtime.sharing import processes_of
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, current: bool, upstream: list[Any], stages: Stages) -> Row | State[Row]:
-    """Bring one stage up to date; those that it reads from are."""
+    """Bring one stage up to date, after the stages that it reads from."""
     if current and all(row.outcome == "cached" for row in upstream):
         return Completed(name="Cached", data=Row(stage, "cached"))
     log, started = get_run_logger(), time.monotonic()
@@ -43,7 +43,7 @@ def run_stage(stage: str, current: bool, upstream: list[Any], stages: Stages) ->
 
 
 def _uses_model(stage: str) -> bool:
-    """Whether a stage of dvc.yaml computes with a model, and so needs a GPU where there are any."""
+    """Whether a stage of dvc.yaml computes with a model, and so needs a GPU if there is one."""
     name = stage.partition("@")[0]
     return any(entry.gpu for entry in STAGES.values() if name in entry.dvc)
 
@@ -52,8 +52,8 @@ class Stages:
     """Submits the stages of a flow run as tasks; `finish` waits for them and publishes the summary.
 
     Args:
-        workers: how many run at once; None: as many as the devices allow.
-        target: run this stage and what it needs; None: all stages.
+        workers: number of stages to run at once; None: as many as the devices allow.
+        target: run this stage and its dependencies; None: all stages.
 
     Raises:
         CommandFailed: if DVC cannot read the project, another DVC process holds it, or it lacks the target.
@@ -70,7 +70,7 @@ class Stages:
         self._futures: dict[str, PrefectFuture[Any]] = {}
 
     def __call__(self, stage: str, *upstream: PrefectFuture[Any] | None) -> PrefectFuture[Any] | None:
-        """Submit a stage that reads the outputs of the upstream stages; None if the target needs it not."""
+        """Submit a stage that reads the upstream stages' outputs; None if the target does not need it."""
         if self._target is not None and stage not in self._target:
             return None
         current = stage not in self._stale
@@ -83,7 +83,7 @@ class Stages:
         return self._futures[stage]
 
     def finish(self) -> State[list[str]]:
-        """Wait for all stages, share what they made, publish the summary; the state of the flow."""
+        """Wait for all stages, share their results, publish the summary; returns the state of the flow."""
         rows, failures = [], []
         for stage, future in self._futures.items():
             future.wait()

@@ -48,9 +48,9 @@ class Cell:
     """One experiment.
 
     Attributes:
-        seed: draws people, weights and batches.
+        seed: seed of people, weights and batches.
         fold: number of the forget set; None: the base and vanilla model of the seed, which all folds share.
-        setting: number of the settings to try; None: those chosen.
+        setting: number of the settings to try; None: the chosen ones.
     """
 
     seed: int
@@ -73,21 +73,21 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its score tables and run records are."""
+        """Folder of its score tables and run records."""
         folder = comparison.FOLDER / f"seed{self.seed}" / f"fold{self.fold}"
         return folder if self.setting is None else folder / f"setting{self.setting}"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a cell runs.
+    """The work of a cell.
 
     Attributes:
         cell: the cell.
         methods: its methods.
-        models: whose scores it has.
-        changes: in params.yaml, as ``dvc exp run --set-param`` takes them.
-        plan: of the study.
+        models: the models that it scores.
+        changes: changes to params.yaml, in the form of ``dvc exp run --set-param``.
+        plan: plan of the study.
         attacks: whether its models are attacked.
     """
 
@@ -137,8 +137,8 @@ def work_of(cell: Cell, params: Params, plan: StudyPlan, selected: Mapping[str, 
     Args:
         cell: the cell.
         params: the whole file.
-        plan: of the study.
-        selected: method to number of its settings; a method without one is left out of a cell that reports.
+        plan: plan of the study.
+        selected: method to number of its settings; a method without one is left out of reported cells.
     """
     study = params.study
     values: dict[str, Any] = {"seed": cell.seed, "avatars.seed": cell.seed}
@@ -167,7 +167,7 @@ def work_of(cell: Cell, params: Params, plan: StudyPlan, selected: Mapping[str, 
     attacks = study.attacks and "retrained" in models
     if attacks:
         values["attack.models"] = models[1:]
-    # A method is named once, and those of the study move; DVC writes broken YAML for an emptied mapping.
+    # Method names are unique, so those of the study are moved; DVC writes broken YAML for an emptied mapping.
     return Work(cell, methods, tuple(models), ("~study", *_set(values)), plan, attacks)
 
 
@@ -176,7 +176,7 @@ def _set(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def failed_methods(error: CommandFailed, work: Work) -> set[str]:
-    """The methods of a cell that cannot be run because a stage failed; none: the cell as a whole."""
+    """The methods of a cell that cannot run because a stage failed; empty: the whole cell failed."""
     match = _FAILED_STAGE.search(str(error))
     if match is None:
         return set()
@@ -192,7 +192,7 @@ def failed_methods(error: CommandFailed, work: Work) -> set[str]:
 
 @task(task_run_name="{work.cell.title}", cache_policy=NO_CACHE, persist_result=False)
 def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
-    """Run a cell's experiment and fetch its results; `reference` ends before: the seed's base and vanilla."""
+    """Run a cell's experiment after `reference`, the seed's base and vanilla, and fetch its results."""
     log, started, cell = get_run_logger(), time.monotonic(), work.cell
     settings = [word for change in work.changes for word in ("--set-param", change)]
     without: set[str] = set()
@@ -336,12 +336,12 @@ class Runs:
             self._futures[cell] = run_cell.with_options(name=cell.title).submit(work, self, reference)
 
     def wait(self, cells: Sequence[Cell]) -> None:
-        """Until these cells have ended."""
+        """Wait until these cells have ended."""
         for cell in cells:
             self._futures[cell].wait()
 
     def finish(self, cell: Cell, models: tuple[str, ...], seconds: float | None) -> str:
-        """Take note of a finished cell; how many are, and how long the rest takes."""
+        """Record a finished cell; returns a line with the number finished and the time left."""
         with self._lock:
             self._ended += 1
             if cell.fold is not None:
@@ -355,12 +355,12 @@ class Runs:
         return f"study: {self._ended} of {self.planned} cells finished{ahead}"
 
     def leave_out(self, cell: Cell, methods: set[str], reason: str) -> None:
-        """Take note of methods that failed in a cell."""
+        """Record methods that failed in a cell."""
         with self._lock:
             self._left_out |= {f"{cell.title}, {method}": reason for method in sorted(methods)}
 
     def rows(self) -> list[Row]:
-        """What happened to each cell."""
+        """The outcome of each cell."""
         rows = []
         for cell, future in self._futures.items():
             future.wait()

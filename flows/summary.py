@@ -1,4 +1,4 @@
-"""What a run did: a table on the terminal, and in Prefect with links to the report and to MLflow."""
+"""The summary of a run: a table in the terminal, and in Prefect with links to the report and MLflow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row:
 
 
 def publish(rows: list[Row], *, title: str = "pipeline", page: Path = REPORT) -> None:
-    """Print what happened to each stage, and keep it with the flow run.
+    """Print the outcome of each stage, and store it with the flow run.
 
     Args:
         rows: stages, or a study's cells.
@@ -65,7 +65,7 @@ def mlflow_links() -> dict[str, tuple[str, str]]:
     try:
         receipt = read_json(RECEIPT)
         server, experiment, run = (str(receipt[key]) for key in ("at", "experiment", "run"))
-    except (ArtifactError, KeyError, TypeError):  # a damaged receipt costs the links alone
+    except (ArtifactError, KeyError, TypeError):  # a damaged receipt costs only the links
         return {}
     pages = os.environ.get("EFFACE_MLFLOW_PAGES") or (server if server.startswith("http") else _LOCAL_PAGES)
     root = f"{redact(pages).replace('***@', '').rstrip('/')}/#/experiments/{experiment}/runs"

@@ -64,7 +64,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
         },
     )
     typer.echo(
-        f"split: {path} has {len(forget)} people to forget and {len(entities['retain'])} to retain, "
+        f"split: {path} has {len(forget)} people to forget, {len(entities['retain'])} to retain, "
         f"{len(validation)} of them for validation"
     )
     if lacking := missing_rows(params, _counts(prepared)):

@@ -26,8 +26,8 @@ Id = Annotated[str, typer.Argument(help="Id of a request: its file's name withou
 @app.command()
 def add(
     reason: Annotated[str, typer.Option(help="Why they are to be forgotten.")],
-    legal_basis: Annotated[str, typer.Option(help="On what ground, such as 'GDPR Art. 17(1)(b)'.")],
-    requester: Annotated[str, typer.Option(help="A reference to who asks: a case number, no name.")],
+    legal_basis: Annotated[str, typer.Option(help="The legal basis, such as 'GDPR Art. 17(1)(b)'.")],
+    requester: Annotated[str, typer.Option(help="A reference to the requester: a case number, no name.")],
     due: Annotated[str, typer.Option(help="The day by which it must be done, such as 2030-12-31.")],
     subject: Annotated[
         list[str] | None, typer.Option(help="Entity id of a person, such as fictitious/042; repeatable.")
@@ -35,13 +35,13 @@ def add(
     select_id: Annotated[str | None, typer.Option(help="Instead: a pattern of ids, such as 'vip/*'.")] = None,
     select_name: Annotated[str | None, typer.Option(help="Instead: a pattern of names.")] = None,
     attribute: Annotated[
-        list[str] | None, typer.Option(help="Only this fact of them, such as birthplace; repeatable.")
+        list[str] | None, typer.Option(help="Only this fact about them, such as birthplace; repeatable.")
     ] = None,
-    received: Annotated[str | None, typer.Option(help="The day it came; by default today.")] = None,
+    received: Annotated[str | None, typer.Option(help="The day of receipt; by default today.")] = None,
     identifier: Annotated[str | None, typer.Option("--id", help="By default the day and a number.")] = None,
     late: Annotated[bool, typer.Option("--late", help="Accept a past due date; needs --received.")] = False,
 ) -> None:
-    """Write a new request to data/requests, checked."""
+    """Check a new request and write it to data/requests."""
     with _errors_in_words():
         from tasks.requests.plan import add_request
 
@@ -75,7 +75,7 @@ def list_requests() -> None:
 
 @app.command()
 def status() -> None:
-    """Show the versions in MLflow, the one in production, and every request by it."""
+    """Show the versions in MLflow, and each request's state according to the one in production."""
     with _errors_in_words():
         from tasks.config import load_params
         from tasks.requests.plan import read_overview, registry_of
@@ -86,7 +86,7 @@ def status() -> None:
         lineage = registry.lineage(aliases.get(PRODUCTION))
         table = _grid(f"versions of {registry.name}", "version", "parent", "requests", "alias")
         for number, version in registry.versions().items():
-            if version.run is None:  # of the pipeline alone
+            if version.run is None:  # of the pipeline only
                 continue
             names = [alias for alias, target in aliases.items() if target == number]
             table.add_row(
@@ -101,10 +101,10 @@ def status() -> None:
 @app.command()
 def run(
     request: Annotated[
-        list[str] | None, typer.Option(help="Take up this one only; repeatable. By default those due first.")
+        list[str] | None, typer.Option(help="Only this request; repeatable. By default those due first.")
     ] = None,
 ) -> None:
-    """Carry out pending requests: unlearn, evaluate, gates, registry, certificates."""
+    """Carry out pending requests: unlearn, evaluate, check the gates, register, certify."""
     with _errors_in_words():
         from tasks.config import load_params
 
@@ -147,7 +147,7 @@ def rollback(
 
 @app.command()
 def retry(identifier: Id) -> None:
-    """Make a request pending again that needs attention or was withdrawn."""
+    """Make a request that needs attention or was withdrawn pending again."""
     with _errors_in_words():
         from tasks.requests import promotion
         from tasks.requests.state import production_lock
@@ -159,7 +159,7 @@ def retry(identifier: Id) -> None:
 
 @app.command()
 def confirm(identifier: Id, reason: Annotated[str, typer.Option(help="Why; stored with it.")]) -> None:
-    """Carry a request out although many people are named, they are unknown, or people like them lose much."""
+    """Carry a request out although it names many or unknown people, or similar people lose much."""
     with _errors_in_words():
         from tasks.requests import promotion
         from tasks.requests.state import production_lock
@@ -184,9 +184,9 @@ def withdraw(identifier: Id, reason: Annotated[str, typer.Option(help="Why; stor
 @app.command()
 def purge(
     identifier: Id,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
-    """Delete all data of a done request's people, and models that know them; it cannot be undone."""
+    """Delete all data of a done request's people, and models that know them; cannot be undone."""
     with _locked("purge") as (root, registry):
         from flows.requests import purge as purges
         from flows.server import require_server
@@ -219,7 +219,7 @@ def letter(identifier: Id) -> None:
 
 @app.command()
 def notify(identifier: Id) -> None:
-    """Tell the recipients' webhook of a done request, and list who is to be told."""
+    """Post the event of a done request, and list who else must be told."""
     with _locked("notify") as (root, registry):
         from tasks.config import load_params
         from tasks.requests import notify as notifications
@@ -234,7 +234,7 @@ def notify(identifier: Id) -> None:
 
 @app.command()
 def webhook(url: Annotated[str, typer.Argument(help="Address that Prefect posts to.")]) -> None:
-    """Have Prefect post to an address: a gate failed, a request is overdue, a candidate waits."""
+    """Make Prefect post to an address if a gate failed, a request is overdue, or a candidate waits."""
     with _errors_in_words():
         from flows.requests.approval import connect_webhook
         from flows.server import require_server
@@ -262,7 +262,7 @@ def verify(
         str | None, typer.Option(help="Trust this key alone, in hex; by default those in public_keys.txt.")
     ] = None,
 ) -> None:
-    """Recompute every digest of every certificate, and the chain."""
+    """Recompute every digest of every certificate, and check the chain."""
     with _errors_in_words():
         from tasks.config import load_params
         from tasks.requests.certificates import verify as verify_all
@@ -294,7 +294,7 @@ def _locked(command: str) -> Iterator[Any]:
 
 
 def _tell(root: Path, registry: Any, requests: list[str]) -> None:
-    """Letters and events of requests that are done; a webhook that is away fails nothing."""
+    """Letters and events of requests that are done; an unreachable webhook is only noted."""
     from tasks.config import load_params
     from tasks.requests import notify as notifications
 
@@ -326,12 +326,12 @@ def _table(overview: Any) -> Table:
             str(state.version or "") if state else "",
             "; ".join(state.reasons) if state else overview.problems.get(name, ""),
         ]
-        table.add_row(*map(escape, row))  # a request's text is no markup
+        table.add_row(*map(escape, row))  # a request's text is not markup
     return table
 
 
 def _known(numbers: Mapping[str, float]) -> str:
-    """How likely the model in production found a request's facts, and one that never met the people."""
+    """Probability of a request's facts in the production model, and in one that never met the people."""
     if "knowledge" not in numbers:
         return ""
     return f"{numbers['knowledge']:.2f} against {numbers['floor']:.2f}"
@@ -352,7 +352,7 @@ def _show(*tables: Table) -> None:
 
 @contextlib.contextmanager
 def _errors_in_words() -> Iterator[None]:
-    """Our own errors end the program with their text alone."""
+    """End the program on our own errors, printing only their text."""
     from efface.errors import EffaceError
 
     try:
@@ -365,7 +365,7 @@ def _errors_in_words() -> Iterator[None]:
 
         if not disk_is_full(error):
             raise
-        typer.echo(f"error: {error}; make room and run the same command again: it goes on", err=True)
+        typer.echo(f"error: {error}; make room and run the same command again, which continues", err=True)
         raise typer.Exit(2) from None
 
 

@@ -1,4 +1,4 @@
-"""The decision on a candidate in Prefect, and events by which Prefect tells others about requests."""
+"""Deciding on a candidate in Prefect, and the events by which Prefect tells others about requests."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def own_candidate(registry: Registry) -> Version | None:
 def decide(root: Path, registry: Registry, candidate: Version) -> list[str]:
     """Suspend the flow run until a decision in Prefect's pages, then promote or drop the candidate.
 
-    The run ends meanwhile and starts again with the decision. `python -m flows.requests promote` does
-    so too; the suspended run then goes on as one that made no candidate.
+    The run ends meanwhile and restarts with the decision. `python -m flows.requests promote` decides too; the
+    suspended run then continues as if it had made no candidate.
 
     Returns:
         A line per request.
@@ -85,7 +85,7 @@ def gates_text(root: Path, candidate: Version) -> str:
 
 
 def tell(event: str, request: str) -> None:
-    """Send Prefect an event about a request; it names no person."""
+    """Send Prefect an event about a request, without naming a person."""
     emit_event(
         event,
         resource={"prefect.resource.id": f"{EVENT}.{request}", "prefect.resource.name": f"request {request}"},
@@ -94,7 +94,7 @@ def tell(event: str, request: str) -> None:
 
 
 def tell_overdue(root: Path) -> None:
-    """An event for each open request whose due date is past."""
+    """Send an event for each open request whose due date has passed."""
     overview, today = read_overview(root), dt.date.today()
     closed = [name for name, state in overview.states.items() if state.status != "needs-attention"]
     for name, request in overview.requests.items():
@@ -103,7 +103,7 @@ def tell_overdue(root: Path) -> None:
 
 
 def connect_webhook(url: str) -> None:
-    """Have Prefect post each of these events to an address; a second call replaces the first."""
+    """Make Prefect post each of these events to an address; a second call replaces the first."""
     from prefect.automations import Automation
     from prefect.blocks.webhook import Webhook
     from prefect.events.actions import CallWebhook

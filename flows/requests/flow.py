@@ -64,7 +64,7 @@ _reads_mlflow: dict[str, Any] = {
 
 @task(name="plan", **_reads_mlflow)
 def plan(params: Params, registry: Registry, only: list[str]) -> Plan | dict[str, str]:
-    """Finish what an earlier run left, then choose the requests of this one."""
+    """Complete an interrupted command, then choose the requests of this run."""
     log = get_run_logger()
     if change := resume(ROOT):
         log.info("completed an interrupted command: %s, %s", change["kind"], change["result"])
@@ -73,7 +73,7 @@ def plan(params: Params, registry: Registry, only: list[str]) -> Plan | dict[str
 
 @task(name="prepare a project", persist_result=False, cache_policy=NO_CACHE)
 def prepare(run: Plan, params: Params) -> str:
-    """Make the run's folder: a DVC project that starts from the model in production."""
+    """Create the run's folder: a DVC project that starts from the model in production."""
     folder = RUNS / run.run
     make_project(folder, param_overrides(run, params), without=absent_stages(params))
     link_models(run, params, ROOT)
@@ -82,7 +82,7 @@ def prepare(run: Plan, params: Params) -> str:
 
 @task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
 def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
-    """Run stages of the run's project and what they need; finished ones are not run again."""
+    """Run stages of the run's project and their dependencies; finished ones are not run again."""
     salt = create_salt(Path())  # the model card hashes ids as the certificate does
     with device(processes=process_count(), workers=1) as environment:
         return reproduce(
@@ -107,10 +107,10 @@ def accept(run: Plan, verdict: finish.Verdict, params: Params, registry: Registr
 
 @flow(name="requests")
 def requests(only: list[str] | None = None) -> State[list[str]]:
-    """Take up pending requests, the earliest due date first; returns a line per request.
+    """Carry out pending requests, the earliest due date first; returns a line per request.
 
     Args:
-        only: ids of the requests to take up; None: as many as `requests.batch_size`.
+        only: ids of the requests to carry out; None: as many as `requests.batch_size`.
     """
     started = time.monotonic()
     try:
@@ -123,7 +123,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
                 if folder is not None and has_remote(folder):  # the production model is free meanwhile
                     share(folder)
                 candidate = own_candidate(registry) if deployed else None
-            if candidate is not None:  # this run ends here, and starts again with the decision
+            if candidate is not None:  # this run ends here, and restarts with the decision
                 lines, success = decide(ROOT, registry, candidate), True
     except EffaceError as error:
         return Failed(message=str(error))
@@ -139,7 +139,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
 def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str | None]:
     """A line per request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
-    read_salt(Path())  # one that is too short is reported now, not after training
+    read_salt(Path())  # reports a salt that is too short now, not after training
     registry = registry_of(params, ROOT)
     if deployed:
         tell_overdue(ROOT)
@@ -147,7 +147,7 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
         purge_request(params, ROOT, registry, name, log=get_run_logger().info)
     run = plan(params, registry, only)
     problems = run.problems if isinstance(run, Plan) else run
-    # Not the reasons, which name people: Prefect keeps what it is told.
+    # Without the reasons, which name people: Prefect stores these lines.
     lines = [f"request {name} is invalid: python -m flows.requests list says why" for name in problems]
     if not isinstance(run, Plan):
         return [*lines, "no request is pending"], not run, None
@@ -185,7 +185,7 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
 
 
 def run(only: list[str], echo: Callable[[str], None]) -> bool:
-    """Run the flow in this process; whether all went well."""
+    """Run the flow in this process; returns whether it succeeded."""
     state = requests(only, return_state=True)
     if state.is_completed():
         lines: Any = state.result()

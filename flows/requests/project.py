@@ -25,12 +25,12 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collection[str] = ()) -> Path:
-    """Make the folder a DVC project; what it made before stays.
+    """Make the folder a DVC project, keeping its earlier outputs.
 
     Args:
-        folder: relative to the project in the current directory.
-        parameters: dotted key to value, set in the project's params.yaml.
-        without: stages that it does not have, because their outputs are put there.
+        folder: path relative to the project in the current directory.
+        parameters: dotted key to value, set in the folder's params.yaml.
+        without: stages to omit, because their outputs are put there.
 
     Returns:
         The folder.
@@ -57,7 +57,7 @@ def make_project(folder: Path, parameters: Mapping[str, Any], *, without: Collec
     for name in without:
         del stages["stages"][name]
     evaluated = stages["stages"]["evaluate"]["foreach"]
-    evaluated["original"] = {"answers": "models/original"}  # the first vanilla model, put there
+    evaluated["original"] = {"answers": "models/original"}  # the first vanilla model, which is put there
     stages.pop("plots", None)  # of the report
     yaml.dump(stages, folder / "dvc.yaml")
     cache = query("cache", "dir").strip()

@@ -1,4 +1,4 @@
-"""The purge of a request: what Prefect holds, then all else, then the benchmark without these people."""
+"""The purge of a request: Prefect's data, then everything else, then the benchmark without these people."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SECONDS = 60.0
 def purge_request(
     params: Params, root: Path, registry: Registry, request: str, *, log: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Delete everything that holds the data of a request's people; an interrupted purge goes on.
+    """Delete everything that holds the data of a request's people, or complete an interrupted purge.
 
     The caller holds the lock on the production model.
 
@@ -60,7 +60,7 @@ def purge_request(
         )
     _delete_runs(journal["deleted"][PLACE]["flow runs"])
     record = purge.carry_out(root)
-    reproduce("split", log=log)  # the next run needs to know who there is
+    reproduce("split", log=log)  # the next run needs to know who is in the benchmark
     return record
 
 
@@ -99,7 +99,7 @@ def due_purges(params: Params, root: Path, registry: Registry) -> list[str]:
 
 
 def _flow_runs() -> list[str]:
-    """Ids of the project's flow runs in Prefect, but this one's."""
+    """Ids of the project's flow runs in Prefect, except this one."""
     own, ids = str(flow_run.get_id() or ""), list[str]()
     with _client() as client:
         while page := client.read_flow_runs(
@@ -110,7 +110,7 @@ def _flow_runs() -> list[str]:
 
 
 def _delete_runs(ids: list[str]) -> None:
-    """Delete flow runs with their tables and logs; those that are gone already are no error."""
+    """Delete flow runs with their tables and logs; missing ones are not an error."""
     from prefect.exceptions import ObjectNotFound
 
     with _client() as client:

@@ -34,12 +34,12 @@ _SECRET_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _SECRET_VARIABLE = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|SALT|CREDENTIALS?|AUTH)(?:_|$)")
-_LOCATION_VARIABLE = re.compile(r"_(?:FILE|PATH|DIR|URL|URI)$")  # where a secret is, not the secret
+_LOCATION_VARIABLE = re.compile(r"_(?:FILE|PATH|DIR|URL|URI)$")  # the location of a secret, not the secret
 _SHORTEST_SECRET = 6  # shorter values are settings; replacing them would garble every text
 
 
 class TrackingError(EffaceError):
-    """MLflow cannot be reached, refuses, or does not hold what it should."""
+    """MLflow cannot be reached, refuses a call, or lacks what it should hold."""
 
 
 def tracking_uri(project: Path) -> str:
@@ -102,7 +102,7 @@ def _unavailable(uri: str, error: Exception) -> TrackingError:
 
 @contextlib.contextmanager
 def tracking_lock(project: Path) -> Iterator[None]:
-    """One process at a time: two that send the same result would create every run twice.
+    """Let one process at a time send results: two would create every run twice.
 
     Raises:
         TrackingError: if another process holds the lock for a minute.

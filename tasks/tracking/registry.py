@@ -1,7 +1,7 @@
 """MLflow's model registry: one registered model per benchmark and base model, one version per set of weights.
 
-Tags of a version hold the digest of its weights and the version it was made from, so equal weights are stored
-once and base -> vanilla -> unlearned can be followed. The pipeline and forget requests share the registry.
+A version's tags hold the digest of its weights and its parent version, so equal weights are stored once and
+the lineage base -> vanilla -> unlearned can be traced. The pipeline and forget requests share the registry.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class ModelPayload:
     """Weights to register as a version.
 
     Attributes:
-        name: of the registered model.
+        name: name of the registered model.
         folder: a Hugging Face folder.
-        digest: of that folder, as recorded when the model was scored.
+        digest: digest of that folder, as recorded when the model was scored.
         parent: digest of the model that training or pruning started from; None for a base model.
-        alias: that names this version from now on; None: no alias.
+        alias: alias to set to this version; None: no alias.
         description: Markdown, shown on the version's page.
-        tags: of the version.
+        tags: tags of the version.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Registry:
 
     Args:
         project: the project folder, which holds mlflow.db unless MLFLOW_TRACKING_URI is set.
-        name: of the registered model, which is created with its first version.
+        name: name of the registered model, which is created with its first version.
     """
 
     def __init__(self, project: Path, name: str) -> None:
@@ -122,7 +122,7 @@ class Registry:
         return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
     def set_alias(self, alias: str, number: int) -> bool:
-        """Let an alias name a version; False if it did already."""
+        """Set an alias to a version; False if it was set already."""
         if self.aliases().get(alias) == number:
             return False
         with mlflow_client(self.project) as client:
@@ -205,10 +205,10 @@ class Registry:
             return folder / Path(path).relative_to(partial)
 
     def stored_files(self, experiments: str, *, keep: Collection[int]) -> dict[str, list[str]]:
-        """Run to its artifacts, of all runs in these experiments, also of runs and experiments deleted there.
+        """Run to its artifacts, for all runs in these experiments, including deleted ones.
 
         Args:
-            experiments: beginning of their names.
+            experiments: prefix of their names.
             keep: versions whose files are left out, as are those of base models, which met no person.
         """
         from mlflow.entities import ViewType
@@ -231,11 +231,11 @@ class Registry:
         return {run: paths for run, paths in files.items() if paths}
 
     def delete_files(self, files: Mapping[str, Sequence[str]], *, time: str) -> list[str]:
-        """Delete artifacts of runs, and mark the versions that lose their files; repeating it is no error.
+        """Delete artifacts of runs, and mark the versions that lose their files; may be repeated.
 
         Args:
             files: run to its artifacts.
-            time: of the deletion, which the versions' tag holds.
+            time: time of the deletion, for the versions' tag.
 
         Returns:
             The versions that lost their files, as NAME/NUMBER.
@@ -270,7 +270,7 @@ def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
 
 
 def _store(client: MlflowClient, run_id: str, model: ModelPayload) -> str:
-    """Upload the folder or, if it is too large, what DVC needs to restore it; returns which of the two."""
+    """Upload the folder or, if it is too large, a pointer for DVC; returns which of the two."""
     size = sum(file.stat().st_size for file in model.folder.rglob("*") if file.is_file())
     if size > LARGEST_UPLOAD:
         pointer = {"path": model.folder.as_posix(), "digest": model.digest, "bytes": size}

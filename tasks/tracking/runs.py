@@ -1,7 +1,7 @@
-"""Finished results as MLflow runs: payloads read from disk, and their sending.
+"""Sending finished results to MLflow as runs, from payloads read from disk.
 
-Nothing is tracked while a stage computes: results are on disk first. A run carries the digest of the files it
-comes from and, as its last tag, `efface.complete`, so a later call sends what is missing and nothing twice.
+Nothing is tracked while a stage computes: results are on disk first. A run has the digest of its source files
+and, as its last tag, `efface.complete`, so a later call sends only what is missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tasks.studies.cells import Finished
 
 RECEIPT = Path(".efface/mlflow.json")
-"""Where in MLflow the result on disk is; exists only once all of it is there."""
+"""File that says where the result is in MLflow; exists only after all of it was sent."""
 COMPLETE = "efface.complete"
 DIGEST = "efface.digest"
 REPORT = "efface.report_digest"
@@ -56,7 +56,7 @@ _DESCRIPTIONS = {
     "retrained": "base, trained on all people but those to forget; the reference for unlearning.",
 }
 PAGE_QUERY = "workflowType=machine_learning"
-"""What an address of MLflow's pages needs to open them for model training; GenAI is their default."""
+"""Query that opens MLflow's pages for model training; their default is GenAI."""
 VIEW = "efface"
 """Share key of an experiment's view with a group per method and its ten metrics (`?viewStateShareKey=`)."""
 _BATCH = 1000
@@ -65,7 +65,7 @@ _TAG_BATCH = 100
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data a run read."""
+    """Data that a run read."""
 
     name: str
     context: str
@@ -76,7 +76,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class RunPayload:
-    """All that goes into one MLflow run, and the runs nested in it."""
+    """The content of one MLflow run, and the runs nested in it."""
 
     name: str
     role: str
@@ -97,7 +97,7 @@ class RunPayload:
     model: ModelPayload | None = None
     children: Sequence[RunPayload] = ()
     report: Path | None = None
-    """Folder sent as the artifact folder `report`, and again when it alone changed."""
+    """Folder sent as the artifact folder `report`, and sent again if only it changed."""
     description: str = ""
 
 
@@ -108,9 +108,9 @@ class Sent:
     experiment: str
     run: str
     version: Version | None = None
-    """Of the payload's own model."""
+    """Version of the payload's own model."""
     counts: Counter[str] = field(default_factory=Counter)
-    """What this call sent; empty if all of it was complete."""
+    """What this call sent; empty if everything was complete."""
 
 
 def run(params: Params, root: Path = Path("data"), quiet_if_unreachable: bool = False) -> None:
@@ -119,7 +119,7 @@ def run(params: Params, root: Path = Path("data"), quiet_if_unreachable: bool = 
     Args:
         params: lists the models of the result.
         root: the data folder.
-        quiet_if_unreachable: print TrackingError instead of raising it, as a pipeline needs.
+        quiet_if_unreachable: print a TrackingError instead of raising it, for the pipeline.
 
     Raises:
         TrackingError: if MLflow cannot be reached or refuses.
@@ -138,7 +138,7 @@ def run(params: Params, root: Path = Path("data"), quiet_if_unreachable: bool = 
 def track(
     payload: RunPayload, experiment: str, project: Path, quiet_if_unreachable: bool = False
 ) -> Sent | None:
-    """Send a payload and print what was sent; None if MLflow did not take it and that may be."""
+    """Send a payload and print what was sent; None if MLflow refused it and that is tolerated."""
     try:
         sent = send(payload, experiment, project)
     except TrackingError as error:
@@ -156,7 +156,7 @@ def track(
 
 
 def send(payload: RunPayload, experiment: str, project: Path) -> Sent:
-    """Send what MLflow does not have yet of a payload; runs and models deleted there are sent again.
+    """Send the parts of a payload that MLflow lacks; runs and models deleted there are sent again.
 
     Raises:
         TrackingError: if MLflow cannot be reached or refuses.
@@ -249,7 +249,7 @@ def _dataset_input(dataset: Dataset) -> Any:
 
 
 def _experiment(client: MlflowClient, name: str, project: Path) -> Experiment:
-    """The experiment, created or restored if need be. A bare database keeps its files in the project."""
+    """The experiment, created or restored if necessary. A bare database stores its files in the project."""
     uri = tracking_uri(project)
     location = None if uri.startswith("http") else (project / "mlartifacts" / name).as_uri()
     experiment = client.get_experiment_by_name(name)
