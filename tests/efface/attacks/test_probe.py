@@ -7,6 +7,7 @@ from efface.attacks import UnavailableAttack
 from efface.attacks.probe import _last_states, chance, linear_scores, probe, probe_samples
 from efface.encoding import collate, encode_prompts
 from efface.encoding.forward import forward
+from efface.models.anatomy import decoder_of
 from tests.efface.conftest import COLOURS, picture, sample
 
 VALUES = {"colour": COLOURS}
@@ -71,6 +72,8 @@ def test_the_probe_reads_what_the_states_hold_and_the_lens_of_the_last_layer_is_
         for c in COLOURS
     ]
     test = [sample(0, question=questions[c], answer=c, sample_id=c, **same) for c in COLOURS]
+    with torch.no_grad():  # so that a norm too many, or too few, shows
+        decoder_of(model).norm.weight.copy_(torch.randn(32, generator=torch.Generator().manual_seed(1)))
     results = probe(model, processor, train, test, VALUES, layers=1, penalty=0.01, batch_size=4)
     assert list(results) == ["linear, layer 2", "logit lens, layer 2"]
     assert all(results["linear, layer 2"])
