@@ -44,7 +44,10 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
         table = run("prepare", benchmark)
         base = run("base", benchmark, table)
         vanilla = run("vanilla", table, base)
-        answers = {"base": run("score@base", table, base), "vanilla": run("score@vanilla", table, vanilla)}
+        answers = {
+            "base": run("score@base", table, base),
+            "vanilla": run("score@vanilla", table, base, vanilla),
+        }
         samples = (table, run("split", table))
         retrained = run("retrained", *samples, base)
         masks = {"saliency": run("saliency", *samples, vanilla)}
@@ -59,14 +62,15 @@ def pipeline(workers: int | None = None, target: str | None = None) -> State[lis
                 f"unlearn@{name}", *samples, models[method.start], masks.get(method.mask)
             )
         scores = {
-            name: run(params.evaluation_of(name), *samples, models[folder], answers.get(name))
+            name: run(params.evaluation_of(name), *samples, models[folder], answers.get(name, base))
             for name, folder in params.models.items()
         }
         attacks = [
             run(f"attack@{name}", *samples, base, vanilla, scores[name]) for name in params.attack.models
         ]
+        others = [run(f"lmms_eval@{name}", scores[name]) for name in params.lmms_eval.models]
         results = [*masks.values(), importance, *models.values(), *answers.values(), *scores.values()]
-        run("report", *samples, *results, *attacks)
+        run("report", *samples, *results, *attacks, *others)
         return run.finish()
 
 

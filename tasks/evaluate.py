@@ -36,7 +36,11 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     section, seed = params.evaluate, params.seed
     folder, path = root / "models" / params.models.get(name, name), root / "scores" / f"{name}.parquet"
     answers = root / "answers" / f"{name}.parquet" if name in SHARED_MODELS and not section.shots else None
-    inputs = prepared_files(root) | {"model": folder} | ({} if answers is None else {"answers": answers})
+    inputs = prepared_files(root) | {"model": folder}
+    if answers is not None:
+        inputs["answers"] = answers
+    elif section.base_likelihood:
+        inputs["base"] = root / "models" / "base"
     settings = section.model_dump(mode="json")
     with recording(
         "evaluate", settings, root=root, name=name, seed=seed, inputs=inputs, outputs={"scores": path}
@@ -88,13 +92,14 @@ def score_model(
         params: the whole file.
         samples: questions; none gives an empty table.
         shots: solved questions to show before them.
-        stage, name, inputs: of the run, for its unfinished work.
+        stage, name, inputs: of the run, for its unfinished work; with `base` among the inputs, that model
+            judges the answers.
         root: the data folder.
         record: gets the speed.
     """
     import pandas as pd
 
-    from efface.evaluation.scoring import score
+    from efface.evaluation.scoring import answer_logprobs, score
     from efface.evaluation.scoring.cache import ResultCache
     from efface.evaluation.scoring.prompt_style import PromptStyle
     from efface.models import load_model
@@ -121,6 +126,14 @@ def score_model(
         compiled=section.compile,
     )
     record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
+    if "base" in inputs:
+        del loaded  # makes room for the base model
+        base = load_model(inputs["base"], trust_remote_code=params.base.trust_remote_code)
+        answers = scores["generation"].tolist()
+        logprobs = answer_logprobs(
+            base.model, base.processor, samples, answers, batch_size=section.batch_size
+        )
+        scores["base_logprob"] = pd.Series(logprobs, dtype="Float64")
     cache.remove()
     return scores
 

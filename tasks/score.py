@@ -21,6 +21,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     table, folder = root / "prepared" / "samples.parquet", root / "models" / name
     path, settings = root / "answers" / f"{name}.parquet", params.evaluate.model_dump(mode="json")
     inputs = {"prepared": table, "model": folder}
+    if params.evaluate.base_likelihood:
+        inputs["base"] = root / "models" / "base"
     with recording(
         "score", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"answers": path}
     ) as record:

@@ -239,6 +239,15 @@ def _knowledge(row: Row) -> float | None:
     return None if logprobs is None or len(logprobs) < 2 else likelihood.knowledge(logprobs)
 
 
+def _language(row: Row) -> float | None:
+    return _knowledge(row) if row.get("set") == "utility" and row["task"] == "generation" else None
+
+
+def _base_likelihood(row: Row) -> float | None:
+    logprob = cell_value(row, "base_logprob")
+    return None if logprob is None else likelihood.probability(-logprob)
+
+
 def _probability(row: Row) -> float | None:
     return None if cell_value(row, "nll_gold") is None else likelihood.probability(row["nll_gold"])
 
@@ -313,6 +322,12 @@ def _of_likelihoods() -> list[Metric]:
             of_facts=True,
         ),
         Metric(
+            "language",
+            _language,
+            "probability per token of the ends of plain sentences that no model was trained on",
+            needs=("token_logprobs",),
+        ),
+        Metric(
             "probability",
             _probability,
             "probability per token of the right answer, geometric mean",
@@ -353,6 +368,13 @@ def _of_form() -> list[Metric]:
             "fluency",
             lambda row: float(texts.is_fluent(row["generation"], row["task"])),
             "share of generations that are an answer: not empty, of the expected form, without loops",
+            turns=False,
+        ),
+        Metric(
+            "base_likelihood",
+            _base_likelihood,
+            "probability per token that the base model gives the generations, pictures left out",
+            needs=("base_logprob",),
             turns=False,
         ),
         Metric(

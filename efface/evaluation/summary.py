@@ -95,11 +95,12 @@ def model_metrics(table: pd.DataFrame) -> dict[str, float]:
         table: score table of the model, whose rows of the part ``test`` count.
 
     Returns:
-        The keys of `METRICS_FILE` and ``fluency``, rounded to 6 decimals. All but ``fluency`` average
-        questions that ask for a fact (sentences if a set has nothing else), first by modality. A key without
-        rows is left out.
+        The keys of `METRICS_FILE`, ``fluency``, ``language`` and ``base_likelihood``, rounded to 6 decimals.
+        Those of `METRICS_FILE` average questions that ask for a fact (sentences if a set has nothing else),
+        first by modality. A key without rows is left out.
     """
-    rows = with_metrics(table[table["part"] == "test"], ["knowledge", "exact_match", "fluency"])
+    names = ("fluency", "language", "base_likelihood")
+    rows = with_metrics(table[table["part"] == "test"], ["knowledge", "exact_match", *names])
     facts = fact_rows(rows)
     result = {}
     for key, (metric, name, modalities) in METRICS_FILE.items():
@@ -108,7 +109,8 @@ def model_metrics(table: pd.DataFrame) -> dict[str, float]:
         values = [float(mean) for mean in means if not pd.isna(mean)]
         if values:
             result[key] = round(sum(values) / len(values), 6)
-    return result | {"fluency": round(float(rows["fluency"].mean()), 6)}
+    of_all = {name: rows[name].dropna().sort_values().mean() for name in names}
+    return result | {name: round(float(mean), 6) for name, mean in of_all.items() if not pd.isna(mean)}
 
 
 def membership(

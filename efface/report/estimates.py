@@ -18,6 +18,8 @@ MEASURES = {
     "exact_match": ("Exact match", "share of answers that are exactly the fact asked for"),
     "choice_accuracy": ("Choice accuracy", "share of questions where the right option is the likeliest"),
     "rouge_l": ("ROUGE-L", "overlap of free answers with the reference sentence"),
+    "language": ("Language", "probability per token of plain sentences that no model was trained on"),
+    "base_likelihood": ("Base likelihood", "probability per token that the base model gives the answers"),
 }
 """Metric of a table of the report to its title and meaning; all lie in [0, 1]."""
 

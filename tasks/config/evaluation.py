@@ -26,6 +26,9 @@ class Evaluate(Section):
     than 0 only with published_llava."""
     share_prefix: Annotated[bool, UNLISTED] = True
     """Encode picture and question once for all answers to them, if the family allows it."""
+    base_likelihood: Annotated[bool, UNLISTED] = False
+    """Score every answer's language by the base model too: one more pass, of text alone. Says something where
+    the base model knew language before it met anybody."""
     compile: Annotated[bool, UNLISTED] = False
     """Run models through torch.compile: slower at first, faster later; may change the last digits."""
 
@@ -33,6 +36,25 @@ class Evaluate(Section):
     def _shots_need_whole_strings(self) -> Evaluate:
         if self.shots and self.prompts != "published_llava":
             raise ValueError(f"shots is {self.shots}: expected 0 with prompts {self.prompts}")
+        return self
+
+
+class LmmsEval(Section):
+    """Published benchmarks by lmms-eval, which the extra `lmms` installs."""
+
+    models: list[Name] = []
+    """Models to score, such as [base, vanilla, npo]."""
+    tasks: Annotated[list[str], Field(min_length=1)] = ["mme"]
+    """Names as `lmms-eval tasks` lists them; tasks that generate answers greedily, about pictures or text."""
+    folder: Annotated[str | None, UNLISTED] = None
+    """Folder with further tasks, YAML files as lmms-eval reads them; null: lmms-eval's own alone."""
+    limit: Annotated[Count | None, UNLISTED] = None
+    """Questions per task, the first ones; null: all."""
+
+    @model_validator(mode="after")
+    def _lists_are_unique(self) -> LmmsEval:
+        require_unique("models", self.models)
+        require_unique("tasks", self.tasks)
         return self
 
 

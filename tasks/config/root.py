@@ -10,7 +10,7 @@ from efface.data.benchmarks import FRACTIONS
 from efface.evaluation import REFERENCE_MODELS
 from tasks.config.attribution import Importance, Saliency
 from tasks.config.data import Avatars, Benchmark, Prepare, Split
-from tasks.config.evaluation import Attack, Evaluate, Report
+from tasks.config.evaluation import Attack, Evaluate, LmmsEval, Report
 from tasks.config.models import Base, Finetune, Retrained, Vanilla
 from tasks.config.pruning import Prune
 from tasks.config.requests import Requests
@@ -43,6 +43,7 @@ class Params(Section):
     prune: Prune = Prune()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
+    lmms_eval: LmmsEval = LmmsEval()
     report: Report = Report()
     study: Study = Study()
     requests: Requests = Requests()
@@ -99,6 +100,7 @@ class Params(Section):
         methods = [*self.unlearn.methods, *self.prune.methods]
         for key, names, allowed in (
             ("attack.models", self.attack.models, list(self.models)),
+            ("lmms_eval.models", self.lmms_eval.models, list(self.models)),
             ("study.grid", self.study.grid, [*methods, *self.study.methods]),
             ("requests.method", [self.requests.method], methods),
         ):

@@ -103,6 +103,13 @@ STAGES: dict[str, Stage] = {
             gpu=True,
             seconds=200,
         ),
+        Stage(
+            "lmms_eval",
+            "Score one model on published benchmarks with lmms-eval.",
+            per="model",
+            gpu=True,
+            seconds=300,
+        ),
         Stage("report", "Write data/report from all scores.", seconds=15),
     )
 }
@@ -119,5 +126,6 @@ def names_of(stage: Stage, params: Params) -> list[str]:
         "score": list(SHARED_MODELS),
         "evaluate": [*params.models, ORIGINAL],
         "attack": list(params.models),
+        "lmms_eval": list(params.models),
     }
     return names.get(stage.name, [])

@@ -22,7 +22,7 @@ def remaining(params: Params, root: Path = Path("data")) -> str | None:
     if current is None:
         return None
     locked = YAML(typ="safe").load(lock)["stages"] if lock.is_file() else {}
-    names = {"evaluate": params.models, "attack": params.attack.models}
+    names = {"evaluate": params.models, "attack": params.attack.models, "lmms_eval": params.lmms_eval.models}
     remaining = [
         stage
         for stage in STAGES.values()

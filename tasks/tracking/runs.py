@@ -406,6 +406,14 @@ def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunP
     sources += [path for path in [root / "attacks" / f"{model}.json"] if path.is_file()]
     curve = root / "report" / "plots" / f"training_{model}.svg"
     metrics = scores_of(summary) | model_metrics(scores)
+    benchmarks = root / "lmms_eval" / f"{model}.json"
+    if benchmarks.is_file() and (about := read_json(benchmarks))["digest"] == summary.get("digest"):
+        sources.append(benchmarks)
+        metrics |= {
+            f"lmms_eval/{task}/{metric}": value
+            for task, values in about["results"].items()
+            for metric, value in values.items()
+        }
     history: list[tuple[int, dict[str, float]]] = []
     tags, started, ended = {}, 0, 0  # without a record: always the same time, so that a run is logged once
     if record := training or evaluation:

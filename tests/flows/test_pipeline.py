@@ -43,7 +43,7 @@ def graph(folder: Path) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The files that DVC draws its graph from, with attacks and controls switched on."""
+    """The files that DVC draws its graph from, with attacks, controls and benchmarks switched on."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(PROJECT / name, folder / name)
@@ -51,6 +51,7 @@ def project(tmp_path_factory):
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     params["attack"]["models"] = ["vanilla", "retrained", "npo"]
+    params["lmms_eval"]["models"] = ["npo"]
     params["saliency"]["controls"] = ["random"]
     yaml.dump(params, folder / "params.yaml")
     return folder

@@ -110,6 +110,48 @@ def score(
     return table
 
 
+@torch.no_grad()
+def answer_logprobs(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    answers: Sequence[str],
+    *,
+    batch_size: int,
+) -> list[float | None]:
+    """Mean log-likelihood per token that a model gives to another model's answers, in nats.
+
+    Each answer follows its question without the picture: about form, not about whether the picture shows it.
+    The end token is left out, since an answer that was cut has none.
+
+    Args:
+        model: a multimodal LLM that writes as answers should be written; measured in evaluation mode.
+        processor: its processor.
+        samples: the questions.
+        answers: one to each question.
+        batch_size: answers side by side; halved when memory runs out.
+
+    Returns:
+        One number per answer, at most 0; None for an answer without a word.
+    """
+    model.eval()
+    pairs = [
+        replace(sample, image_bytes=None, more_image_bytes=(), answer=answer.strip())
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+    order = sorted(
+        (i for i, pair in enumerate(pairs) if pair.answer),
+        key=lambda i: len(pairs[i].question) + len(pairs[i].answer),
+    )
+    scorer = Scorer(model, processor, batch_size=batch_size, max_new_tokens=1, share_prefix=False)
+    scores = scorer.batches.run(scorer.answer_scores, [pairs[i] for i in order])
+    result: list[float | None] = [None] * len(pairs)
+    for i, of_answer in zip(order, scores, strict=True):
+        if words := of_answer.logprobs[:-1]:
+            result[i] = math.fsum(words) / len(words)
+    return result
+
+
 class Scorer:
     """Scores batches of samples; checks once per kind of sample whether prompts can be shared.
 
@@ -147,6 +189,14 @@ class Scorer:
             ModelError: if memory does not suffice for even one of them.
         """
         return self.batches.run(self._batch_of_answers, samples)
+
+    def generations(self, samples: Sequence[Sample]) -> list[str]:
+        """The model's greedy answers to samples that are all multimodal or all text-only.
+
+        Raises:
+            ModelError: if memory does not even do for one of them.
+        """
+        return self.batches.run(lambda batch: self._generate(batch)[0], samples)
 
     def _batch_of_answers(self, samples: Sequence[Sample]) -> list[Answers]:
         generations, prefix = self._generate(samples)
@@ -228,15 +278,17 @@ class Scorer:
             for sample, texts in zip(samples, candidates, strict=True)
             for text in texts
         ]
-        scores: list[TokenScores] = []
         size = self.batches.size
-        for start in range(0, len(pairs), size):
-            rows: list[Inputs] = encode(self.processor, pairs[start : start + size])
-            batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
-            labels = batch.pop("labels")
-            scores += token_scores(forward(self.model, batch).logits[:, :-1], labels[:, 1:])
-        score_iterator = iter(scores)
+        batches = (pairs[start : start + size] for start in range(0, len(pairs), size))
+        score_iterator = (score for batch in batches for score in self.answer_scores(batch))
         return [{text: next(score_iterator) for text in texts} for texts in candidates]
+
+    def answer_scores(self, pairs: Sequence[Sample]) -> list[TokenScores]:
+        """Scores of the samples' own answers, in one batch."""
+        rows: list[Inputs] = encode(self.processor, pairs)
+        batch = to_device(collate(rows, self.processor.tokenizer.pad_token_id), self.model.device)
+        labels = batch.pop("labels")
+        return token_scores(forward(self.model, batch).logits[:, :-1], labels[:, 1:])
 
 
 def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | None) -> list[Answers]:

@@ -86,7 +86,7 @@ def test_without_paraphrases_a_metric_is_not_available_rather_than_zero():
     assert "truth_ratio" not in summarise(with_metrics(bare))["forget"]["multimodal"]
     reasons = unavailable(bare)
     assert reasons["truth_ratio"] == "not available: the samples have no nll_paraphrase, no nll_wrong"
-    assert set(reasons) == {"truth_ratio", "probability_among", "choice_accuracy"}
+    assert set(reasons) == {"truth_ratio", "probability_among", "choice_accuracy", "base_likelihood"}
     assert "truth_ratio" in unavailable(table().drop(columns="nll_wrong"))
 
 

@@ -16,7 +16,7 @@ import torch
 from efface.encoding import encode
 from efface.errors import ModelError
 from efface.evaluation import score, scoring
-from efface.evaluation.scoring import Scorer
+from efface.evaluation.scoring import Scorer, answer_logprobs
 from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation.scoring.prompt_style import PromptStyle
 from efface.evaluation.scoring.tokens import token_scores
@@ -206,6 +206,27 @@ def test_rows_follow_the_definitions(model, processor):
         assert len(measured["token_ranks"]) == len(measured["token_zscores"]) == measured["n_tokens"]
 
 
+def test_another_models_answers_get_their_mean_log_likelihood_per_token_without_their_pictures(
+    model, processor
+):
+    samples = [sample(i, pictured=pictured) for i in range(3) for pictured in (True, False)]
+    answers = ["red", "", "green and blue", " white ", "\n", "blue and red and white"]
+    values = answer_logprobs(model, processor, samples, answers, batch_size=4)
+    for row, answer, value in zip(samples, answers, values, strict=True):
+        if not answer.strip():
+            assert value is None
+            continue
+        # The slow reference, one answer at a time; its end token takes part in the sum and has to go.
+        text = sample(0, pictured=False, question=row.question, answer=answer.strip())
+        (inputs,) = encode(processor, [text])
+        labels = inputs.pop("labels")[0]
+        with torch.no_grad():
+            logits = model(**inputs).logits[0].double()
+        places = (labels >= 0).nonzero().flatten().tolist()[:-1]
+        logprobs = [logits[at - 1].log_softmax(-1)[labels[at]].item() for at in places]
+        assert value == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-5)
+
+
 def test_nothing_to_score_is_an_error(model, processor):
     with pytest.raises(ValueError) as error:
         score(model, processor, [], batch_size=4)
@@ -275,7 +296,7 @@ import torch
 torch.set_num_threads(1)
 from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation import score
-from efface.evaluation.scoring import Scorer
+from efface.evaluation.scoring import Scorer, answer_logprobs
 from efface.models import load_model
 from tests.efface.evaluation.test_scoring import questions
 

@@ -111,6 +111,7 @@ def mistakes(values: dict) -> list[str]:
         ),
         ("evaluate/shots", 2, ["evaluate.shots is 2", "prompts bare"]),
         ("attack/models", ["vanila"], ["attack.models is 'vanila'", "vanilla, retrained"]),
+        ("lmms_eval/models", ["vanila"], ["lmms_eval.models is 'vanila'", "vanilla, retrained"]),
         ("attack/run", ["relearn"] * 2, ["attack.run is ['relearn', 'relearn']", "once"]),
         ("attack/relearn/budgets", [0], ["attack.relearn.budgets is [0]", "above 0"]),
         ("attack/soft_prompt/budgets", [5, 1], ["attack.soft_prompt.budgets is [5, 1]", "increasing"]),

@@ -17,7 +17,7 @@ import pytest
 from efface.errors import ArtifactError
 from efface.evaluation.summary import METRICS_FILE, model_metrics
 from efface.model_card import model_card
-from tasks.runtime.artifacts import digest, read_json
+from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.tracking.client import TrackingError
 from tasks.tracking.runs import RECEIPT, VIEW, run
 from tests.study_results import FEW, params_for, write_scores
@@ -155,6 +155,17 @@ def test_a_new_result_makes_a_new_parent_and_the_old_one_back_on_disk_moves_the_
     assert "sent 1 aliases to" in capsys.readouterr().out
     assert len(runs_of(client, "pipeline")) == 2
     assert client.get_model_version_by_alias(MODEL, "manu").version == len(FEW)
+
+
+def test_benchmarks_of_the_scored_model_are_sent_with_it_and_those_of_another_are_not(root):
+    scored = read_json(root / "scores" / "manu.json")["digest"]
+    for model, of_weights in (("manu", scored), ("mmunlearner", "other weights")):
+        results = {"mme": {"mme_perception_score": 1500.5}}
+        write_json(root / "lmms_eval" / f"{model}.json", {"digest": of_weights, "results": results})
+    run(params_for(), root)
+    runs = by_name(client_of(root))
+    assert runs["manu"].data.metrics["lmms_eval/mme/mme_perception_score"] == 1500.5
+    assert not [key for key in runs["mmunlearner"].data.metrics if key.startswith("lmms_eval")]
 
 
 def test_a_new_report_on_the_same_result_replaces_the_old_page(root, capsys):
