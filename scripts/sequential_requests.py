@@ -107,7 +107,7 @@ def row(
 ) -> list[str]:
     """The cells of one request."""
     scores = {name: models["after"] for name, models in outcome["scores"]["requests"].items()}
-    own = scores.pop(request)
+    request_scores = scores.pop(request)
     by_picture = [[v for v in (s["seen"], s["unseen"]) if v is not None] for s in scores.values()]
     earlier = [max(values) for values in by_picture if values]
     shares = {gate["name"]: gate["value"] for gate in outcome["gates"] if gate["about"] is None}
@@ -115,9 +115,9 @@ def row(
     failed = [str(gate) for gate in gates if not gate.passed]
     return [
         f"{request} ({len(people)} people)",
-        f"{two_digits(own['seen'])} / {two_digits(own['unseen'])}",
+        f"{two_digits(request_scores['seen'])} / {two_digits(request_scores['unseen'])}",
         f"{two_digits(sum(earlier) / len(earlier))} / {two_digits(max(earlier))}" if earlier else "–",
-        two_digits(own["by_name"]),
+        two_digits(request_scores["by_name"]),
         *(two_digits(shares.get(name)) for name in ("retain", "utility")),
         "failed: " + "; ".join(failed) if failed else "passed",
         "no" if version is None else f"version {version}",

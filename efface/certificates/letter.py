@@ -27,11 +27,11 @@ def letter(
         recipients: who else received the data or the model, and was told.
     """
     request, scores = certificate["request"], certificate["scores"]["requests"]
-    own = scores[request["id"]]
+    request_scores = scores[request["id"]]
     people = "you" if len(request["subjects"]) == 1 else "the people whom you named"
     facts = ", ".join(name.replace("_", " ") for name in request.get("attributes", ()))
     forgets = f"these facts about {people}, {facts}," if facts else people
-    counts = {model: _of_hundred(own[model]) for model in ("before", "after")}
+    counts = {model: _of_hundred(request_scores[model]) for model in ("before", "after")}
     actions = [
         f"We changed our model, {certificate['models']['registered_name']}, to forget {forgets} when it is "
         f"shown a picture. The changed model is version {certificate['models']['after']['version']}; "

@@ -219,8 +219,8 @@ def _read(
         where[name] = [values] if isinstance(values, str) else sorted(values)
         if unknown := [value for value in where[name] if value not in _ALLOWED[name]]:
             raise DataError(f"{name} is {unknown[0]!r}: expected one of {', '.join(_ALLOWED[name])}")
-    wide = where if people is None else people.wider(where)
-    rows: Iterator[dict[str, Any]] = read_parquet(table, columns, where=wide, share_pictures=True)
+    table_filters = where if people is None else people.wider(where)
+    rows: Iterator[dict[str, Any]] = read_parquet(table, columns, where=table_filters, share_pictures=True)
     if people is not None:
         return people.labelled(rows, where)
     sides = {"forget", "retain"} & {*where.get("split", ()), *where.get("set", ())}
@@ -261,19 +261,21 @@ class _People:
 
     def wider(self, where: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
         """Filters on the table that keep every row which may match the given ones once it is labelled."""
-        wide = dict(where)
+        table_filters = dict(where)
         if "part" in where:
-            wide["part"] = sorted({"test" if part == "validation" else part for part in where["part"]})
+            table_filters["part"] = sorted(
+                {"test" if part == "validation" else part for part in where["part"]}
+            )
         splits, sets = ({*where.get(name, allowed)} for name, allowed in (("split", SPLITS), ("set", SETS)))
         if "split" in where:
-            wide["split"] = [*where["split"], PEOPLE]
+            table_filters["split"] = [*where["split"], PEOPLE]
         if "set" in where:
-            wide["set"] = [*where["set"], SEEN]
+            table_filters["set"] = [*where["set"], SEEN]
             splits &= sets | ({"forget"} if "unseen" in sets else set())
         if self.sides and splits <= {"forget", "retain"}:  # so that the others' pictures are not read
             whole = {person for person, side in self.sides.items() if side in splits}
-            wide["entity_id"] = sorted(whole | {*self.attributes})
-        return wide
+            table_filters["entity_id"] = sorted(whole | {*self.attributes})
+        return table_filters
 
     def labelled(
         self, rows: Iterable[dict[str, Any]], where: Mapping[str, Sequence[str]]

@@ -174,8 +174,8 @@ def _sample(batch: Collated, index: int) -> Inputs:
         shares = batch.shares[key]
         share, start = shares[index], sum(before.rows for before in shares[:index])
         if share.rows and share.shape is not None:
-            own = tuple(slice(size) for size in share.shape)
-            sample[key] = value[(slice(start, start + share.rows), *own)]
+            unpadded = tuple(slice(size) for size in share.shape)
+            sample[key] = value[(slice(start, start + share.rows), *unpadded)]
     return sample
 
 

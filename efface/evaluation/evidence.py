@@ -80,16 +80,16 @@ def evidence(
         u, v, g = (knowledge_of(t, name, modality) for t in tables.values())
         known = u is not None and v is not None and g is not None and v - g >= LEARNT
         left[kind] = max(-1.0, min(1.0, (u - g) / (v - g))) if known else None  # type: ignore[operator]
-    near = neighbours(vanilla, people)
-    own = (vanilla["set"] == "retain") & vanilla["entity_id"].isin(near)
-    of_near = table[table["sample_id"].isin(list(vanilla.loc[own, "sample_id"]))]
+    neighbour_ids = neighbours(vanilla, people)
+    of_neighbours = (vanilla["set"] == "retain") & vanilla["entity_id"].isin(neighbour_ids)
+    of_near = table[table["sample_id"].isin(list(vanilla.loc[of_neighbours, "sample_id"]))]
     return Evidence(
         left=left,
         membership=_membership(tables["u"]),
         floor_membership=_membership(tables["g"]),
         relative=relative_distance_of(tables["u"], tables["v"], tables["g"]),
-        neighbours=near,
-        neighbours_share=share_retained(of_near, vanilla[own], ["retain"]),
+        neighbours=neighbour_ids,
+        neighbours_share=share_retained(of_near, vanilla[of_neighbours], ["retain"]),
     )
 
 
@@ -116,13 +116,16 @@ def known(table: pd.DataFrame, floor: pd.DataFrame, people: Collection[str]) -> 
         floor: score table of a model that never met the people, on the same samples.
         people: entity ids, of the sets forget and unseen.
     """
-    own, floors = _of(table, people), _of(floor, people)
-    values = {kind: (knowledge_of(own, *cell), knowledge_of(floors, *cell)) for kind, cell in CELLS.items()}
+    of_neighbours, floors = _of(table, people), _of(floor, people)
+    values = {
+        kind: (knowledge_of(of_neighbours, *cell), knowledge_of(floors, *cell))
+        for kind, cell in CELLS.items()
+    }
     pairs = {kind: (u, g) for kind, (u, g) in values.items() if u is not None and g is not None}
     numbers = {}
     if pairs:
         numbers["knowledge"], numbers["floor"] = next(iter(pairs.values()))
-    if attack := _membership(own):
+    if attack := _membership(of_neighbours):
         numbers["membership"] = attack.auc
     return Known(numbers, learnt=any(u - g >= LEARNT for u, g in pairs.values()))
 

@@ -56,8 +56,8 @@ def _stated_letters(text: str, options: Sequence[str]) -> Iterator[tuple[str, st
         yield match[1] or match[2], match[3]
     if match := _BEFORE_WORDS.match(text):
         index = _index(match[1], options)
-        own = index is not None and normalise(match[2]).startswith(normalise(options[index]))
-        if match[1] not in _WORDS or own or _VERB.match(match[2]):
+        repeats_option = index is not None and normalise(match[2]).startswith(normalise(options[index]))
+        if match[1] not in _WORDS or repeats_option or _VERB.match(match[2]):
             yield match[1], match[2]
     if match := _ANNOUNCED.match(text):
         yield match[1], match[2]

@@ -329,17 +329,21 @@ def _settings(outcomes: Sequence[Outcome]) -> dict[str, Setting]:
     folds = {outcome.fold for outcome in tuning}
     selected = {}
     for method in dict.fromkeys(outcome.model for outcome in tuning):
-        own = [outcome for outcome in tuning if outcome.model == method]
-        indices = sorted({outcome.setting for outcome in own if outcome.setting is not None})
+        model_outcomes = [outcome for outcome in tuning if outcome.model == method]
+        indices = sorted({outcome.setting for outcome in model_outcomes if outcome.setting is not None})
         scores = {}
         for index in indices:
-            values = [o.numbers["score"] for o in own if o.setting == index and "score" in o.numbers]
+            values = [
+                o.numbers["score"] for o in model_outcomes if o.setting == index and "score" in o.numbers
+            ]
             if len(values) == len(folds):
                 scores[index] = fmean(values)
         if scores:
             selected[method] = Setting(max(scores, key=lambda index: scores[index]), scores)
         else:
-            reason = next((o.refused for o in own if o.refused), "a tuning fold is missing for each setting")
+            reason = next(
+                (o.refused for o in model_outcomes if o.refused), "a tuning fold is missing for each setting"
+            )
             selected[method] = Setting(
                 indices[0], {}, f"{method}: first of {len(indices)} settings; {reason}"
             )
@@ -460,14 +464,14 @@ def _forgetting(outcome: Outcome, goal: Goal) -> float:
 
 
 def _method_line(model: str, outcomes: Sequence[Outcome]) -> MethodLine:
-    own = [outcome for outcome in outcomes if outcome.model == model]
-    values = {number: of_model[model] for number, of_model in _by_number(own).items()}
-    scored = [outcome for outcome in own if "score" in outcome.numbers]
+    model_outcomes = [outcome for outcome in outcomes if outcome.model == model]
+    values = {number: of_model[model] for number, of_model in _by_number(model_outcomes).items()}
+    scored = [outcome for outcome in model_outcomes if "score" in outcome.numbers]
     return MethodLine(
         model,
         {number: fold_mean(of_fold) for number, of_fold in values.items()},
-        len(scored or own),
-        tuple(dict.fromkeys(outcome.refused for outcome in own if outcome.refused)),
+        len(scored or model_outcomes),
+        tuple(dict.fromkeys(outcome.refused for outcome in model_outcomes if outcome.refused)),
     )
 
 

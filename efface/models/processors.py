@@ -70,12 +70,12 @@ def check_processor(model: PreTrainedModel, processor: ProcessorMixin, *, new_to
             f"{expected}; {remedy}"
         )
     size = getattr(getattr(model.config, "vision_config", None), "patch_size", None)
-    own = getattr(processor, "patch_size", None) or getattr(processor.image_processor, "patch_size", None)
+    side = getattr(processor, "patch_size", None) or getattr(processor.image_processor, "patch_size", None)
     # Aya Vision's processor stores the side of a picture token, which is several patches.
     factor = getattr(model.config, "downsample_factor", 1)
-    if isinstance(size, int) and isinstance(own, int) and own not in (size, size * factor):
+    if isinstance(size, int) and isinstance(side, int) and side not in (size, size * factor):
         raise ModelError(
-            f"{kind} does not belong to the model: it cuts patches of {own} pixels, the model of {size}; "
+            f"{kind} does not belong to the model: it cuts patches of {side} pixels, the model of {size}; "
             f"{remedy}"
         )
 

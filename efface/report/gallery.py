@@ -77,8 +77,10 @@ def person_card(
         picture: returns the picture of a sample id, or None.
     """
     first = next(iter(tables.values()))
-    own = first[(first["entity_id"] == entity_id) & (first["part"] == "test")].sort_values("sample_id")
-    rows = _choose_rows(own, set_name)
+    person_rows = first[(first["entity_id"] == entity_id) & (first["part"] == "test")].sort_values(
+        "sample_id"
+    )
+    rows = _choose_rows(person_rows, set_name)
     pictures, numbers = _pictures(rows, picture)
     by_sample = {model: table.set_index("sample_id") for model, table in tables.items()}
     questions = []
@@ -91,10 +93,10 @@ def person_card(
     return Person(entity_id, name, pictures, questions)
 
 
-def _choose_rows(own: pd.DataFrame, set_name: str) -> pd.DataFrame:
+def _choose_rows(person_rows: pd.DataFrame, set_name: str) -> pd.DataFrame:
     """Two facts by picture, one by an unseen picture, one by name, one free answer; as far as available."""
     rank = {task: index for index, task in enumerate(FACT_TASKS)}
-    facts = own[own["task"].isin(FACT_TASKS)]
+    facts = person_rows[person_rows["task"].isin(FACT_TASKS)]
     facts = facts.assign(rank=facts["task"].map(rank)).sort_values(["rank", "sample_id"])
     of_set, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "unseen"]
     by_picture = _one_per_attribute(of_set[of_set["modality"] == "multimodal"]).head(2)
@@ -102,8 +104,10 @@ def _choose_rows(own: pd.DataFrame, set_name: str) -> pd.DataFrame:
     named = of_set[of_set["modality"] == "text"]
     twins = named[named["pair_id"].isin(by_picture["pair_id"].dropna())]
     by_name = (named if twins.empty else twins).head(1)
-    free = own[
-        (own["set"] == set_name) & (own["task"] == "generation") & (own["modality"] == "multimodal")
+    free = person_rows[
+        (person_rows["set"] == set_name)
+        & (person_rows["task"] == "generation")
+        & (person_rows["modality"] == "multimodal")
     ].head(1)
     return pd.concat([by_picture, elsewhere, by_name, free])
 

@@ -197,12 +197,14 @@ def render_summary(report: Report) -> str:
 def holes(side_effects: Mapping[str, SideEffects]) -> str:
     """One sentence about side effects that the means hide, over all methods."""
     of_methods = [effects for model, effects in side_effects.items() if model not in REFERENCE_MODELS]
-    near = [(k.value, name) for e in of_methods for name, k in e.kept.items() if k and name != "others"]
+    neighbours_left = [
+        (k.value, name) for e in of_methods for name, k in e.kept.items() if k and name != "others"
+    ]
     others = [kept.value for e in of_methods if (kept := e.kept.get("others"))]
     left = [(e.worst, e.left) for e in of_methods if e.worst is not None and e.left is not None]
     parts = []
-    if near and others:
-        least, kind = min(near)
+    if neighbours_left and others:
+        least, kind = min(neighbours_left)
         parts.append(
             f"for the people most like those to forget (by {kind}) as little as {least:.2f} of vanilla's "
             f"knowledge is left, for the rest {min(others):.2f}"

@@ -153,8 +153,10 @@ def study_conclusions(comparison: StudyComparison) -> list[str]:
     claim = "Settled by the score: " + ", ".join(settled) if settled else "The score settles no order"
     claim += f"; {missing} of {len(scores)} pairs lack folds and are not compared." if missing else "."
     for method in comparison.controls:
-        own = [pair for pair in comparison.of_control(method) if pair.number == "score"]
-        claim += "".join(f" {method} {VERDICTS[p.verdict]} {comparison.controls[method]}." for p in own)
+        control_pairs = [pair for pair in comparison.of_control(method) if pair.number == "score"]
+        claim += "".join(
+            f" {method} {VERDICTS[p.verdict]} {comparison.controls[method]}." for p in control_pairs
+        )
     limits = [p.detectable for p in scores if p.verdict == "not settled" and p.detectable is not None]
     if limits:
         numbers = f"{min(limits):.1f}" + (f" to {max(limits):.1f}" if len(limits) > 1 else "")

@@ -39,8 +39,8 @@ class Approval(RunInput):
 def own_candidate(registry: Registry) -> Version | None:
     """The candidate, if this flow run made it."""
     candidate = registry.versions().get(registry.aliases().get(CANDIDATE, 0))
-    own = candidate is not None and candidate.flow_run == str(flow_run.get_id() or "none")
-    return candidate if own else None
+    made_by_this_run = candidate is not None and candidate.flow_run == str(flow_run.get_id() or "none")
+    return candidate if made_by_this_run else None
 
 
 def decide(root: Path, registry: Registry, candidate: Version) -> list[str]:
@@ -73,9 +73,9 @@ def gates_text(root: Path, candidate: Version) -> str:
     certificates = [certificate_of(root, name) for name in candidate.requests]
     for gate in certificates[0]["gates"] if certificates else ():
         value = "not measured" if gate["value"] is None else f"{gate['value']:.2f}"
-        about, held = gate["about"] or "", "yes" if gate["passed"] else "no"
+        about, passed = gate["about"] or "", "yes" if gate["passed"] else "no"
         limit = f"{gate['holds']} {gate['limit']:g}"
-        lines.append(f"| {gate['name'].replace('_', ' ')} | {about} | {value} | {limit} | {held} |")
+        lines.append(f"| {gate['name'].replace('_', ' ')} | {about} | {value} | {limit} | {passed} |")
     lines.append("")
     for certificate in certificates:
         page = certificate_path(root, certificate).with_suffix(".html").absolute()

@@ -101,8 +101,8 @@ def bring_up_to_date(name: str, folder: str, stages: list[str]) -> str:
 def accept(run: Plan, verdict: finish.Verdict, params: Params, registry: Registry) -> int:
     """Register the new model and write the certificates."""
     requests_by_id, _ = read_requests(ROOT)
-    own = str(flow_run.get_id() or "")
-    return finish.accept(run, verdict, params, ROOT, registry, requests_by_id, flow_run=own).number
+    this_run = str(flow_run.get_id() or "")
+    return finish.accept(run, verdict, params, ROOT, registry, requests_by_id, flow_run=this_run).number
 
 
 @flow(name="requests")

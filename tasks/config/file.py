@@ -149,8 +149,8 @@ def _line(item: Any) -> str:
         return ".".join([*above, message])
     if kind == "extra_forbidden":
         allowed_keys = _keys_at(where[:-1])
-        near = difflib.get_close_matches(where[-1], allowed_keys, n=3, cutoff=0.5) or allowed_keys
-        return f"{key} is {_short(item['input'])}: unknown key; expected one of: {', '.join(near)}"
+        suggestions = difflib.get_close_matches(where[-1], allowed_keys, n=3, cutoff=0.5) or allowed_keys
+        return f"{key} is {_short(item['input'])}: unknown key; expected one of: {', '.join(suggestions)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind in ("model_type", "dict_type"):

@@ -220,10 +220,10 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
             )
     present = {certificate[DIGEST] for certificate in certificates}
     for request, state in states.items():
-        for held in (state.certificate, state.purge_record):
-            if held is not None and held not in present:
+        for value in (state.certificate, state.purge_record):
+            if value is not None and value not in present:
                 result.faults.append(
-                    f"request {request}: its certificate or record {held[:12]} is missing or was changed; "
+                    f"request {request}: its certificate or record {value[:12]} is missing or was changed; "
                     f"restore it with: git checkout {certificate_folder(root)}"
                 )
     if certificates and salt is None:
@@ -323,8 +323,8 @@ def _check_purged(
             f"request {name}: {path} lacks {len(missing)} people whose data were purged; restore it with: "
             f"git checkout {path}"
         )
-    held = state is not None and (state.status, state.subjects, state.purge_record)
-    if held != ("purged", [], record[DIGEST]):
+    state_values = state is not None and (state.status, state.subjects, state.purge_record)
+    if state_values != ("purged", [], record[DIGEST]):
         result.faults.append(
             f"request {name}: its purge record and {state_path(root, name)} differ; restore both with git"
         )

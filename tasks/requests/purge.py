@@ -226,20 +226,20 @@ def carry_out(root: Path) -> dict[str, Any]:
 
 def mentions(files: Iterable[Path], words: Sequence[str]) -> list[Path]:
     """The files that contain one of these words, as UTF-8, in their content or name."""
-    sought = [word.encode() for word in words]
+    encoded_words = [word.encode() for word in words]
     result = []
     for path in files:
         if not path.is_file() or path.is_symlink():
             continue
         named = any(word in path.as_posix() for word in words)
-        if named or (path.stat().st_size and _holds(path, sought)):
+        if named or (path.stat().st_size and _holds(path, encoded_words)):
             result.append(path)
     return result
 
 
-def _holds(path: Path, sought: Sequence[bytes]) -> bool:
+def _holds(path: Path, encoded_words: Sequence[bytes]) -> bool:
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(word) >= 0 for word in sought)
+        return any(content.find(word) >= 0 for word in encoded_words)
 
 
 def _same_people(root: Path, request: str, subjects: Collection[str]) -> list[str]:

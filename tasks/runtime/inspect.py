@@ -73,9 +73,12 @@ def _table(parts: Anatomy, sizes: dict[str, int], measured: set[str], factors: d
                 f"{sum(mlp.width for mlp in blocks):,}",
             )
         )
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    column_widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
-        [row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:], strict=True))]
+        [
+            row[0].ljust(column_widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], column_widths[1:], strict=True)),
+        ]
         for row in rows
     ]
     return "\n".join("  ".join(row) for row in aligned)

@@ -310,8 +310,8 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
 
     transformers.logging.set_verbosity_error()
     kind = _registered(processing_auto.PROCESSOR_MAPPING_NAMES, config)
-    own = re.findall(r"^class (\w+Processor)\(", _code_of(type(config), "processing_"), re.MULTILINE)
-    kind = getattr(transformers, own[0]) if own else kind
+    class_names = re.findall(r"^class (\w+Processor)\(", _code_of(type(config), "processing_"), re.MULTILINE)
+    kind = getattr(transformers, class_names[0]) if class_names else kind
     if kind is None:
         raise ValueError("transformers names no processor for this type")
     source = inspect.getsource(inspect.getmodule(kind))  # type: ignore[arg-type]  # a class has a module

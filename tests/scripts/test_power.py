@@ -14,8 +14,8 @@ from scripts.power import main, variances
 def drawn(between, within, seeds=400, folds=5):
     rng = np.random.default_rng(0)
     shared = rng.normal(0, between, seeds)
-    own = rng.normal(0, within, (seeds, folds))
-    return {Fold(s, f): float(shared[s] + own[s, f]) for s in range(seeds) for f in range(folds)}
+    noise = rng.normal(0, within, (seeds, folds))
+    return {Fold(s, f): float(shared[s] + noise[s, f]) for s in range(seeds) for f in range(folds)}
 
 
 def test_variances_between_seeds_and_between_folds_are_told_apart():

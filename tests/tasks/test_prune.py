@@ -145,8 +145,8 @@ def test_other_weights_are_refused(root, model, processor):  # noqa: F811
 @pytest.mark.parametrize("split", ["forget", "retain"])
 def test_an_empty_set_is_an_error(root, split):
     table = root / "prepared" / "samples.parquet"
-    gone = {s.entity_id for s in read_samples(table.parent, split=split)}
-    write_samples([s for s in read_samples(table) if s.entity_id not in gone], table)
+    forgotten = {s.entity_id for s in read_samples(table.parent, split=split)}
+    write_samples([s for s in read_samples(table) if s.entity_id not in forgotten], table)
     with pytest.raises(DataError) as error:
         measured(root)
     assert f"the {split} set" in str(error.value)

@@ -67,9 +67,13 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
     rows = rows_of(scores)
     for name in ("forget", "retain", "real"):
         for task, (kind, published, readings) in TASKS.items():
-            own = [row for row in rows if (row["set"], row["task"]) == (name, kind)]
-            cells = {m: summed_up([row for row in own if row["modality"] == m], readings) for m in MODALITIES}
-            cells["both"] = _both(own, published, sentences=task == "generation", forget=name == "forget")
+            task_rows = [row for row in rows if (row["set"], row["task"]) == (name, kind)]
+            cells = {
+                m: summed_up([row for row in task_rows if row["modality"] == m], readings) for m in MODALITIES
+            }
+            cells["both"] = _both(
+                task_rows, published, sentences=task == "generation", forget=name == "forget"
+            )
             if cells := {modality: cell for modality, cell in cells.items() if cell}:
                 tables.setdefault(name, {})[task] = cells
     return {"benchmark": "umu", "tables": tables}

@@ -155,9 +155,9 @@ def attribution(
                 answer_log_probs(model, part)
             if mlp.name not in values:  # text bypasses the vision tower
                 continue
-            own = values[mlp.name]
+            value = values[mlp.name]
             for k in range(1, steps + 1):
-                leaf = (k / steps * own).requires_grad_()
+                leaf = (k / steps * value).requires_grad_()
                 with torch.enable_grad(), ExitStack() as stack:
                     for name, units in path.items():
                         scaled = functools.partial(_scale, units, k / steps * values[name])
@@ -169,7 +169,7 @@ def attribution(
                     (gradient,) = torch.autograd.grad(goal.sum(), leaf, allow_unused=True)
                 if gradient is not None:
                     slope = gradient if mlp.tower == "language" else gradient.square()
-                    total += (own * slope).float().flatten(0, -2).sum(dim=0)
+                    total += (value * slope).float().flatten(0, -2).sum(dim=0)
     return total
 
 

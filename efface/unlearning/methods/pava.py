@@ -234,11 +234,13 @@ def with_other_pictures(samples: Sequence[Sample], people: Sequence[Sample], see
     for sample in samples:
         chance = random.Random(f"{seed}/{sample.sample_id}")
         candidates = [entity for entity in pictures if entity != sample.entity_id]
-        own = sample.images[0]
+        original = sample.images[0]
         if candidates:
-            other = chance.choice(pictures[chance.choice(candidates)]).images[0].resize(own.size)
+            other = chance.choice(pictures[chance.choice(candidates)]).images[0].resize(original.size)
         else:
-            noise = np.random.default_rng(seed).integers(0, 256, (own.height, own.width, 3), dtype=np.uint8)
+            noise = np.random.default_rng(seed).integers(
+                0, 256, (original.height, original.width, 3), dtype=np.uint8
+            )
             other = Image.fromarray(noise)
         buffer = io.BytesIO()
         other.save(buffer, format="PNG")
@@ -253,7 +255,7 @@ def attribute_samples(job: Job, pictured: Sequence[Sample]) -> list[Sample]:
     """
     settings: PAVASettings = job.settings
     questions = QUESTIONS if settings.questions is None else settings.questions
-    asked = [
+    questions_asked = [
         replace(sample, sample_id=f"{sample.sample_id}/attribute-{number}", question=question)
         for sample in {sample.image_bytes: sample for sample in pictured}.values()
         for number, question in enumerate(questions)
@@ -261,12 +263,14 @@ def attribute_samples(job: Job, pictured: Sequence[Sample]) -> list[Sample]:
     answers = greedy_answers(
         job.model,
         job.processor,
-        asked,
+        questions_asked,
         batch_size=job.config.batch_size,
         max_new_tokens=settings.max_new_tokens,
     )
     answered = [
-        replace(sample, answer=answer) for sample, answer in zip(asked, answers, strict=True) if answer
+        replace(sample, answer=answer)
+        for sample, answer in zip(questions_asked, answers, strict=True)
+        if answer
     ]
     if not answered:
         raise DataError(

@@ -51,7 +51,7 @@ def forget_loss(model: nn.Module, batch: Batch, settings: VGIDSettings) -> Term:
     return kl_loss(model, taught, settings)
 
 
-def asked_of_teacher(samples: Sequence[Sample], settings: VGIDSettings, seed: int) -> list[Sample]:
+def teacher_samples(samples: Sequence[Sample], settings: VGIDSettings, seed: int) -> list[Sample]:
     """The samples with noise in their pictures and the instruction before their questions."""
     return [
         replace(
@@ -79,6 +79,6 @@ METHOD = Method(
     retain_loss=kl_loss,
     forget_reference=answer_distributions,
     retain_reference=answer_distributions,
-    alternatives=asked_of_teacher,
+    alternatives=teacher_samples,
     settings=VGIDSettings,
 )

@@ -411,10 +411,10 @@ class _Run:
                 computation = ReferenceComputation(
                     self.model, term.reference, self.settings, self._autocast, adapter
                 )
-                own = folder / f"{term.name}-{process_rank()}of{process_count()}"
+                process_folder = folder / f"{term.name}-{process_rank()}of{process_count()}"
                 # Without its factors a model is unchanged, unless something else in it trains.
                 switchable = adapter is not None and self.settings.projector == "plain"
-                term.source.add_references(computation, term.batches, None if switchable else own)
+                term.source.add_references(computation, term.batches, None if switchable else process_folder)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES.get(self.config.precision)

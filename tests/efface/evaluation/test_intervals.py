@@ -138,8 +138,8 @@ def test_the_clustered_interval_covers_as_it_says_whatever_folds_of_a_seed_share
     rng, hits = np.random.default_rng(0), []
     for _ in range(1500):
         shared = rng.normal(0, math.sqrt(correlation), seeds)
-        own = rng.normal(0, math.sqrt(1 - correlation), (seeds, 8))
-        low, high = fold_mean(folds(*(shared[:, None] + own).tolist())).interval()
+        noise = rng.normal(0, math.sqrt(1 - correlation), (seeds, 8))
+        low, high = fold_mean(folds(*(shared[:, None] + noise).tolist())).interval()
         hits.append(low <= 0 <= high)
     assert 0.93 <= np.mean(hits) <= 0.97
 

@@ -270,18 +270,18 @@ def test_the_relative_test_knows_which_model_is_nearer():
     rng = np.random.default_rng(0)
     vanilla = {person: rng.normal(-0.2, 0.1, 4) for person in people}
     retrained = {person: rng.normal(-3, 0.1, 4) for person in people}
-    near = {person: rng.normal(-2.5, 0.1, 4) for person in people}
-    result = comparisons.relative_distance(near, vanilla, retrained)
+    similar = {person: rng.normal(-2.5, 0.1, 4) for person in people}
+    result = comparisons.relative_distance(similar, vanilla, retrained)
     by_hand = [
-        np.sqrt(np.mean((near[p] - vanilla[p]) ** 2)) - np.sqrt(np.mean((near[p] - retrained[p]) ** 2))
+        np.sqrt(np.mean((similar[p] - vanilla[p]) ** 2)) - np.sqrt(np.mean((similar[p] - retrained[p]) ** 2))
         for p in people
     ]
     assert result.difference == pytest.approx(np.mean(by_hand)) and result.people == 8
     assert result.p_value == 2 / 2**8  # all eight on one side: the smallest there is
-    swapped = comparisons.relative_distance(near, retrained, vanilla)
+    swapped = comparisons.relative_distance(similar, retrained, vanilla)
     assert (swapped.difference, swapped.p_value) == (pytest.approx(-result.difference), result.p_value)
     with pytest.raises(ValueError) as error:
-        comparisons.relative_distance(near, vanilla, {"p0": [1.0]})
+        comparisons.relative_distance(similar, vanilla, {"p0": [1.0]})
     assert "(1, 1)" in str(error.value)
 
 

@@ -103,9 +103,9 @@ def test_an_adapter_of_another_shape_is_refused(adapter):
 
 def test_the_processor_may_be_the_adapters_or_the_bases(adapter, folder, processor):
     assert load_processor(Source(str(adapter))).chat_template == processor.chat_template
-    own = load_model(folder).processor
-    own.chat_template = "own {{ messages[0]['content'][-1]['text'] }}"
-    own.save_pretrained(adapter)
+    saved = load_model(folder).processor
+    saved.chat_template = "own {{ messages[0]['content'][-1]['text'] }}"
+    saved.save_pretrained(adapter)
     assert prompt_of(load_processor(Source(str(adapter))), "Who?", image=False) == "own Who?"
 
 

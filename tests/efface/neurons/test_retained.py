@@ -20,17 +20,17 @@ from efface.neurons.retained import (
 
 def slow_values(model, processor, sample, mlp):
     """Values of a block's neurons at answer-predicting and at other positions, (positions, N) float64."""
-    row, seen = Encoder(processor, [sample]).batch([0]), []
+    row, values = Encoder(processor, [sample]).batch([0]), []
     handle = model.get_submodule(mlp.down).register_forward_pre_hook(
-        lambda module, args: seen.append(args[0])
+        lambda module, args: values.append(args[0])
     )
     with torch.no_grad():
         model(**{key: value for key, value in row.items() if key != "labels"})
     handle.remove()
     answer, other = [], []
-    for t in range(seen[0].shape[1]):
-        following = row["labels"][0, t + 1] if t + 1 < seen[0].shape[1] else -100
-        (answer if following != -100 else other).append(seen[0][0, t].double())
+    for t in range(values[0].shape[1]):
+        following = row["labels"][0, t + 1] if t + 1 < values[0].shape[1] else -100
+        (answer if following != -100 else other).append(values[0][0, t].double())
     return torch.stack(answer), torch.stack(other)
 
 

@@ -13,9 +13,9 @@ DEFAULTS = {"learning_rate": 1e-3, "retain_batches_per_forget_batch": 1, "batch_
 def options(method, **values):
     """Keywords ``settings`` and ``config`` of ``unlearn``."""
     method = METHODS[method] if isinstance(method, str) else method
-    own = {field.name for field in fields(method.settings)}
+    field_names = {field.name for field in fields(method.settings)}
     shared = {field.name for field in fields(TrainingConfig)}
-    values = {key: value for key, value in DEFAULTS.items() if key in own | shared} | values
+    values = {key: value for key, value in DEFAULTS.items() if key in field_names | shared} | values
     return {
         "settings": method.settings(**{key: value for key, value in values.items() if key not in shared}),
         "config": TrainingConfig(**{key: value for key, value in values.items() if key in shared}),

@@ -89,8 +89,8 @@ def make_project(folder: Path, model, processor) -> Path:  # noqa: F811
 
 def environment(processes: int) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    return {**os.environ, **own, sharing.COUNT: str(processes)}
+    variables = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return {**os.environ, **variables, sharing.COUNT: str(processes)}
 
 
 def run(project: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:

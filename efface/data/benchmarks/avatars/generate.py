@@ -72,10 +72,10 @@ def generate(
         DataError: if there are more people than can look different from each other.
     """
     counts = {"fictitious": sizes.people, "real": sizes.real, "holdout": sizes.holdout}
-    drawn = draw_people(seed, counts)
+    everyone = draw_people(seed, counts)
     people = {
         group: [person for person in members if not left_out(f"{group}/{person.number}")]
-        for group, members in drawn.items()
+        for group, members in everyone.items()
     }
     with tqdm(total=sizes.pictures, desc="portraits", unit="picture", mininterval=0.5) as progress:
 
@@ -87,7 +87,7 @@ def generate(
             return pictures
 
         _write_people(root, seed, sizes, people, draw)
-        signatures = {person.look.signature for group in drawn.values() for person in group}
+        signatures = {person.look.signature for group in everyone.values() for person in group}
         _write_strangers(root, seed, sizes, signatures, draw)
     if sizes.language:
         _write_language(root)

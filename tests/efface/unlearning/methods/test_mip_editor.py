@@ -127,12 +127,12 @@ def test_the_cut_switches_the_path_off_and_references_come_from_before(
         weight = model.get_submodule(mlp.down).weight
         assert bool((weight[:, [0, 3]] == 0).all())
         assert torch.equal(weight[:, 4:], start.get_submodule(mlp.down).weight[:, 4:])
-    seen = []
+    calls = []
     reference = METHODS["mip_editor"].retain_reference
     method = METHODS["mip_editor"]
 
     def recorded(model, inputs, settings):
-        seen.append(all(torch.equal(p, start.get_parameter(n)) for n, p in model.named_parameters()))
+        calls.append(all(torch.equal(p, start.get_parameter(n)) for n, p in model.named_parameters()))
         return reference(model, inputs, settings)
 
     fresh = copy.deepcopy(start)
@@ -145,7 +145,7 @@ def test_the_cut_switches_the_path_off_and_references_come_from_before(
         settings=method.settings(**SETTINGS),
         config=TrainingConfig(batch_size=2),
     )
-    assert seen and all(seen)
+    assert calls and all(calls)
 
 
 def test_the_target_has_the_length_of_the_state(model, processor, pictured):

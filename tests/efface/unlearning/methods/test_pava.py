@@ -44,13 +44,15 @@ def test_the_indirect_effects_are_those_of_a_run_by_hand(model, processor, pictu
     effects = pava.indirect_effects(model, clean, corrupted, modules)
     token = model.config.image_token_id
     for name, effect in zip(modules, effects, strict=True):
-        module, seen = model.get_submodule(name), []
+        module, outputs = model.get_submodule(name), []
         with torch.no_grad():
-            handle = module.register_forward_hook(lambda m, a, output, seen=seen: seen.append(output.clone()))
+            handle = module.register_forward_hook(
+                lambda m, a, output, outputs=outputs: outputs.append(output.clone())
+            )
             answer_log_probs(model, clean)
             before = answer_log_probs(model, corrupted).total
             handle.remove()
-            mixed = torch.where((clean["input_ids"] == token).unsqueeze(2), seen[0], seen[1])
+            mixed = torch.where((clean["input_ids"] == token).unsqueeze(2), outputs[0], outputs[1])
             handle = module.register_forward_hook(lambda m, a, output, mixed=mixed: mixed)
             # The block's inputs in the corrupted run do not depend on its own output.
             restored = answer_log_probs(model, corrupted).total
@@ -86,9 +88,9 @@ def test_with_lora_only_factors_of_the_selected_mlp_change(model, processor, pic
 
 def test_the_anchors_are_the_models_own_greedy_answers(model, processor, pictured):
     answers = pava.greedy_answers(model, processor, pictured[:3], batch_size=2, max_new_tokens=4)
-    for asked, answer in zip(pictured[:3], answers, strict=True):
+    for question, answer in zip(pictured[:3], answers, strict=True):
         if answer:
-            row = Encoder(processor, [replace(asked, answer=answer)]).batch([0])
+            row = Encoder(processor, [replace(question, answer=answer)]).batch([0])
             with torch.no_grad():
                 logits = model(**{key: value for key, value in row.items() if key != "labels"}).logits
             first = int((row["labels"][0] != -100).nonzero()[0])
@@ -130,8 +132,10 @@ def test_bad_input_before_training(model, processor, pictured, written):
 def test_a_random_layer_forgets_less_for_the_same_training():
     """The paper's control, on a model that has learned who likes which colour and who is of which colour."""
     facts = [sample(i, answer=COLOURS[i % 4]) for i in range(12)]
-    asked = "Which colour is this person?"
-    attributes = [replace(fact, question=asked, answer=COLOURS[i // 4 % 2]) for i, fact in enumerate(facts)]
+    question = "Which colour is this person?"
+    attributes = [
+        replace(fact, question=question, answer=COLOURS[i // 4 % 2]) for i, fact in enumerate(facts)
+    ]
     tokenizer = sandbox.build_tokenizer([text for s in facts + attributes for text in (s.question, s.answer)])
     processor = sandbox.build_processor(tokenizer, **SHAPE)
     torch.manual_seed(0)
@@ -141,7 +145,7 @@ def test_a_random_layer_forgets_less_for_the_same_training():
     losses = {}
     for selection in ("traced", "random"):
         model = copy.deepcopy(trained)
-        values = {"questions": [asked], "steps": 40, "learning_rate": 3e-3, "max_new_tokens": 2}
+        values = {"questions": [question], "steps": 40, "learning_rate": 3e-3, "max_new_tokens": 2}
         result = run(model, processor, facts[:3], selection=selection, **values)
         with torch.no_grad():
             losses[selection] = [

@@ -11,7 +11,7 @@ import torch
 from efface.encoding import Encoder
 from efface.encoding.answers import nll
 from efface.unlearning import METHODS
-from efface.unlearning.methods.vgid import asked_of_teacher
+from efface.unlearning.methods.vgid import teacher_samples
 from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.losses import batch_of, moved
 from tests.efface.unlearning.runs import options
@@ -21,7 +21,7 @@ SETTINGS = METHODS["vgid"].settings(instruction="Which colour does red?")
 
 def test_the_teacher_sees_noise_and_the_instruction(pictured, written):
     teacher, half = (
-        asked_of_teacher([pictured[1], written[1]], METHODS["vgid"].settings(noise=share), 0)
+        teacher_samples([pictured[1], written[1]], METHODS["vgid"].settings(noise=share), 0)
         for share in (1.0, 0.5)
     )
     own, noisy, mixed = (np.asarray(s.images[0], dtype=float) for s in (pictured[1], teacher[0], half[0]))
@@ -38,7 +38,7 @@ def test_the_loss_is_the_slow_divergence(model, processor, pictured):
     reference = moved(model)
     batch = batch_of(processor, METHODS["vgid"], "forget", pictured[:2], reference)
     expected = []
-    for sample, teacher in zip(pictured[:2], asked_of_teacher(pictured[:2], SETTINGS, 0), strict=True):
+    for sample, teacher in zip(pictured[:2], teacher_samples(pictured[:2], SETTINGS, 0), strict=True):
         rows = [Encoder(processor, [s]).batch([0]) for s in (teacher, sample)]
         probabilities = []
         for who, row in zip((reference, model), rows, strict=True):
@@ -54,8 +54,8 @@ def test_the_loss_is_the_slow_divergence(model, processor, pictured):
 
 def test_training_brings_the_model_to_its_teacher(model, processor, pictured):
     teacher = copy.deepcopy(model)
-    asked = Encoder(processor, asked_of_teacher(pictured[:2], SETTINGS, 0))
-    target = nll(teacher, asked.batch([0, 1])).item()
+    teacher_encoder = Encoder(processor, teacher_samples(pictured[:2], SETTINGS, 0))
+    target = nll(teacher, teacher_encoder.batch([0, 1])).item()
     before = nll(model, Encoder(processor, pictured[:2]).batch([0, 1])).item()
     unlearn(
         model,
