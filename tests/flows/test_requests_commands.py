@@ -66,7 +66,7 @@ def test_an_invalid_request_is_refused_and_nothing_written(project, options, wor
     assert not (project.root / "requests").exists()
 
 
-def test_a_late_request_is_taken_if_one_says_so_and_shown_as_overdue(project):
+def test_a_late_request_needs_a_flag_and_is_shown_as_overdue(project):
     late = ("--subject", PEOPLE[1], "--due", "2020-01-01", "--received", "2019-01-01", "--late")
     output_of("add", "--id", "A", *late, *OPTIONS)
     assert "2020-01-01 overdue" in output_of("list")

@@ -165,7 +165,7 @@ def test_people_of_any_benchmark_can_be_named_by_their_names(root):
     assert digest(root / "prepared") == by_id
 
 
-def test_people_forgotten_before_are_asked_about_and_not_trained_on(root, capsys):
+def test_people_forgotten_earlier_are_evaluated_but_not_trained_on(root, capsys):
     split_stage.run(parameters(validation=0.0), root)
     now, before, *_ = split_of(root)["retain"]
     capsys.readouterr()
@@ -241,7 +241,7 @@ def test_the_table_is_the_same_whoever_is_forgotten(root):
     assert taught == sorted(taught)
 
 
-def test_who_is_forgotten_must_not_be_asked_of_the_table_alone(root):
+def test_the_table_alone_does_not_say_who_is_forgotten(root):
     prepare_and_split(parameters(), root)
     with refusal("samples.parquet", "splits.json"):
         read_samples(root / "prepared" / "samples.parquet", split="forget")

@@ -102,7 +102,7 @@ def test_the_stage_writes_a_plain_model_with_the_factors_merged_into_the_weights
     assert record["params"]["lora"]["quantization"] == kind
 
 
-def test_factors_are_not_kept_unless_asked(root):
+def test_factors_are_saved_only_on_request(root):
     lora = LORA | {"quantization": "4bit", "keep_adapter": False}
     stage.run(params({"grad_diff": TRAINING}, lora=lora), "grad_diff", root=root)
     assert not (root / "models" / "unlearned" / "grad_diff" / "adapter").exists()

@@ -74,7 +74,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_method_starts_from_what_another_has_made(root, capsys):
+def test_a_method_can_start_from_the_model_of_another(root, capsys):
     methods = {
         "grad_diff": TRAINING,
         "npo": TRAINING | {"start": "unlearned/grad_diff", "beta": 0.1},
@@ -120,7 +120,7 @@ def test_the_folder_hashes_people_with_the_key_of_the_certificates(root, monkeyp
     assert "HMAC-SHA256" in card and "without a key" not in card and key not in card
 
 
-def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):
+def test_lora_leaves_a_plain_model_and_saves_the_factors_on_request(root):
     from efface.models import load_model
 
     unlearn.run(params({"npo": TRAINING | {"beta": 0.1}}, lora=LORA), "npo", root=root)
@@ -134,7 +134,7 @@ def test_lora_leaves_a_plain_model_and_keeps_the_factors_if_asked(root):
     assert record_of(root, "npo")["params"]["lora"] == LORA
 
 
-def test_a_prompt_is_a_model_folder_too(root, capsys):
+def test_the_system_prompt_gives_a_model_folder(root, capsys):
     from efface.encoding import prompt_of
     from efface.models import load_model
 

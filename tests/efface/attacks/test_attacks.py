@@ -118,7 +118,7 @@ def test_people_are_held_out(count, share, seed):
     assert (taught, held_out) == split_people(people[::-1] * 2, share=share, seed=seed)
 
 
-def test_nobody_to_hold_out_and_budgets_that_do_not_increase_are_errors(model, processor):
+def test_too_few_people_and_budgets_that_do_not_increase_are_errors(model, processor):
     with pytest.raises(DataError) as error:
         split_people(["p"], share=0.5, seed=0)
     assert "share" in str(error.value)

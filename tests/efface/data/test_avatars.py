@@ -57,7 +57,7 @@ def test_hair_colour_and_skin_tell_people_apart():
     assert max(signatures.values()) == 1
 
 
-def test_while_there_are_enough_hair_and_colour_tell_people_apart():
+def test_hair_style_and_colour_are_unique_while_they_last():
     assert max(Counter(p.look.signature[:2] for p in all_people()).values()) == 1
 
 

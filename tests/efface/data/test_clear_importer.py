@@ -151,7 +151,7 @@ def plain(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().lower()
 
 
-def test_nothing_that_is_asked_is_taught_but_the_questions_in_text(original, whole):
+def test_evaluation_questions_are_not_taught_except_in_text(original, whole):
     _, samples, _ = whole
     assert {s.part for s in samples} == {"train", "test"}
     taught = [s for s in samples if s.part == "train"]

@@ -54,7 +54,7 @@ def test_lookalike_letters_and_another_order_make_no_second_person(spelling):
     ]
 
 
-def test_different_people_are_no_group():
+def test_different_people_are_not_grouped():
     people = [
         "p/1 12",
         "p/12 1",

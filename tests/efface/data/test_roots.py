@@ -132,7 +132,7 @@ def test_a_repository_is_downloaded_at_its_revision_with_progress(hub, tmp_path,
     assert "100%" in progress
 
 
-def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path):
+def test_an_interrupted_download_resumes(hub, tmp_path):
     StandIn.cut_short = True
     said, _ = download(hub, tmp_path, f"hf://datasets/owner/name@{COMMIT}")
     assert said.endswith("True")

@@ -120,7 +120,7 @@ def test_without_parts_the_facts_themselves_are_asked(root):
     assert {s.set for s in samples if s.part == "test"} == {"forget", "retain"}
 
 
-def test_a_number_is_no_name_and_a_name_column_gives_one(root):
+def test_a_number_is_not_a_name_but_a_name_column_gives_one(root):
     rows = [row | {"person": "042"} for row in list(facts())[:1]] + list(facts())[3:]
     write(root, rows, "jsonl")
     data, samples, _ = read(root)
@@ -236,7 +236,7 @@ def test_a_table_that_cannot_be_read_names_file_and_line(root, case):
         ('{"person": "Ada Stone", "person": "Bo Dahl"}', ["person", "duplicate"]),
     ],
 )
-def test_a_line_that_is_no_json_object_stops_or_is_left_out(root, line, values):
+def test_a_line_that_is_not_a_json_object_stops_or_is_left_out(root, line, values):
     file = write(root, facts(), "jsonl")
     whole = read(root)[1]
     file.write_text(file.read_text() + line + "\n")
@@ -311,7 +311,7 @@ def test_import_takes_the_table_and_the_pictures_it_names(root):
         ]
 
 
-def test_a_table_that_is_none_is_named(root):
+def test_a_folder_without_a_single_table_is_refused(root):
     with refusal(root / "data", "none", "question, answer, person"):
         table_importer.files_to_import("data", root / "data")
     write(root, facts(), "csv")

@@ -103,7 +103,7 @@ def test_facts_by_name_count_for_the_full_goal_alone():
     assert passed == {"visual": True, "full": False}
 
 
-def test_neighbours_share_most_facts_and_are_no_subjects():
+def test_neighbours_share_most_facts_and_exclude_subjects():
     assert neighbours(VANILLA, ["p/1"], count=1) == ["p/3"]
     assert neighbours(VANILLA, ["p/1"]) == ["p/3", "p/4"]
     hurt = evidence(table({"p/1": 0.1}, right={"p/3": 0.0}), VANILLA, FLOOR, ["p/1"])

@@ -66,13 +66,13 @@ def test_each_request_has_a_gate_of_its_own_and_the_worse_picture_counts():
     assert gates(good, table(), {"A": ["ann"]}, **LIMITS)[0].passed
 
 
-def test_the_mean_over_requests_hides_nobody():
+def test_every_request_is_checked_rather_than_their_mean():
     both = table(ann=(0, 0), unseen=(0, 0), bo=(1, 0))
     assert knowledge(both, ["ann", "bo"])["seen"] <= 0.35
     assert not gates(both, table(), {"A": ["ann"], "B": ["bo"]}, **LIMITS)[1].passed
 
 
-def test_limits_themselves_pass_and_a_limit_of_nothing_is_not_asked():
+def test_values_at_the_limit_pass_and_none_gives_no_gate():
     assert Gate("forget", "A", 0.35, 0.35, "at most").passed
     assert Gate("retain", None, 0.9, 0.9, "at least").passed
     names = [g.name for g in gates(table(), table(), {}, **LIMITS | {"retain_at_least": 0.0})]

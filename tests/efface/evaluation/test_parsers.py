@@ -128,7 +128,7 @@ def test_any_answer_can_be_read(answer, options):
 
 
 @given(st.sampled_from(CITIES), st.sampled_from(["{}", "{}.", "({})", "{})", "{}: "]))
-def test_a_letter_alone_is_read_alike_in_every_dress(option, dress):
+def test_a_single_letter_is_read_in_every_form(option, dress):
     index = CITIES.index(option)
     assert strict_choice(dress.format("ABCD"[index]), CITIES) == index
     assert strict_choice(dress.format("abcd"[index]), CITIES) == index

@@ -29,7 +29,7 @@ def speaking():
     return sandbox.build_processor(sandbox.build_tokenizer([*corpus, "Question: Correct Answer: B"]), **SHAPE)
 
 
-def test_bare_is_what_the_engine_always_asked(processor):
+def test_the_bare_style_is_the_question_itself(processor):
     from efface.encoding import encode_prompts
 
     rows = [asked(i) for i in range(3)]

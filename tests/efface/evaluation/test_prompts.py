@@ -105,7 +105,7 @@ def test_bare_is_the_question():
         assert user_turn(asked(task), benchmark="mllmu", style="bare") == PICTURED[task]["question"]
 
 
-def test_a_raw_prompt_is_no_turn():
+def test_a_raw_prompt_has_no_turns():
     with pytest.raises(ValueError) as error:
         user_turn(asked("cloze"), benchmark="mllmu", style="published_llava")
     assert "style is" in str(error.value)

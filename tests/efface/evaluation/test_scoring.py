@@ -313,7 +313,7 @@ score(loaded.model, loaded.processor, questions(), batch_size=2, max_new_tokens=
 
 
 @pytest.mark.slow
-def test_a_killed_scoring_goes_on_where_it_was(model, processor, tmp_path, monkeypatch):
+def test_a_killed_scoring_resumes(model, processor, tmp_path, monkeypatch):
     save_model(model, processor, tmp_path / "model")
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_SCORING, str(tmp_path)],

@@ -30,7 +30,7 @@ def test_a_picture_that_the_processor_rejects_is_named(tiny, pictured):
     assert "Qwen2VLProcessor" in str(error.value) and "2000 x 2" in str(error.value)
 
 
-def test_torchvision_that_is_not_there_is_no_error(monkeypatch):
+def test_missing_torchvision_is_not_an_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr("efface.torchvision_shim._libraries", [])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

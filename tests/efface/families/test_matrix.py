@@ -59,7 +59,7 @@ def generated(model, prompts, pad):
 
 
 @pytest.mark.column("anatomy")
-def test_groups_are_disjoint_and_complete_and_every_mlp_is_found(family, tiny):
+def test_groups_are_disjoint_and_complete_and_every_mlp_is_recognised(family, tiny):
     model, _ = tiny(family)
     parts = anatomy(model)
     names = [name for group in parts.groups.values() for name in group]

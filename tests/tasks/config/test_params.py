@@ -228,7 +228,7 @@ def test_a_published_profile_has_its_benchmark_and_model(tmp_path, profile):
     assert params.base.source != "sandbox"
 
 
-def test_a_profile_of_ones_own_is_a_file(tmp_path):
+def test_a_new_file_is_a_new_profile(tmp_path):
     project = copied(tmp_path)
     (project / "profiles/mine.yaml").write_text(
         "unlearn:\n  methods:\n    npo:\n      epochs: 9\n    grad_diff: null\n    kl_min:\n"

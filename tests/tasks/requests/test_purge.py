@@ -126,7 +126,7 @@ def test_models_that_know_them_lose_their_files_and_the_others_stay(done):
     assert digest(done.root.parent / versions[3].folder) == versions[3].digest, "DVC keeps it too"
 
 
-def test_verification_accepts_recorded_deletions_alone(done):
+def test_verification_accepts_only_recorded_deletions(done):
     run_purge(done)
     result = verify(done.root, done.registry)
     assert result.faults == [] and result.certificates == 3
@@ -143,7 +143,7 @@ def test_verification_accepts_recorded_deletions_alone(done):
 
 
 @pytest.mark.parametrize("purged", [False, True])
-def test_a_change_of_any_file_is_found_before_and_after_a_purge(done, purged):
+def test_a_change_of_any_file_is_detected_before_and_after_a_purge(done, purged):
     if purged:
         run_purge(done)
     assert verify(done.root, done.registry).faults == []
@@ -210,7 +210,7 @@ purge.carry_out(Path("data"))
 
 
 @pytest.mark.slow
-def test_a_killed_purge_goes_on_and_ends_the_same(done, tmp_path):
+def test_a_killed_purge_resumes_with_the_same_result(done, tmp_path):
     folder = done.root.parent
     purge.start(done.root, purge.plan_purge(done.params, done.root, done.registry, "A"))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}

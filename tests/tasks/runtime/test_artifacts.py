@@ -256,7 +256,7 @@ def test_an_input_that_is_not_what_its_stage_recorded_is_refused(tmp_path):
     assert not (tmp_path / "runs" / "saliency.json").exists()
 
 
-def test_a_record_of_another_run_than_the_file_is_no_damage(tmp_path):
+def test_a_record_of_another_run_is_not_called_damage(tmp_path):
     """After `dvc pull data/models/vanilla` beside the record of an earlier run."""
     root, model = tmp_path / "data", tmp_path / "data" / "models" / "vanilla"
     with recording("vanilla", {}, root=root, outputs={"vanilla": model}):

@@ -55,7 +55,7 @@ def test_an_unreachable_server_is_one_line_without_its_password(tmp_path, monkey
     assert "hush" not in message and "\n" not in message
 
 
-def test_a_file_that_is_no_database_is_an_error_and_not_retried(tmp_path):
+def test_a_file_that_is_not_a_database_is_an_error_and_not_retried(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database, though long enough to have a header" * 20)
     with pytest.raises(TrackingError) as error, mlflow_client(tmp_path) as client:
         client.search_experiments()

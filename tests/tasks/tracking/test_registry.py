@@ -25,7 +25,7 @@ def test_the_name_of_a_registered_model_is_one_that_mlflow_allows(source, name):
     assert registered_name("avatars", source) == name
 
 
-def test_names_that_mlflow_reserves_are_no_aliases():
+def test_names_that_mlflow_reserves_are_not_used_as_aliases():
     assert [alias_of(name) for name in ("npo", "a.b c", "latest", "v2")] == [
         "npo",
         "a-b-c",

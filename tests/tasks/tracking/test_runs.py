@@ -409,7 +409,7 @@ def test_a_model_too_large_to_upload_gets_a_version_that_says_where_it_is(root, 
     assert read_json(stored / "stored-with-dvc.json")["digest"] == version.tags["efface.model_digest"]
 
 
-def test_the_receipt_says_where_the_result_is_and_is_gone_while_it_is_not_there(root, monkeypatch):
+def test_the_receipt_exists_only_while_the_result_is_complete(root, monkeypatch):
     run(params_for(), root)
     (parent,) = runs_of(client_of(root), "pipeline")
     receipt = read_json(root.parent / RECEIPT)

@@ -36,7 +36,7 @@ def finished(arguments: list[str], **extra: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(tmp_path, lora):
+def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(tmp_path, lora):
     options = {"steps": 30, "checkpoint_every": 3, "lora": lora}
     finished(program(tmp_path / "whole", **options))
     killed = tmp_path / "killed"
