@@ -1,7 +1,7 @@
 """One score that rewards neither knowing everything nor knowing nothing.
 
 With u the model, b base (never met the people), v vanilla, g retrained if there is one, else b, and c the
-level of chance of the kind of question, for each modality and set:
+level of chance (1 / options for multiple choice, else 0), for each modality and set:
 
     left    = (u - g) / (v - g)                             clipped to [-1, 1]
     forget  = 1 - |left|                                    by picture, seen and unseen
