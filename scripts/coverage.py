@@ -1,13 +1,13 @@
-"""How often the intervals of the report and of a study's page hold the truth, on resampled real tables.
+"""How often the intervals of the report and of a study's page cover the truth, on resampled real tables.
 
     python -m scripts.coverage [--scores data/scores] [--half 1]
 
-The people of a score table stand for everyone: numbers over all of them are the truth. Samples of people are
-drawn with replacement, and each interval is computed from them as the product does. A 95 % interval promises
-.95. The form of an interval is chosen on the people of one half, and reported on those of the other.
+The people of a score table serve as the population: numbers over all of them are the truth. Samples of people
+are drawn with replacement, and each interval is computed from them as in the product. A 95 % interval
+promises .95. The form of an interval is chosen on the people of one half, and reported on those of the other.
 
-A study is drawn alike: for every seed the people who stay, for every fold the people to forget. A seed thus
-shares its people; the training of its vanilla model is the same for all, so real seeds differ by more.
+A study is drawn likewise: for every seed the retain people, for every fold the people to forget. A seed thus
+shares its people; the training of its vanilla model is the same for all, so real seeds differ more.
 """
 
 from __future__ import annotations

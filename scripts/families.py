@@ -1,4 +1,4 @@
-"""A LLaVA of a real size, with random weights, through everything: seconds and peak memory of each work.
+"""Time and peak memory of each kind of work on a LLaVA of a real size, with random weights.
 
 python -m scripts.families --preset llava-1.5-7b --random-weights      a GPU with 140 GiB
 python -m scripts.families --preset llava-0.5b --random-weights        a processor with 16 GiB
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "llava-tiny": {"vision": None, "text": None, "vocabulary": 0, "dtype": "float32"},
 }
-"""Shapes; ``llava-tiny`` is for seeing that the script runs."""
+"""Shapes; ``llava-tiny`` only checks that the script runs."""
 
 
 def main(

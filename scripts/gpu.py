@@ -1,4 +1,4 @@
-"""Does everything work on this GPU, and what does it cost? One table in eight minutes.
+"""Checks and costs of everything on this GPU, as one table in eight minutes.
 
     python -m scripts.gpu                                # cuda; LLaVA-1.5's size with random weights
     python -m scripts.gpu --device cpu --size tiny       # the same script on a processor

@@ -2,10 +2,10 @@
 
     dvc repro base && python -m scripts.metrics [--pool 12]
 
-Trains two pools from `data/models/base`, alike but for the people to forget: the same steps, learning rates
-and shares of text, from training that barely starts to training that ends. Prints for each metric the chance
-that a model that saw the people shows a higher value than one that did not: 0.5 tells nothing, 1 or 0 always
-tells. Finished score tables stay in the work folder; a second run continues from there.
+Trains two pools from `data/models/base` that differ only in the people to forget, with the same steps,
+learning rates and shares of text, from barely started to complete training. Prints for each metric the
+chance that a model that saw the people shows a higher value than one that did not: 0.5 means no information,
+1 or 0 perfect separation. Finished score tables stay in the work folder; a second run continues from there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What difference between two methods a study of so many seeds and folds would see, with power .8.
+"""The difference between two methods that a study of given seeds and folds would detect with power .8.
 
     python -m scripts.power --results data/study/results.json     # from the folds of a finished study
     python -m scripts.power --scores data/scores                  # from people drawn from one run's tables

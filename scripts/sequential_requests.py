@@ -1,11 +1,11 @@
-"""Forget requests one after the other, against one request for all of their people.
+"""Successive forget requests, compared with one request for all of their people.
 
     python -m scripts.sequential_requests [--rounds 5] [--people 2] [--set unlearn.methods.npo.epochs=4]
 
 Two clones of the project in .scripts/requests, with this project's parameters and cache, go through the real
-flow. In one, a request for so many people arrives, is carried out and promoted, and then the next; in the
-other, one request names all of them. The gates of params.yaml decide, and a refused round ends the sequence.
-Finished work is not repeated, so a run that was stopped can be started again. Prints a table in Markdown.
+flow. In one, requests for a few people each are carried out and promoted one after another; in the other, one
+request names all of them. The gates of params.yaml decide, and a refused round ends the sequence. Finished
+work is not repeated, so a stopped run can be started again. Prints a table in Markdown.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Probes: is the fact still in the hidden states, though the model does not say it?
+"""Probes: is a fact still in the hidden states although the model does not say it?
 
-Read at the last token of the prompt, where the answer is about to begin:
+Both read the states at the last token of the prompt, before the answer:
 
     linear      W = (X'X + n penalty I)^-1 X'Y       X: standardised states, people who stay
                 answer = argmax over values of x W   Y: which value of the attribute is right
     logit lens  answer = argmax over values of head(norm(h)) at the value's first token
 
-The linear probe learns from people who stay and is tested on the people to forget, so it cannot memorise
-anyone: it finds a fact only where the model keeps it as it keeps those of everybody else. Published probes
-split questions instead and read the person off the states, which even an untouched model allows.
+The linear probe is trained on retain people and tested on the people to forget, so it cannot memorise anyone:
+it recovers a fact only if the model stores it like everybody else's. Published probes split questions instead
+and can read the person off the states, which even a base model allows.
 
 Reference:
     Alain and Bengio, arXiv:1610.01644; nostalgebraist, "interpreting GPT: the logit lens", 2020.
@@ -42,14 +42,14 @@ def probe_samples(
     """The questions with a picture and a short answer that a probe can learn from and be tested on.
 
     Args:
-        train: questions about people who stay, training facts among them.
+        train: questions about retain people, including training facts.
         test: questions about the people to forget.
 
     Returns:
-        Those to learn from, those to test on, and the values to choose from.
+        The questions to train on, those to test on, and the values to choose from.
 
     Raises:
-        ValueError: if someone is on both sides.
+        ValueError: if a person is in both.
         UnavailableAttack: if no value of the people to forget occurs with two values or more of the others.
     """
     if both := {s.entity_id for s in train} & {s.entity_id for s in test}:
@@ -66,14 +66,14 @@ def probe_samples(
     tested = [s for s in test if s.image_bytes is not None and s.answer in values.get(s.attribute, ())]
     if not tested:
         raise UnavailableAttack(
-            "no short answer about the people to forget also occurs with those who stay, so a probe cannot "
-            "learn it from others: it needs a benchmark whose people share values of an attribute"
+            "no short answer about the people to forget also occurs for retain people, so a probe cannot "
+            "learn it from them: it needs a benchmark whose people share values of an attribute"
         )
     return usable, tested, values
 
 
 def chance(samples: Sequence[Sample], values: Values) -> float:
-    """What guessing one of the values earns, mean over samples, in (0, 1]."""
+    """Expected accuracy of guessing one of the values, mean over samples, in (0, 1]."""
     return sum(1 / len(values[sample.attribute]) for sample in samples) / len(samples)
 
 
@@ -95,9 +95,9 @@ def probe(
         model: is not changed.
         processor: its processor.
         train, test, values: of `probe_samples`.
-        layers: how many decoder layers to probe, evenly spaced, the last among them.
-        penalty: of the linear probe, per sample, at least 0; states have deviation 1.
-        batch_size: questions side by side.
+        layers: number of decoder layers to probe, evenly spaced and including the last.
+        penalty: penalty of the linear probe per sample, at least 0; states have deviation 1.
+        batch_size: questions per batch.
 
     Returns:
         Probe and layer, such as ``linear, layer 4``, to a value per test question.
@@ -127,14 +127,14 @@ def probe(
 
 
 def linear_scores(states: Tensor, classes: Tensor, test: Tensor, count: int, *, penalty: float) -> Tensor:
-    """Ridge regression on the classes' indicators: its values for the test states.
+    """Predictions of ridge regression on the classes' indicators for the test states.
 
     Args:
-        states: to learn from, (N, H).
+        states: training states, (N, H).
         classes: class of each, (N,).
         test: states to classify, (M, H).
         count: number of classes C.
-        penalty: per sample, at least 0.
+        penalty: penalty per sample, at least 0.
 
     Returns:
         Shape (M, C); the highest value decides.
@@ -173,17 +173,17 @@ def _last_states(
 
 
 def _lens(model: PreTrainedModel) -> Callable[[Tensor, bool], Tensor] | None:
-    """From states behind a layer to logits; None for a decoder without a final norm that we know."""
+    """From states after a layer to logits; None for a decoder without a known final norm."""
     decoder, head = decoder_of(model), model.get_output_embeddings()
     norm = next((getattr(decoder, n) for n in ("norm", "final_layer_norm") if hasattr(decoder, n)), None)
     if norm is None or head is None:
         return None
-    # What transformers gives behind the last layer has gone through the norm already.
+    # transformers has already applied the norm to the states after the last layer.
     return lambda states, normed: head(states if normed else norm(states))
 
 
 def _first_tokens(processor: ProcessorMixin, samples: Sequence[Sample], answers: Sequence[str]) -> list[int]:
-    """Id of the first token of each answer, as it stands behind a prompt."""
+    """Id of the first token of each answer after a prompt."""
     question, pictures = samples[0].question, len(samples[0].encoded_images)
     tokens = answer_tokens(processor, question, answers, image=pictures)
     if tokens is None:

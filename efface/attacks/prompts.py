@@ -27,14 +27,14 @@ def reword(
 ) -> list[Sample]:
     """The questions in words that neither training nor the question itself used.
 
-    Those of the avatars come from the templates that training leaves out. Elsewhere the table's own words
-    serve: those of another question with the same answer about the same fact of the same person.
+    For the avatars they come from templates that training leaves out; elsewhere, from another question in the
+    table about the same fact of the same person with the same answer.
 
     Args:
-        samples: those without other words are left out.
+        samples: those without another wording are left out.
         names: entity id to name, for questions without a picture.
         benchmark: ``avatars``, or any other.
-        number: which wording, from 0; each sample turns through those it has.
+        number: number of the wording, from 0; each sample rotates through those available.
     """
     facts: dict[tuple[object, ...], list[str]] = {}
     for sample in samples:
@@ -49,11 +49,11 @@ def reword(
 
 
 def listed(samples: Sequence[Sample], words: Mapping[str, str]) -> list[Sample]:
-    """The questions that a list of the user has other words for, in those words.
+    """The questions in the wording of a user's list.
 
     Args:
         samples: those whose question is not in the list are left out.
-        words: question, as it stands in the table, to other words or another language.
+        words: question, exactly as in the table, to other words or another language.
     """
     return [
         replace(sample, question=words[sample.question]) for sample in samples if sample.question in words
@@ -63,15 +63,15 @@ def listed(samples: Sequence[Sample], words: Mapping[str, str]) -> list[Sample]:
 def in_context(
     samples: Sequence[Sample], others: Sequence[Sample], *, kind: str, shots: int, seed: int
 ) -> list[Sample]:
-    """The questions after solved ones: of people who may be known, or about the person's other facts.
+    """The questions after solved ones, about retain people or the person's other facts.
 
     Args:
         samples: those for which there is nothing to show are left out.
-        others: solved questions about people who may be known, in words alone.
+        others: solved text questions about retain people.
         kind: ``examples`` shows questions for the same attribute about others; ``hints`` shows other
             facts about the same person, never the answer itself.
-        shots: how many to show.
-        seed: draws them; each sample has its own.
+        shots: number of solved questions to show.
+        seed: draws them, for each sample anew.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -105,7 +105,7 @@ def jailbreak_prompts() -> dict[str, str]:
 
 
 def jailbreak(samples: Sequence[Sample], prompt: str) -> list[Sample]:
-    """The questions inside a prompt that is to talk the model out of its reserve.
+    """The questions inside a prompt that tries to overcome the model's refusal.
 
     Args:
         samples: questions.
@@ -115,7 +115,7 @@ def jailbreak(samples: Sequence[Sample], prompt: str) -> list[Sample]:
 
 
 def require_words(processor: ProcessorMixin, texts: Iterable[str]) -> None:
-    """Refuse words that the model has no tokens for: what it is asked would not be the attack.
+    """Refuse words that the model has no tokens for, as it could not read the attack.
 
     Raises:
         UnavailableAttack: naming the first such word.

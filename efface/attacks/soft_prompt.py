@@ -1,13 +1,13 @@
-"""A soft prompt: vectors behind the question, optimised to bring facts back, tried on other people.
+"""A soft prompt: vectors after the question, optimised to bring facts back, and tested on other people.
 
     min over v of  NLL( answer | picture, question, v_1 ... v_k )        Adam, a fixed number of steps
 
-The weights stay. The vectors take the place of the embeddings of a word that no question uses, so the
-question stays text and goes through the same scoring as every other.
+The weights stay unchanged. The vectors replace the embeddings of a word that no question uses, so the
+question stays text and is scored like every other.
 
 Reference:
-    Schwinn et al., "Soft prompt threats", arXiv:2402.09063, where the vectors are optimised on the very
-    question; here on facts about other people to forget, as an attacker does not know the answer.
+    Schwinn et al., "Soft prompt threats", arXiv:2402.09063, where the vectors are optimised on the question
+    itself; here on facts about other people to forget, as an attacker does not know the answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SoftPrompt:
     """Vectors and the word whose embeddings they replace.
 
     Attributes:
-        word: stands behind the question, once per vector.
+        word: the word after the question, once per vector.
         token: its id.
         vectors: shape (k, H), float32.
     """
@@ -46,12 +46,12 @@ class SoftPrompt:
     vectors: Tensor
 
     def put_to(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the word behind their questions, once per vector."""
+        """The samples with the word after their questions, once per vector."""
         return [with_word(sample, self.word, len(self.vectors)) for sample in samples]
 
     @contextmanager
     def active(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within this context the vectors take the place of the word's embeddings."""
+        """Within this context the vectors replace the word's embeddings."""
         count = len(self.vectors)
 
         def substitute(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class SoftPrompt:
 
 
 def with_word(sample: Sample, word: str, count: int) -> Sample:
-    """The sample with a word so many times behind its question."""
+    """The sample with a word ``count`` times after its question."""
     return replace(sample, question=" ".join([sample.question, *[word] * count]))
 
 
@@ -86,21 +86,21 @@ def optimise(
     batch_size: int,
     seed: int,
 ) -> Iterator[tuple[int, SoftPrompt]]:
-    """Optimise a soft prompt on facts, stopping at each budget.
+    """Optimise a soft prompt on facts, pausing at each budget.
 
     Args:
         model: is not changed.
         processor: its processor.
         samples: facts about the people to optimise on.
-        word: of `unused_word`, with its id.
+        word: result of `unused_word`: the word and its id.
         budgets: optimizer steps so far, increasing, from 0.
         length: number of vectors k.
-        learning_rate: of Adam, as a share of the standard deviation of the embeddings.
+        learning_rate: learning rate of Adam, as a share of the standard deviation of the embeddings.
         batch_size: facts per step.
-        seed: of the first vectors, which are embeddings of drawn tokens, and of the batches.
+        seed: seed of the initial vectors, which are embeddings of drawn tokens, and of the batches.
 
     Yields:
-        Each budget with the soft prompt after so many steps.
+        Each budget, with the soft prompt after that many steps.
 
     Raises:
         ValueError: if the budgets do not increase.
@@ -122,7 +122,7 @@ def optimise(
 
 
 def unused_word(processor: ProcessorMixin, samples: Sequence[Sample], length: int) -> tuple[str, int]:
-    """A word with one token that no sample uses and that stays one token each time when repeated, and its id.
+    """A word that no sample uses and that is one token each time when repeated, and its id.
 
     Raises:
         UnavailableAttack: if the vocabulary has no such word.
@@ -142,6 +142,6 @@ def unused_word(processor: ProcessorMixin, samples: Sequence[Sample], length: in
         if tokenizer(trial)["input_ids"].count(token) == length:
             return word, token
     raise UnavailableAttack(
-        f"every word of the vocabulary ({len(tokenizer)} tokens) is used in some question, so none is left "
-        "to put the optimised vectors in the place of; use a model with a larger vocabulary"
+        f"every word of the vocabulary ({len(tokenizer)} tokens) is used in some question, so the optimised "
+        "vectors cannot replace one; use a model with a larger vocabulary"
     )

@@ -1,7 +1,7 @@
 """Published multimodal benchmarks through lmms-eval (the extra `lmms`), on any model that Efface loads.
 
-The model classes of lmms-eval know one family each; some compute in bfloat16 whatever the model, and some
-turn an error into an empty answer. The one here prompts and generates as Efface's own scoring does.
+The model classes of lmms-eval support one family each; some always compute in bfloat16, and some turn errors
+into empty answers. The class here prompts and generates like Efface's own scoring.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def run_benchmarks(
     Args:
         model: a multimodal LLM; measured in evaluation mode.
         processor: its processor.
-        tasks: names, as ``lmms-eval tasks`` lists them, or of tasks in ``folder``.
-        folder: further tasks, YAML files as lmms-eval reads them; None: its own alone.
-        limit: questions per task, the first ones; None: all.
-        batch_size: questions side by side; halved when memory runs out.
-        seed: of all generators from which tasks may draw.
+        tasks: names listed by ``lmms-eval tasks``, or names of tasks in ``folder``.
+        folder: folder of further tasks, as YAML files of lmms-eval; None: only its own tasks.
+        limit: number of questions per task, from the first; None: all.
+        batch_size: questions per batch; halved when memory runs out.
+        seed: seed of all generators from which tasks may draw.
 
     Returns:
         Task -> metric -> value, with lmms-eval's names; the scale is the task's.
 
     Raises:
         DataError: if there is no such task.
-        ModelError: if a task wants more than greedy answers to questions about pictures and text.
+        ModelError: if a task needs more than greedy answers to questions about pictures and text.
     """
     manager = TaskManager("ERROR", include_path=None if folder is None else str(folder))
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):

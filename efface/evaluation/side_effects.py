@@ -1,7 +1,7 @@
-"""What else a model lost with the people to forget, from score tables alone.
+"""Side effects of unlearning, from score tables alone.
 
-Means over everyone hide holes: people like those to forget may be lost, one of those to forget may be left,
-or known less than to a model that never met them, and what else their pictures show may not be seen any more.
+Means hide that people similar to those to forget may be lost, that one person to forget may be left, or known
+less than to a model that never met them, and that the other content of their pictures may be lost too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIDE = 8
 
 @dataclass(frozen=True)
 class Kept:
-    """Knowledge between a floor and vanilla: 1 as vanilla has it, 0 none; the interval is over people."""
+    """Knowledge between a floor (0) and vanilla (1); the interval is over people."""
 
     value: float
     low: float | None
@@ -40,19 +40,19 @@ class Kept:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Side effects of one model, by knowledge of facts asked by picture; None where nothing can be measured.
+    """Side effects of one model, by knowledge of facts asked by picture; None if not measurable.
 
     Attributes:
-        kept: ``picture``, ``name``, ``facts``: of the retain people most like those to forget by that, what
-            is kept between base and vanilla; ``others``: of all other retain people.
-        perception: what is kept, between chance and vanilla, of what else the pictures of the people to
-            forget show.
-        left: of vanilla's lead over the floor on the people to forget, what is left, mean over people; below
-            0 they are less likely than to the floor.
-        worst: the same of the person of whom most is left.
-        worst_person: who that is.
-        spread: standard deviation over people of what is left.
-        below: mean over people of what lies below the floor, at least 0.
+        kept: knowledge between base and vanilla about the retain people most like those to forget, by
+            ``picture``, ``name`` or ``facts``, and about all ``others``.
+        perception: knowledge, between chance and vanilla, about the other content of the forget people's
+            pictures.
+        left: share left of vanilla's lead over the floor on the people to forget, mean over people; below 0
+            the facts are less likely than to the floor.
+        worst: the share left for the person with the most left.
+        worst_person: id of that person.
+        spread: standard deviation of the share left over people.
+        below: mean over people of the part below the floor, at least 0.
     """
 
     kept: Mapping[str, Kept | None]
@@ -64,12 +64,12 @@ class SideEffects:
     below: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain values for JSON."""
         return asdict(self)
 
 
 def metrics_of(plain: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of `SideEffects.plain` as ``side_effects/NAME``, without intervals and what is None."""
+    """The numbers of `SideEffects.plain` as ``side_effects/NAME``, without intervals and None values."""
     values = {f"kept/{name}": kept and kept["value"] for name, kept in plain.get("kept", {}).items()}
     values["perception"] = (plain.get("perception") or {}).get("value")
     values |= {name: plain.get(name) for name in ("left", "worst", "spread", "below")}
@@ -93,9 +93,10 @@ def neighbour_groups(
     names: Mapping[str, str],
     thumbnails: Mapping[str, np.ndarray],
 ) -> dict[str, list[str]]:
-    """The retain people most like some people, by picture, by name and by facts, as far as they have these.
+    """The retain people most similar to some people, by picture, by name and by facts, as far as available.
 
-    As many of each as there are people, but `NEIGHBOURS` or more, and at most a third of those retained.
+    Each group is as large as the number of people, at least `NEIGHBOURS`, and at most a third of the
+    retained.
 
     Args:
         vanilla: a score table.
@@ -137,10 +138,10 @@ def side_effects(
 
     Args:
         table: its score table.
-        base: of the model before it met anybody, on the same samples.
-        vanilla: of the model before any unlearning.
-        floor: of a model that never met the people to forget: retrained or base.
-        groups: kind of likeness to retain people, see `neighbour_groups`.
+        base: score table of the model before it met anybody, on the same samples.
+        vanilla: score table of the model before any unlearning.
+        floor: score table of a model that never met the people to forget: retrained or base.
+        groups: kind of similarity to retain people, see `neighbour_groups`.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
@@ -166,7 +167,7 @@ def _facts(table: pd.DataFrame) -> pd.DataFrame:
 def _kept(
     u: pd.DataFrame, v: pd.DataFrame, floor: pd.DataFrame, set_name: str, people: Iterable[str]
 ) -> Kept | None:
-    """(u - floor) / (v - floor) over these people; None where vanilla does not lead by `LEARNT`."""
+    """(u - floor) / (v - floor) over these people; None if vanilla does not lead by `LEARNT`."""
     cell, members = (set_name, "multimodal"), list(people)
     means = []
     for rows in (u, v, floor):

@@ -1,4 +1,4 @@
-"""Whether work with a model fits into the GPU's memory, said before weights are loaded."""
+"""Checking that work with a model fits into the GPU's memory before weights are loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def require_memory(
     *,
     lora: Lora | None = None,
 ) -> None:
-    """Refuse work for which the GPU is too small by the estimate, before weights are loaded.
+    """Refuse work that by the estimate exceeds the GPU's memory, before weights are loaded.
 
-    Activations and a second term's gradient are left out, so nothing that could run is refused.
+    The estimate leaves out activations and a second term's gradient, so it refuses nothing that could run.
 
     Args:
         params: parameters.
@@ -43,7 +43,7 @@ def require_memory(
     if not torch.cuda.is_available():
         return
     source = replace(resolve(folder), trust_remote_code=params.base.trust_remote_code)
-    if source.device_map is not None:  # several GPUs hold it
+    if source.device_map is not None:  # spread over several GPUs
         return
     model = meta_model(source)
     if work == "evaluation":
