@@ -1,14 +1,14 @@
-"""For all tests."""
+"""Hooks for all tests."""
 
 import gc
 
 
 def pytest_collection() -> None:
-    """Import tests and what they import without collecting garbage."""
+    """Import test modules without garbage collection."""
     gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of later collections: a million objects, looked through again and again."""
+    """Exclude imported objects, a million of them, from later collections."""
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""Results of a made-up study, written where the stages would write them; numbers drawn, not learnt."""
+"""Results of an artificial study, written where the stages would write them, with random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go down only, and help imports nothing heavy."""
+"""Imports only go down, and help imports nothing heavy."""
 
 import ast
 import subprocess

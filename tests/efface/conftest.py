@@ -1,4 +1,4 @@
-"""A LLaVA of about 40,000 weights and a dozen samples, made offline: real classes, small shapes."""
+"""A LLaVA of about 40,000 weights and a dozen samples, built offline with real classes and small shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sample(i: int, *, pictured: bool = True, answer: str | None = None, **change
         "attribute": "colour",
         "image": picture(i) if pictured else None,
         "question": question,
-        # Answers of different lengths, so that padding and means over tokens are put to the test.
+        # Answers of different lengths, so that padding and means over tokens are tested.
         "answer": answer or " and ".join(COLOURS[: 1 + i % 4]),
         "pair_id": str(i),
     }

@@ -1,4 +1,4 @@
-"""Batches that give a sample something else than it gets alone are noticed and taken apart."""
+"""Batches in which a sample's output differs from its own are detected and split."""
 
 from __future__ import annotations
 

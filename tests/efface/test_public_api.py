@@ -1,4 +1,4 @@
-"""What a notebook needs: every public name is reachable from `import efface`, and together they unlearn."""
+"""Every public name is available from `import efface`, and together they unlearn."""
 
 from __future__ import annotations
 

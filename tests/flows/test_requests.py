@@ -1,4 +1,4 @@
-"""Requests by the real components: DVC, Prefect, MLflow and stages, in a copy of the project."""
+"""Requests with the real components, DVC, Prefect, MLflow and stages, in a copy of the project."""
 
 import datetime as dt
 import json

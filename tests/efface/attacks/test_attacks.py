@@ -1,4 +1,4 @@
-"""Attacks do what they say and nothing else: rounding, parts put back, names given away, held-out people."""
+"""Attacks do what they say and nothing else: rounding, reloaded parts, revealed names, held-out people."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_gap_of_an_attack_is_the_mean_over_its_variants():
 
 
 def test_the_mean_over_variants_has_no_bias_where_the_largest_has():
-    """Both models alike, eight noisy variants: the largest gap is far above 0, the mean is not."""
+    """For two equal models and eight noisy variants, the largest gap is far above 0, but not the mean."""
     rng = np.random.default_rng(0)
     variants = [("image_shift", str(i), None) for i in range(8)]
 

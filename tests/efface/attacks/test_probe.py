@@ -1,4 +1,4 @@
-"""Probes against closed forms, and what they show on a model that says nothing but knows."""
+"""Probes against closed forms, and on a model that knows a fact without saying it."""
 
 import pytest
 import torch

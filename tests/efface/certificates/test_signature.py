@@ -1,4 +1,4 @@
-"""Signatures: the test vector of RFC 8032, and no change of certificate, signature or key goes unnoticed."""
+"""Signatures: the test vector of RFC 8032, and every change of certificate, signature or key is detected."""
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa

@@ -1,7 +1,6 @@
 """A small MLLMU-Bench as it is published: two roots, all columns, nested types, and every oddity known of it.
 
-Nothing here uses the project's own schema or code: the layout is spelled out again, so that a mistake there
-shows up against it.
+It uses none of the project's schema or code: the layout is spelt out again, so that mistakes there show.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class MllmuFiles:
         taught = [self._training(person) for person in self._people]
         save(self.eval_root / "Full_Set", rows, EVALUATION)
         save(self.eval_root / "ft_Data", taught, TRAINING)
-        for percent in PERCENTS:  # three draws of their own: small sets are not part of large ones
+        for percent in PERCENTS:  # three independent draws: small sets are not part of large ones
             count = max(1, len(rows) * percent // 100)
             forget = set(random.Random(percent).sample(range(len(rows)), count))
             for name, in_forget in ((f"forget_{percent}", True), (f"retain_{100 - percent}", False)):

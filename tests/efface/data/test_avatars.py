@@ -1,4 +1,4 @@
-"""Invented people: recognisable, different from each other, and nothing to guess from a face."""
+"""Invented people are recognisable and distinct, and no fact can be guessed from a face."""
 
 import dataclasses
 import hashlib
@@ -353,6 +353,6 @@ def test_language_is_tested_on_other_facts_and_sentences_than_it_is_taught(tmp_p
     assert {(s.split, s.modality, s.image_bytes) for s in rows} == {("utility", "text", None)}
     assert {s.set for s in rows if s.part == "test"} == {"utility"}
     assert tested["What is the capital of Italy?"] == "Rome"
-    # A sentence is gone on with, and is no fact of the score.
+    # A sentence is to be continued, and is not a fact of the score.
     assert {s.task for s in rows if s.question.startswith("Go on:")} == {"generation"}
     assert {s.task for s in rows if not s.question.startswith("Go on:")} == {"qa"}

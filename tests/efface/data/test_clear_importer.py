@@ -1,4 +1,4 @@
-"""CLEAR's files become samples: every quirk, every bad row, and nothing that is asked is taught."""
+"""CLEAR's files become samples: every quirk, every bad row, and no evaluation question is taught."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ def original(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(original, tmp_path) -> Path:
-    """A copy that may be damaged."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(original, tmp_path / "data"))
 
 

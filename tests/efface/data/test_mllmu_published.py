@@ -1,4 +1,4 @@
-"""MLLMU-Bench as it is published: every oddity is read, every fault is told with file, row and remedy."""
+"""MLLMU-Bench as published: every oddity is read, and every fault is reported with file, row and remedy."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def published(tmp_path_factory) -> MllmuFiles:
 
 @pytest.fixture
 def copy(published, tmp_path):
-    """Both roots, to be damaged."""
+    """Copies of both roots that tests may damage."""
     shutil.copytree(published.eval_root, tmp_path / "eval")
     shutil.copytree(published.train_root, tmp_path / "train")
     return tmp_path

@@ -1,4 +1,4 @@
-"""Names are compared whatever way they are typed, and put in the place of "this person"."""
+"""Names are compared however they are typed, and substituted for "this person"."""
 
 import unicodedata
 

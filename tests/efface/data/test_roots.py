@@ -1,4 +1,4 @@
-"""Roots on the Hub, tried against a stand-in that answers as the Hub does, on this machine."""
+"""Roots on the Hub, tested against a local server that answers like the Hub."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from efface.data.benchmarks.roots import fetch
 from tests.efface.data.conftest import refusal
 
 COMMIT = "e91a01eb060b61be8dbde7edb48b121341bd0890"
-# The client writes ten megabytes at a time, so only a larger file can be left half there.
+# The client writes ten megabytes at a time, so only a larger file can be left incomplete.
 FILES = {"forget_5/train.parquet": b"x" * 24_000_000, "README.md": b"words"}
 
 
@@ -87,7 +87,7 @@ def hub(tmp_path):
 
 
 def download(hub, home, source):
-    """What `fetch` returns or says in a process that takes the stand-in for the Hub."""
+    """The output of `fetch` in a process that uses the local server as the Hub."""
     code = (
         "import sys\nfrom efface.data.benchmarks.roots import fetch\nfrom efface.errors import DataError\n"
         "try:\n    root = fetch(sys.argv[1], ('*.parquet',))\n"

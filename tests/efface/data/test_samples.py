@@ -1,4 +1,4 @@
-"""The table keeps to its columns, says which row is wrong, and reads everywhere."""
+"""The table has its columns, errors name the bad row, and other libraries can read it."""
 
 import dataclasses
 import io

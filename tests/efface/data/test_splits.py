@@ -1,4 +1,4 @@
-"""Folds hold everybody once; validation people are drawn from those who can spare them."""
+"""Folds hold everybody once; validation people come from splits that are large enough."""
 
 import pytest
 

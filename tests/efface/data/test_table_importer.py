@@ -1,4 +1,4 @@
-"""A table of one's own becomes samples: csv, jsonl, parquet; who is forgotten; rows that cannot be used."""
+"""A user's table becomes samples: csv, jsonl, parquet; who is forgotten; unusable rows."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Evidence on one request's people, against closed forms on made tables."""
+"""Evidence on one request's people, against closed forms on constructed tables."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gates: forgetting is asked of every request apart, keeping as a share of what vanilla knows."""
+"""Gates: forgetting is checked for every request, retention as a share of what vanilla knows."""
 
 import pandas as pd
 import pytest

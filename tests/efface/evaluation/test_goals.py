@@ -125,7 +125,7 @@ def as_choice(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_utility_starts_at_chance():
-    """A model that guesses among four options keeps nothing."""
+    """A model that guesses among four options retains nothing."""
     references = {name: as_choice(rows) for name, rows in REFERENCES.items()}
     guessing = references["vanilla"].copy()
     guessing.loc[guessing["set"] == "utility", "exact_match"] = 0.25
@@ -176,7 +176,7 @@ def test_nothing_learnt_is_refused_with_set_and_numbers():
     with pytest.raises(EvaluationError) as error:
         score(blind, vanilla=blind)
     assert all(text in str(error.value) for text in ("retain/multimodal", "0.050", "0.020", "base"))
-    knowing = {"base": table(VANILLA)}  # base knew these people before: it is not vanilla that learnt them
+    knowing = {"base": table(VANILLA)}  # base already knew these people, so vanilla did not learn them
     with pytest.raises(EvaluationError) as error:
         score(table(VANILLA), **knowing)
     assert "forget/multimodal" in str(error.value) and "base" in str(error.value)

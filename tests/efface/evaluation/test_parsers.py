@@ -1,4 +1,4 @@
-"""What is read out of an answer: forty nasty ones, by the strict and by the published readings."""
+"""Forty difficult answers, by the strict and by the published readings."""
 
 import pytest
 from hypothesis import given

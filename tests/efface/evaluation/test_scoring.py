@@ -113,7 +113,7 @@ MEMORY = 3
 
 @pytest.fixture
 def small_device(model):
-    """A model whose device is out of memory, as torch says it, from four rows on; notes the rows asked."""
+    """A model that raises torch's out-of-memory error from four rows on, and records the batch sizes."""
     calls = []
 
     def allocate(module, args, kwargs):
@@ -137,7 +137,7 @@ def test_batches_are_halved_when_memory_runs_out(
     assert sum(rows > MEMORY for rows in small_device) == 1  # tried once, then never again
     said = [record.getMessage() for record in caplog.records if record.name.startswith("efface")]
     assert said == ["out of memory with 5 questions at a time; going on with 3"]
-    # What is on disk is found again by a run that begins with the larger batches.
+    # A run that begins with the larger batches finds the cached ones.
     small_device.clear()
     assert_same(score(model, processor, questions(), cache=cache, **options), single)
     assert small_device == []
@@ -159,7 +159,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(model, pr
 
 
 def test_compiled_forward_passes_are_used_and_put_back(model, processor, single, monkeypatch):
-    """What a compiler makes of the passes is its own affair: that every batch goes through them is ours."""
+    """Only checks that every batch goes through the compiled passes, not what the compiler does."""
     calls, passes = [], []
 
     def compiling(function, **options):

@@ -1,4 +1,4 @@
-"""Side effects against closed forms on made tables: neighbours, perception, who is left, a trace below."""
+"""Side effects against closed forms on constructed tables: neighbours, perception, what is left, traces."""
 
 import math
 

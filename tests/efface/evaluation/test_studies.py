@@ -36,7 +36,7 @@ def on_fold(rows, fold):
 
 
 def left(share, seed=0):
-    """A method that leaves this share of the people to forget, by picture."""
+    """A method that leaves this share of knowledge about the people to forget, by picture."""
     named = {"forget": TOP, "unseen": TOP}
     return table(VANILLA | {"forget": share, "unseen": share}, text=named, noise=0.02, seed=seed)
 

@@ -1,4 +1,4 @@
-"""Whole-model numbers: privacy against retrained, forget quality, modality gap; what is lacking is not 0."""
+"""Whole-model numbers: privacy against retrained, forget quality, modality gap; a missing one is not 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family through everything: one row of docs/reference/models.md per family, one column per test."""
+"""Every family in every test: one row of docs/reference/models.md per family, one column per test."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_zeroed_neurons_equal_activations_forced_to_zero(family, tower, tiny, pi
 
 
 def forced_to_zero(model, mlp, units):
-    """Hooks that put zeros in the place of the units' activations, without touching a weight."""
+    """Hooks that replace the units' activations by zeros, without touching a weight."""
     if mlp.expert is None:
 
         def force(module, args):

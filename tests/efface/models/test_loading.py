@@ -1,4 +1,4 @@
-"""Loading from folders, shards and pointers; what does not fit is refused with what to do."""
+"""Loading from folders, shards and pointers; misfits are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_weights_are_spread_over_devices(folder, model, processor, pictured, dev
 
 
 def own_code(folder, model, trace, auto_class="AutoModelForImageTextToText"):
-    """Give a folder a model type of its own, whose code leaves a trace when it is run."""
+    """Give a folder a custom model type, whose code leaves a trace when it runs."""
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "own.py").write_text(
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Losses and methods: definitions by hand, padding and company change nothing, references cost no model."""
+"""Losses and methods: definitions by hand, independence of padding and batches, references without a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A purge deletes all data of a request's people, names what it deleted, and goes on when it was killed."""
+"""A purge deletes all data of a request's people, records what it deleted, and resumes after a kill."""
 
 import json
 import os

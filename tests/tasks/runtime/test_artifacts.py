@@ -1,4 +1,4 @@
-"""Files are whole or absent, digests see every change, and records hold what a stage did."""
+"""Files are complete or absent, digests detect every change, and records hold what a stage did."""
 
 import hashlib
 import json

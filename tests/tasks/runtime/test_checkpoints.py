@@ -1,4 +1,4 @@
-"""Checkpoint folders: the same run finds its own, another run's is deleted with a word about it."""
+"""Checkpoint folders: the same run reuses its own; another run's is deleted with a message."""
 
 from __future__ import annotations
 

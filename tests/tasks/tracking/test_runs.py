@@ -1,4 +1,4 @@
-"""MLflow gets each result once, whole, with the score files' numbers; a server that is down costs nothing."""
+"""MLflow gets each result once and complete, with the score files' numbers; a dead server loses nothing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The switches of any gradient method: SAM, an adversary in hidden states, the projector as W + sin(D)."""
+"""Options of every gradient method: SAM, an adversary in hidden states, the projector as W + sin(D)."""
 
 from __future__ import annotations
 
