@@ -89,18 +89,19 @@ class ModalityGap:
 
 
 def model_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """About ten numbers of one model, each in [0, 1], for its metrics file.
+    """About ten numbers of one model, in [0, 1] but for ``base_logprob``, for its metrics file.
 
     Args:
         table: score table of the model, whose rows of the part ``test`` count.
 
     Returns:
-        The keys of `METRICS_FILE`, ``fluency``, ``language`` and ``base_likelihood``, rounded to 6 decimals.
-        Those of `METRICS_FILE` average questions that ask for a fact (sentences if a set has nothing else),
-        first by modality. A key without rows is left out.
+        The keys of `METRICS_FILE`, ``fluency``, ``language`` and ``base_logprob`` (nats per token), rounded
+        to 6 decimals. Those of `METRICS_FILE` average questions that ask for a fact (sentences if a set has
+        nothing else), first by modality. A key without rows is left out.
     """
-    names = ("fluency", "language", "base_likelihood")
+    names = ["fluency", "language"]
     rows = with_metrics(table[table["part"] == "test"], ["knowledge", "exact_match", *names])
+    names += ["base_logprob"] if "base_logprob" in rows else []
     facts = fact_rows(rows)
     result = {}
     for key, (metric, name, modalities) in METRICS_FILE.items():

@@ -90,6 +90,12 @@ def test_without_paraphrases_a_metric_is_not_available_rather_than_zero():
     assert "truth_ratio" in unavailable(table().drop(columns="nll_wrong"))
 
 
+def test_the_base_models_likelihood_is_that_per_token_and_has_no_value_without_an_answer():
+    scored = with_metrics(table().assign(base_logprob=[math.log(0.25), None, 0.0]), ["base_likelihood"])
+    values = scored["base_likelihood"]
+    assert values[0] == pytest.approx(0.25) and values[2] == 1.0 and pd.isna(values[1])
+
+
 def test_a_log_probability_that_is_not_a_number_is_an_error():
     with pytest.raises(ValueError) as error:
         with_metrics(table(nll_gold=[0.1, math.nan, 0.2]))

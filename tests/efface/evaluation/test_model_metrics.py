@@ -55,11 +55,11 @@ def test_held_out_sentences_and_the_base_models_likelihood_have_numbers_of_their
         row("utility", "text", "qa", [math.log(0.9), 0.0], "Paris"),
         row("utility", "text", "generation", [math.log(0.1), math.log(0.4), 0.0], "river"),
     ]
-    scores = pd.DataFrame(rows).assign(base_logprob=pd.Series([-1.0, None], dtype="Float64"))
+    scores = pd.DataFrame(rows).assign(base_logprob=pd.Series([-1.25, None], dtype="Float64"))
     assert model_metrics(scores) == {
         "utility": pytest.approx(0.9),
         "language": pytest.approx(0.2),
-        "base_likelihood": pytest.approx(math.exp(-1), abs=1e-6),  # an answer without a word has none
+        "base_logprob": -1.25,  # an answer without a word has none
         "fluency": pytest.approx(1 / 2),
     }
 
