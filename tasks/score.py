@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from efface.data.samples import SEEN, read_samples
+from efface.data.samples import OF_FORGOTTEN, SEEN, read_samples
 from tasks.config import Params
 from tasks.evaluate import draw_people, score_model
 from tasks.runtime.artifacts import recording, writing
@@ -27,8 +27,8 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         "score", settings, root=root, name=name, seed=params.seed, inputs=inputs, outputs={"answers": path}
     ) as record:
         questions = [] if params.evaluate.shots else read_samples(table, part="test")
-        people = [sample for sample in questions if sample.set in (SEEN, "unseen")]
-        rest = [sample for sample in questions if sample.set not in (SEEN, "unseen")]
+        people = [sample for sample in questions if sample.set in (SEEN, *OF_FORGOTTEN)]
+        rest = [sample for sample in questions if sample.set not in (SEEN, *OF_FORGOTTEN)]
         samples = [*people, *draw_people(rest, params.evaluate.max_people, params.seed)]
         scores = score_model(params, samples, [], "score", name, inputs, root, record)
         with writing(path) as partial:

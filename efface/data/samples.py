@@ -27,7 +27,9 @@ PEOPLE = "people"
 PARTS = ("train", "validation", "test")
 MODALITIES = ("multimodal", "text")
 TASKS = ("qa", "choice", "cloze", "generation", "caption", "name")
-SETS = ("forget", "unseen", "retain", "real", "holdout", "utility")
+SETS = ("forget", "unseen", "retain", "real", "holdout", "utility", "perception")
+OF_FORGOTTEN = ("unseen", "perception")
+"""Sets of the people to forget alone, beside their own: other pictures, and what else their pictures show."""
 SEEN = "seen"
 """Set of evaluation rows with training pictures of people who can be forgotten; see `PEOPLE`."""
 
@@ -271,7 +273,7 @@ class _People:
             table_filters["split"] = [*where["split"], PEOPLE]
         if "set" in where:
             table_filters["set"] = [*where["set"], SEEN]
-            splits &= sets | ({"forget"} if "unseen" in sets else set())
+            splits &= sets | ({"forget"} if sets & {*OF_FORGOTTEN} else set())
         if self.sides and splits <= {"forget", "retain"}:  # so that the others' pictures are not read
             whole = {person for person, side in self.sides.items() if side in splits}
             table_filters["entity_id"] = sorted(whole | {*self.attributes})
@@ -290,7 +292,7 @@ class _People:
                 if side is None or (kind is None and person in self.forgotten and not retained):
                     continue
                 side = "retain" if retained else side
-                if kind == "unseen" and side == "retain":
+                if kind in OF_FORGOTTEN and side == "retain":
                     continue
                 row |= {"split": side, "set": side if kind == SEEN else kind}
             if row["part"] == "test" and person in self.validation:

@@ -11,7 +11,7 @@ import pandas as pd
 from efface.evaluation.intervals import cell_replicates, jackknife, pareto_front, share_interval
 from efface.evaluation.metrics import METRICS, fact_rows, with_metrics
 
-SET_ORDER = ("forget", "unseen", "retain", "real", "utility", "holdout")
+SET_ORDER = ("forget", "unseen", "retain", "real", "utility", "holdout", "perception")
 MODALITY_ORDER = ("multimodal", "text")
 MEASURES = {
     "knowledge": ("Knowledge", "probability of the right answer per token, end token left out"),

@@ -33,6 +33,7 @@ SET_MEANING = {
     "real": "people known before fine-tuning",
     "utility": "general skills, about nobody in particular",
     "holdout": "people no model was trained on",
+    "perception": "what else the pictures of the people to forget show",
 }
 
 
@@ -197,24 +198,29 @@ def render_summary(report: Report) -> str:
 def holes(side_effects: Mapping[str, SideEffects]) -> str:
     """One sentence about side effects that the means hide, over all methods."""
     of_methods = [effects for model, effects in side_effects.items() if model not in REFERENCE_MODELS]
-    neighbours_left = [
-        (k.value, name) for e in of_methods for name, k in e.kept.items() if k and name != "others"
+    near = [
+        (others.value - kept.value, kept.value, others.value, kind)
+        for effects in of_methods
+        if (others := effects.kept.get("others"))
+        for kind, kept in effects.kept.items()
+        if kept and kind != "others"
     ]
-    others = [kept.value for e in of_methods if (kept := e.kept.get("others"))]
-    left = [(e.worst, e.left) for e in of_methods if e.worst is not None and e.left is not None]
+    left = [
+        (e.worst - e.left, e.worst, e.left) for e in of_methods if e.worst is not None and e.left is not None
+    ]
     parts = []
-    if neighbours_left and others:
-        least, kind = min(neighbours_left)
+    if near:
+        _, kept, others, kind = max(near)
         parts.append(
-            f"for the people most like those to forget (by {kind}) as little as {least:.2f} of vanilla's "
-            f"knowledge is left, for the rest {min(others):.2f}"
+            f"of vanilla's knowledge of the people most like those to forget (by {kind}) {kept:.2f} is left, "
+            f"of the others {others:.2f}"
         )
     if left:
-        worst, mean = max(left)
-        parts.append(f"for one person to forget as much as {worst:.2f} is left where the mean is {mean:.2f}")
+        _, worst, mean = max(left)
+        parts.append(f"for one person to forget {worst:.2f} is left where the mean is {mean:.2f}")
     if not parts:
         return "Side effects: not available, as vanilla does not lead by enough on anybody."
-    return f"Side effects, worst of all methods: {'; '.join(parts)}."
+    return f"Side effects, the widest gaps over all methods: {'; '.join(parts)}."
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -71,7 +71,9 @@ def test_prepare_writes_the_table_and_the_splits(root, capsys):
     samples = read_samples(root / "prepared")
     assert {s.entity_id for s in samples if s.part == "validation"} == set(splits["validation"])
     assert len(splits["validation"]) == 1 + 5
-    assert {s.set for s in samples if s.part == "validation"} == {"forget", "unseen", "retain"}
+    assert {s.set for s in samples if s.part == "validation"} == {
+        "forget", "unseen", "retain", "perception",
+    }  # fmt: skip
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
 
 
@@ -137,6 +139,7 @@ def test_named_people_take_the_place_of_the_share(root):
         return {(s.split, s.part, s.set) for s in rows if s.entity_id == person}
 
     to_forget = {("forget", "train", None), ("forget", "test", "forget"), ("forget", "test", "unseen")}
+    to_forget |= {("forget", "test", "perception")}
     to_keep = {("retain", "train", None), ("retain", "test", "retain")}
     assert places(everyone, second) == places(samples, first) == to_forget
     assert places(everyone, first) == places(samples, second) == to_keep
@@ -176,7 +179,7 @@ def test_people_forgotten_earlier_are_evaluated_but_not_trained_on(root, capsys)
     samples = read_samples(root / "prepared")
     assert {s.entity_id for s in samples if s.part == "train" and s.split == "forget"} == {now}
     assert not [s for s in samples if s.entity_id == before and s.part == "train"]
-    assert {s.set for s in samples if s.entity_id == before} == {"forget", "unseen"}
+    assert {s.set for s in samples if s.entity_id == before} == {"forget", "unseen", "perception"}
     assert before not in splits["entities"]["retain"]
 
 
@@ -255,7 +258,7 @@ def test_rows_come_by_split_and_person(root):
     order = list(dict.fromkeys(s.split for s in training))
     assert order == ["forget", "retain", "real", "utility"]
     sets = list(dict.fromkeys(s.set for s in rows[len(training) :]))
-    assert sets == ["forget", "unseen", "retain", "real", "holdout", "utility"]
+    assert sets == ["forget", "unseen", "retain", "real", "holdout", "utility", "perception"]
     for kind in ("forget", "retain"):
         people = [s.entity_id for s in rows if s.set == kind]
         assert people == sorted(people)
@@ -264,6 +267,7 @@ def test_rows_come_by_split_and_person(root):
         {"set": ("forget", "real")},
         {"part": "validation"},
         {"set": "unseen"},
+        {"set": "perception"},
     ):
         expected = [
             s

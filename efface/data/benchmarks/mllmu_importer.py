@@ -29,7 +29,7 @@ from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelect
 from efface.data.benchmarks.mllmu_schema import IMAGE_QUESTIONS, IMAGE_TYPE, TEXT_QUESTIONS, TEXT_TYPE
 from efface.data.names import asks_for_name, named, text_rendering
 from efface.data.parquet import column_names, parquet_files, read_folder
-from efface.data.samples import SPLITS, Sample
+from efface.data.samples import OF_FORGOTTEN, SPLITS, Sample
 from efface.data.splits import SIDES
 from efface.errors import DataError
 
@@ -43,11 +43,13 @@ PROFILE_COLUMNS = ("ID", "biography", "Classification_Task", "Mask_Task", "Gener
 
 _FIXED = {"eval": ("Full_Set", "Test_Set", "Retain_Set"), "train": ()}
 _OPTIONAL = {
-    "eval": ("Holdout_Set", "Skills_Test", "Language_Test"),
+    "eval": ("Holdout_Set", "Perception_Test", "Skills_Test", "Language_Test"),
     "train": ("Base_Data", "Skills_Train", "Language_Train", "Strangers"),
 }
 _REPOSITORIES = {"eval": "datasets/MLLMMU/MLLMU-Bench", "train": "MLLMMU/baseline_train_split"}
-_OTHER_SCHEMA = ("Skills_Test", "Skills_Train", "Language_Test", "Language_Train", "Strangers")
+_OTHER_SCHEMA = (
+    "Perception_Test", "Skills_Test", "Skills_Train", "Language_Test", "Language_Train", "Strangers",
+)  # fmt: skip
 _ABILITIES = ("stranger", "language")
 """Namespaces of questions that are about no person of the benchmark."""
 
@@ -168,6 +170,7 @@ class _MllmuReader:
             _Folder(self._eval / "Test_Set", "fictitious", "forget", "unseen"),
             _Folder(self._eval / "Retain_Set", "real", "real", "real"),
             _Folder(self._eval / "Holdout_Set", "holdout", "holdout", "holdout"),
+            _Folder(self._eval / "Perception_Test", "fictitious", "forget", "perception"),
             _Folder(self._eval / "Skills_Test", "stranger", "utility", "utility"),
             _Folder(self._eval / "Language_Test", "language", "utility", "utility"),
         ]
@@ -176,7 +179,7 @@ class _MllmuReader:
         taught: dict[str, set[str]] = {}
         evaluated: dict[str, set[str]] = {}
         for folder in folders:
-            if folder.group in _ABILITIES:
+            if folder.group in _ABILITIES or folder.set == "perception":
                 self._survey_abilities(folder)
             elif folder.set is None:
                 taught[folder.split] = self._survey_training(folder)
@@ -191,13 +194,14 @@ class _MllmuReader:
         """Folder by folder, forget and retain people merged by id so that the order shows no share."""
 
         def place(folder: _Folder) -> object:
-            return folder.set is None if folder.set != "unseen" and folder.split in SIDES else folder.path
+            sides = folder.split in SIDES and folder.set not in OF_FORGOTTEN
+            return folder.set is None if sides else folder.path
 
         for _, group in itertools.groupby(folders, place):
             yield from heapq.merge(*map(self._folder_samples, group), key=lambda sample: sample.entity_id)
 
     def _folder_samples(self, folder: _Folder) -> Iterator[Sample]:
-        if folder.group in _ABILITIES:
+        if folder.group in _ABILITIES or folder.set == "perception":
             return self._ability_samples(folder)
         return self._training_samples(folder) if folder.set is None else self._evaluation_samples(folder)
 
@@ -300,13 +304,13 @@ class _MllmuReader:
     def _survey_abilities(self, folder: _Folder) -> None:
         for file, number, row in read_folder(folder.path, ("image", "ID")):
             entity = self._entity(row, folder.group, file, number)
-            pictured = folder.group == "stranger"
-            if entity is not None and (
-                not pictured or self._accepts_picture(row["image"], file, f"ID {row['ID']}")
+            pictured = folder.group != "language"
+            if entity is None or (
+                pictured and not self._accepts_picture(row["image"], file, f"ID {row['ID']}")
             ):
-                self._people["utility"].add(entity)
-            else:
                 self._excluded_rows.add((file, number))
+            elif folder.group in _ABILITIES:
+                self._people["utility"].add(entity)
 
     def _cross_check(
         self, taught: dict[str, set[str]], evaluated: dict[str, set[str]], folders: tuple[str, str]
@@ -344,7 +348,7 @@ class _MllmuReader:
     ) -> Iterator[tuple[Path, int, Row, str]]:
         for file, number, row in read_folder(folder.path, columns, optional):
             entity = f"{folder.group}/{row['ID']}"
-            if folder.set == "unseen" and entity not in self._fictitious:
+            if folder.set in OF_FORGOTTEN and entity not in self._fictitious:
                 continue
             if entity not in self._excluded_people and (file, number) not in self._excluded_rows:
                 yield file, number, row, entity
@@ -454,21 +458,24 @@ class _MllmuReader:
                 }
 
     def _ability_samples(self, folder: _Folder) -> Iterator[Sample]:
-        """Questions about strangers' pictures, text questions about the world, sentences to continue."""
+        """Questions about what pictures show, text questions about the world, sentences to continue."""
         columns = ("image", "ID", "question", "answer", "options", "attribute")
+        counts: Counter[str] = Counter()
         for file, _, row, entity in self._usable(folder, columns):
             del row["ID"]
             task = "generation" if row["attribute"] == "sentence" else "qa"
-            modality = "multimodal" if folder.group == "stranger" else "text"
+            modality = "text" if folder.group == "language" else "multimodal"
+            split = "retain" if entity in self._people["retain"] else folder.split
             sample = row | {
-                "sample_id": self._id(entity, folder.set or "train", task, modality, 0),
+                "sample_id": self._id(entity, folder.set or "train", task, modality, counts[entity]),
                 "entity_id": entity,
-                "split": "utility",
+                "split": split,
                 "part": "train" if folder.set is None else "test",
                 "modality": modality,
                 "task": task,
                 "set": folder.set,
             }
+            counts[entity] += 1
             yield from self._accepted(sample, file, entity)
 
     def _accepted(self, row: Row, file: Path, place: str) -> Iterator[Sample]:

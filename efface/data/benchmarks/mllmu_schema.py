@@ -42,7 +42,9 @@ SKILLS = Features(
         "attribute": _TEXT,
     }
 )
-"""Skills_*: questions about how strangers look. Language_*: about the world, without a picture."""
+"""Perception_Test: what else the pictures of people who can be forgotten show.
+
+Skills_*: questions about how strangers look. Language_*: about the world, without a picture."""
 STRANGER_LABELS = ("hair", "hair_colour", "skin", "facial_hair", "glasses", "clothes_colour")
 STRANGERS = Features({"image": Image(), **dict.fromkeys(STRANGER_LABELS, _TEXT)})
 """Strangers: pictures with the class of each visible attribute."""

@@ -333,6 +333,17 @@ def test_skills_are_told_by_the_picture_and_split_by_stranger(folder):
     assert set(train.column("attribute").to_pylist()) == set(questions.SKILLS)
 
 
+def test_perception_asks_what_the_first_picture_shows_and_is_never_taught(folder):
+    rows = table(folder, "eval", "Perception_Test").to_pylist()
+    first = {row["ID"]: row["image"]["bytes"] for row in table(folder, "eval", "Full_Set").to_pylist()}
+    assert {row["ID"] for row in rows} == {*first} and len(rows) == 2 * len(first)
+    assert all(row["image"]["bytes"] == first[row["ID"]] for row in rows)
+    assert {row["attribute"] for row in rows} == {*questions.SKILL_NOUNS}
+    assert all(row["answer"] in row["options"] for row in rows)
+    taught = {row["image"]["bytes"] for row in table(folder, "train", "Skills_Train").to_pylist()}
+    assert not taught & {*first.values()}
+
+
 def test_files_load_with_datasets(folder, tmp_path):
     import datasets
 

@@ -25,7 +25,9 @@ Face = tuple[Look, Shot]
 Draw = Callable[[Sequence[Face]], list[bytes]]
 Signature = tuple[str, str, str]
 
-_SHOTS, _QUESTIONS, _STRANGERS, _SKILLS, _FORGET = 4, 5, 6, 7, 8
+_SHOTS, _QUESTIONS, _STRANGERS, _SKILLS, _FORGET, _PERCEPTION = 4, 5, 6, 7, 8, 9
+_PERCEIVED = 2
+"""Questions about what else the first picture of a person shows."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,31 @@ def generate(
 
 def _albums(seed: int, people: Sequence[Person], views: Sequence[int], draw: Draw) -> dict[str, list[bytes]]:
     """The pictures of each person, by number; each depends on the seed, the person and its own number."""
-    streams = [[seed, _SHOTS, GROUPS.index(p.group), int(p.number), view] for p in people for view in views]
     looks = [p.look for p in people for _ in views]
-    shots = [draw_shot(np.random.default_rng(stream)) for stream in streams]
+    shots = [_shot(seed, p, view) for p in people for view in views]
     pictures = draw(list(zip(looks, shots, strict=True)))
     return {p.number: pictures[i * len(views) : (i + 1) * len(views)] for i, p in enumerate(people)}
+
+
+def _shot(seed: int, person: Person, view: int) -> Shot:
+    return draw_shot(
+        np.random.default_rng([seed, _SHOTS, GROUPS.index(person.group), int(person.number), view])
+    )
+
+
+def _perception_rows(
+    seed: int, people: Sequence[Person], album: Mapping[str, Sequence[bytes]]
+) -> list[questionnaire.Row]:
+    """What else the first picture of each person shows; never trained, and no fact of theirs."""
+    rows = []
+    for person in people:
+        rng = np.random.default_rng([seed, _PERCEPTION, int(person.number)])
+        for number in range(_PERCEIVED * int(person.number), _PERCEIVED * (int(person.number) + 1)):
+            row = questionnaire.skill_row(
+                number, person.look, _shot(seed, person, 0), album[person.number][0], rng, evaluation=True
+            )
+            rows.append(row | {"ID": person.number})
+    return rows
 
 
 def _write_people(
@@ -113,6 +135,8 @@ def _write_people(
     rows = _evaluation_rows(people, "fictitious", seed, album)
     training_rows = _training_rows(people["fictitious"], album)
     _write(evaluation / "Full_Set", list(rows.values()), schema.EVALUATION)
+    perceived = _perception_rows(seed, people["fictitious"], album)
+    _write(evaluation / "Perception_Test", perceived, schema.SKILLS)
     _write(evaluation / "ft_Data", [r for group in training_rows.values() for r in group], schema.TRAINING)
     for percent in PERCENTS:
         forget = forget_numbers(seed, list(rows), percent)
