@@ -170,6 +170,7 @@ def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
 
     tables, unavailable = {}, {}
     floors: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
     lacking: dict[tuple[str, str], list[str]] = {}
     forget = set(read_splits(root)["entities"]["forget"])
     for model in params.models:
@@ -188,10 +189,14 @@ def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
             continue
         tables[model] = table
         floors |= about.get("floors", {})
+        for result in about.get("results", ()):
+            attack, cost = result["attack"], result.get("seconds", 0.0)
+            seconds[attack] = seconds.get(attack, 0.0) + cost
         for attack, why in about.get("unavailable", {}).items():
             lacking.setdefault((attack, why), []).append(model)
     unavailable |= {f"{attack} ({', '.join(names)})": why for (attack, why), names in lacking.items()}
-    attacks = collect_attacks(tables, floors=floors, unavailable=unavailable)
+    costs = {attack: total / len(tables) for attack, total in seconds.items()}
+    attacks = collect_attacks(tables, floors=floors, seconds=costs, unavailable=unavailable)
     if attacks is None:
         return None, []
     models = list(params.models)

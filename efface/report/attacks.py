@@ -37,6 +37,7 @@ class Attacks:
         worst: model to how far it is above retrained after its worst attack; without retrained itself.
         curves: attack with a budget to model to its curve, steps to value.
         floors: variant of the probe to what guessing and the base model reach, in [0, 1].
+        seconds: attack to what all its variants took on one model, mean over models.
         unavailable: model, or model and attack, to why it is not shown.
     """
 
@@ -47,6 +48,7 @@ class Attacks:
     worst: Mapping[str, WorstAttack]
     curves: Mapping[str, Mapping[str, Mapping[int, float]]]
     floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -64,6 +66,7 @@ def collect_attacks(
     tables: Mapping[str, pd.DataFrame],
     *,
     floors: Mapping[str, Mapping[str, float]] | None = None,
+    seconds: Mapping[str, float] | None = None,
     unavailable: Mapping[str, str] | None = None,
 ) -> Attacks | None:
     """Results of the attacks; None if none was run.
@@ -71,6 +74,7 @@ def collect_attacks(
     Args:
         tables: attack table per attacked model.
         floors: of the probe's variants.
+        seconds: attack to its cost on one model.
         unavailable: what cannot be shown, with the reason.
 
     Raises:
@@ -106,6 +110,7 @@ def collect_attacks(
         worst=worst,
         curves=curves,
         floors=dict(floors or {}),
+        seconds=dict(seconds or {}),
         unavailable=dict(unavailable or {}),
     )
 

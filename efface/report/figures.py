@@ -361,6 +361,7 @@ def robustness_plot(attacks: Attacks, *, models: Sequence[str]) -> Plot:
             if (gap := attacks.unattacked_gap(model)) is not None:
                 panel.plot(gap, row, marker="|", color=INK, markersize=11)
         panel.set_yticks(range(len(rows)), [model for model, _ in rows])
+        panel.set_ylim(-0.6, len(rows) - 0.4)
         return figure
 
     described = [f"{model} {worst.sentence}" for model, worst in attacks.worst.items()]
