@@ -228,12 +228,13 @@ class ImageShift(Section):
 class Attack(Section):
     """Attempts to bring back what a model was made to forget."""
 
-    models: list[Name] = []
+    models: list[Name] = ["retrained", "mmunlearner", "grad_diff"]
     """Models to attack, such as [retrained, npo]; with `retrained` the others are compared to it."""
     run: Annotated[list[Literal[ATTACKS]], Field(min_length=1)] = [  # type: ignore[valid-type]
-        attack for attack in ATTACKS if attack not in ("jailbreak", "language", "typographic")
+        *("reword", "cross_modal", "relearn", "quantize", "module_reload")
     ]
-    """Attacks on each of them; the three left out need a model that knows more words than the sandbox's."""
+    """Attacks on each of them; jailbreak, language and typographic need a model that knows more words than
+    the sandbox's."""
     reword: Reword = Reword()
     in_context: InContext = InContext()
     jailbreak: Jailbreak = Jailbreak()

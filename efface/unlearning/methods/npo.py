@@ -27,7 +27,7 @@ class NPOSettings(TrainingSettings):
     """Settings of NPO."""
 
     learning_rate: float = 1.8e-5
-    beta: float = 0.1
+    beta: float = 0.4
     """Inverse temperature, above 0; 0.1 in the paper."""
 
     def __post_init__(self) -> None:
