@@ -210,10 +210,10 @@ def holes(side_effects: Mapping[str, SideEffects]) -> str:
     ]
     parts = []
     if near:
-        _, kept, others, kind = max(near)
+        _, neighbours_left, others_left, kind = max(near)
         parts.append(
-            f"of vanilla's knowledge of the people most like those to forget (by {kind}) {kept:.2f} is left, "
-            f"of the others {others:.2f}"
+            f"of vanilla's knowledge of the people most like those to forget (by {kind}) {neighbours_left:.2f} is left, "
+            f"of the others {others_left:.2f}"
         )
     if left:
         _, worst, mean = max(left)
