@@ -212,8 +212,8 @@ def holes(side_effects: Mapping[str, SideEffects]) -> str:
     if near:
         _, neighbours_left, others_left, kind = max(near)
         parts.append(
-            f"of vanilla's knowledge of the people most like those to forget (by {kind}) {neighbours_left:.2f} is left, "
-            f"of the others {others_left:.2f}"
+            f"of vanilla's knowledge of the people most like those to forget (by {kind}) "
+            f"{neighbours_left:.2f} is left, of the others {others_left:.2f}"
         )
     if left:
         _, worst, mean = max(left)
