@@ -49,6 +49,10 @@ def method_names() -> list[str]:
     return list(METHODS)
 
 
+_LISTED = ("learning_rate", "beta")
+"""Settings of a method that params.yaml lists."""
+
+
 @cache
 def method_class(name: str) -> type[UnlearningMethod]:
     """The class of a method's entry in `unlearn.methods`."""
@@ -58,7 +62,7 @@ def method_class(name: str) -> type[UnlearningMethod]:
     types = get_type_hints(settings)
     fields: dict[str, Any] = {
         field.name: (
-            types[field.name] if field.name == "learning_rate" else Annotated[types[field.name], UNLISTED],
+            types[field.name] if field.name in _LISTED else Annotated[types[field.name], UNLISTED],
             field.default,
         )
         for field in dataclasses.fields(settings)

@@ -30,6 +30,7 @@ def parameters(**study):
     document["unlearn"]["methods"] = {"mmunlearner": MASKED, "npo": NPO}
     document["prune"]["methods"] = {"manu": {"selection": "importance", "fraction": 0.3}}
     document["requests"]["method"] = "npo"
+    document["attack"]["models"] = []
     document["study"] |= {"methods": {}, "grid": GRID, "seeds": [0, 1], "folds": 3} | study
     return checked(document, Path("params.yaml"))
 
