@@ -101,5 +101,6 @@ def test_a_copy_without_git_gets_the_remedy():
 
 
 def test_a_command_can_be_ended_at_a_line():
-    lines = commands.dvc("version", log=print, stop_at=lambda line: line.startswith("Platform"))
+    with ending_with_flow():
+        lines = commands.dvc("version", log=print, stop_at=lambda line: line.startswith("Platform"))
     assert lines[-1].startswith("Platform") and not commands._children

@@ -69,7 +69,7 @@ def few_steps(*attacks):
         name: getattr(params.attack, name).model_copy(update={"budgets": budgets})
         for name, budgets in (("relearn", [0, 2]), ("soft_prompt", [0, 2]), ("benign_relearn", [2]))
     }
-    changes |= {"run": list(attacks)} if attacks else {}
+    changes["run"] = list(attacks or [name for name in VARIANTS if name != "none"])
     return params.model_copy(update={"attack": params.attack.model_copy(update=changes)})
 
 

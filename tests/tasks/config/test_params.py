@@ -232,12 +232,12 @@ def test_a_new_file_is_a_new_profile(tmp_path):
     project = copied(tmp_path)
     (project / "profiles/mine.yaml").write_text(
         "unlearn:\n  methods:\n    npo:\n      epochs: 9\n    grad_diff: null\n    kl_min:\n"
-        "      start: vanilla\n      mask: none\n",
+        "      start: vanilla\n      mask: none\nattack:\n  models: []\n",
         encoding="utf-8",
     )
     methods = use_profile("mine", project).unlearn.methods
     assert list(methods) == ["mmunlearner", "gradient_ascent", "npo", "kl_min"]
-    assert (methods["npo"].epochs, methods["npo"].settings.beta) == (9, 0.1)
+    assert (methods["npo"].epochs, methods["npo"].settings.beta) == (9, 0.4)
 
 
 def test_an_unknown_or_wrong_profile_changes_nothing(tmp_path):

@@ -20,7 +20,7 @@ CONTROL = "mmunlearner_random_mask"
 
 
 def parameters(rates=(1e-5, 2e-5)):
-    values = overlaid(default_values(), {"requests": {"method": "mmunlearner"}})
+    values = overlaid(default_values(), {"requests": {"method": "mmunlearner"}, "attack": {"models": []}})
     values["unlearn"]["methods"] = {"mmunlearner": MASKED}
     values["prune"]["methods"] = {}
     values["study"] |= {"seeds": [0, 1], "folds": 2, "grid": {"mmunlearner": {"learning_rate": list(rates)}}}
