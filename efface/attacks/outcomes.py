@@ -161,8 +161,8 @@ def attack_gaps(
     means, gaps = sums.replicates().means, {}
     for attack in dict.fromkeys(attack for attack, _ in sums.sums if attack != NO_ATTACK):
         variants = [key for key in sums.sums if key[0] == attack]
-        asked = np.any([sums.counts[key] > 0 for key in variants], axis=0)
-        gap, estimate = _mean_gap([means[key] for key in variants], asked)
+        covered = np.any([sums.counts[key] > 0 for key in variants], axis=0)
+        gap, estimate = _mean_gap([means[key] for key in variants], covered)
         low, high = estimate.interval() if estimate is not None else (None, None)
         gaps[attack] = AttackGap(attack, len(variants), gap, low, high)
     return gaps
@@ -241,15 +241,15 @@ def _halved_worst(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[flo
     return float(np.average(totals, weights=weights)), int(chosen.argmax())
 
 
-def _mean_gap(replicates: Sequence[np.ndarray], asked: np.ndarray) -> tuple[float, Estimate | None]:
+def _mean_gap(replicates: Sequence[np.ndarray], covered: np.ndarray) -> tuple[float, Estimate | None]:
     """Mean gap of variants, and its uncertainty over people.
 
     Args:
         replicates: of each variant the gap over all people and without each, shape (1 + people,).
-        asked: whether a variant asks about each person, shape (people,).
+        covered: whether a variant asks about each person, shape (people,).
     """
     mean = np.mean(replicates, axis=0)
-    without = mean[1:][asked]
+    without = mean[1:][covered]
     return float(mean[0]), jackknife(np.concatenate([mean[:1], without]), np.zeros(len(without)))
 
 

@@ -42,9 +42,9 @@ def reword(
     reworded = []
     for sample in samples:
         wordings = _templates(sample, names) if benchmark == "avatars" else facts[_fact(sample)]
-        others = [words for words in dict.fromkeys(wordings) if words != sample.question]
-        if others:
-            reworded.append(replace(sample, question=others[number % len(others)]))
+        alternatives = [words for words in dict.fromkeys(wordings) if words != sample.question]
+        if alternatives:
+            reworded.append(replace(sample, question=alternatives[number % len(alternatives)]))
     return reworded
 
 
@@ -79,21 +79,21 @@ def in_context(
     if kind not in CONTEXTS:
         raise ValueError(f"kind is {kind!r}: expected one of {', '.join(CONTEXTS)}")
 
-    def fits(sample: Sample, shown: Sample) -> bool:
+    def fits(sample: Sample, example: Sample) -> bool:
         if kind == "examples":
-            about = (shown.task, shown.attribute) == (sample.task, sample.attribute)
-            return about and shown.entity_id != sample.entity_id
-        about = (shown.entity_id, shown.modality) == (sample.entity_id, sample.modality)
-        other = shown.attribute != sample.attribute or sample.attribute is None
-        return about and other and shown.attribute != "name" and sample.answer not in shown.answer
+            about = (example.task, example.attribute) == (sample.task, sample.attribute)
+            return about and example.entity_id != sample.entity_id
+        about = (example.entity_id, example.modality) == (sample.entity_id, sample.modality)
+        distinct = example.attribute != sample.attribute or sample.attribute is None
+        return about and distinct and example.attribute != "name" and sample.answer not in example.answer
 
     attacked = []
     for sample in samples:
-        pool = [shown for shown in (others if kind == "examples" else samples) if fits(sample, shown)]
-        pool = list({shown.answer: shown for shown in pool}.values())
-        drawn = random.Random(f"{seed}/{sample.sample_id}").sample(pool, min(shots, len(pool)))
-        if drawn:
-            lines = [f"{shown.question} {shown.answer}" for shown in drawn]
+        pool = [example for example in (others if kind == "examples" else samples) if fits(sample, example)]
+        pool = list({example.answer: example for example in pool}.values())
+        examples = random.Random(f"{seed}/{sample.sample_id}").sample(pool, min(shots, len(pool)))
+        if examples:
+            lines = [f"{example.question} {example.answer}" for example in examples]
             attacked.append(replace(sample, question="\n".join([*lines, sample.question])))
     return attacked
 

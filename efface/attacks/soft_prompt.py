@@ -114,8 +114,8 @@ def optimise(
     for budget, steps in stretches(budgets):
         with prompt.active(model):
             for _ in range(steps):
-                drawn = rng.sample(range(len(samples)), min(batch_size, len(samples)))
-                loss = nll(model, to_device(encoder.batch(drawn), model.device))
+                indices = rng.sample(range(len(samples)), min(batch_size, len(samples)))
+                loss = nll(model, to_device(encoder.batch(indices), model.device))
                 (vectors.grad,) = torch.autograd.grad(loss, [vectors])
                 optimizer.step()
         yield budget, prompt

@@ -102,11 +102,11 @@ def check_attributes(
         DataError: if a person has no such attribute, or rows that do not say which fact they are about.
     """
     for person, names in forget.items():
-        known = {name for name in attributes.get(person, ()) if name is not None}
-        if unknown := sorted({*names} - known):
+        own_attributes = {name for name in attributes.get(person, ()) if name is not None}
+        if unknown := sorted({*names} - own_attributes):
             raise DataError(
                 f"attributes of {person}: {', '.join(unknown)} is none of theirs; expected some of "
-                f"{', '.join(sorted(known)) or '(none)'}"
+                f"{', '.join(sorted(own_attributes)) or '(none)'}"
             )
         if None in attributes[person]:
             raise DataError(

@@ -68,9 +68,9 @@ def published(tables: Mapping[str, pd.DataFrame], benchmark: str) -> Published |
 
 def _never_learnt(base: pd.DataFrame, vanilla: pd.DataFrame) -> dict[Cell, str]:
     """Set and modality that vanilla was taught but shows in no task, each with the reason."""
-    known, floors = _knowledge(vanilla), _knowledge(base)
+    learnt, floors = _knowledge(vanilla), _knowledge(base)
     leads: dict[Cell, list[tuple[float, str]]] = {}
-    for (name, modality, task), value in known.items():
+    for (name, modality, task), value in learnt.items():
         leads.setdefault((name, modality), []).append((value - floors[name, modality, task], task))
     reasons = {}
     for (name, modality), tasks in leads.items():
@@ -78,7 +78,7 @@ def _never_learnt(base: pd.DataFrame, vanilla: pd.DataFrame) -> dict[Cell, str]:
         if lead < LEARNT:
             reasons[name, modality] = (
                 f"{name} / {modality}: no published number, because vanilla never learnt this: in its best "
-                f"task, {task}, it gives the right answer {known[name, modality, task]:.3f} per token, base "
+                f"task, {task}, it gives the right answer {learnt[name, modality, task]:.3f} per token, base "
                 f"{floors[name, modality, task]:.3f}; it must lead by {LEARNT} or more: train it longer"
             )
     return reasons

@@ -277,7 +277,7 @@ def test_rows_come_by_split_and_person(root):
         assert expected and read_samples(root / "prepared", **filters) == expected
 
 
-def test_folds_forget_everybody_once(root):
+def test_folds_forget_every_person_once(root):
     forgotten = []
     for fold in range(3):
         prepare_and_split(parameters(validation=0.0, split={"folds": 3, "fold": fold}), root)

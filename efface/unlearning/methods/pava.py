@@ -236,14 +236,14 @@ def with_other_pictures(samples: Sequence[Sample], people: Sequence[Sample], see
         candidates = [entity for entity in pictures if entity != sample.entity_id]
         original = sample.images[0]
         if candidates:
-            other = chance.choice(pictures[chance.choice(candidates)]).images[0].resize(original.size)
+            replacement = chance.choice(pictures[chance.choice(candidates)]).images[0].resize(original.size)
         else:
             noise = np.random.default_rng(seed).integers(
                 0, 256, (original.height, original.width, 3), dtype=np.uint8
             )
-            other = Image.fromarray(noise)
+            replacement = Image.fromarray(noise)
         buffer = io.BytesIO()
-        other.save(buffer, format="PNG")
+        replacement.save(buffer, format="PNG")
         yield replace(sample, image_bytes=buffer.getvalue())
 
 

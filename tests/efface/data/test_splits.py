@@ -1,4 +1,4 @@
-"""Folds hold everybody once; validation people come from splits that are large enough."""
+"""Folds hold every person once; validation people come from splits that are large enough."""
 
 import pytest
 
@@ -44,12 +44,12 @@ def test_a_share_outside_the_range_is_an_error(fraction):
 
 @pytest.mark.parametrize(("count", "folds"), [(60, 8), (8, 8), (9, 2)])
 def test_each_person_is_in_one_fold(count, folds):
-    everybody = [f"fictitious/{i:03}" for i in range(count)]
-    sets = [draw_fold(everybody, folds=folds, fold=fold, seed=3) for fold in range(folds)]
-    assert sorted(person for people in sets for person in people) == everybody
+    people_ids = [f"fictitious/{i:03}" for i in range(count)]
+    sets = [draw_fold(people_ids, folds=folds, fold=fold, seed=3) for fold in range(folds)]
+    assert sorted(person for people in sets for person in people) == people_ids
     assert {len(people) for people in sets} <= {count // folds, -(-count // folds)}
-    assert sets == [draw_fold(everybody[::-1], folds=folds, fold=fold, seed=3) for fold in range(folds)]
-    assert sets != [draw_fold(everybody, folds=folds, fold=fold, seed=4) for fold in range(folds)]
+    assert sets == [draw_fold(people_ids[::-1], folds=folds, fold=fold, seed=3) for fold in range(folds)]
+    assert sets != [draw_fold(people_ids, folds=folds, fold=fold, seed=4) for fold in range(folds)]
 
 
 @pytest.mark.parametrize(
