@@ -26,8 +26,8 @@ from efface.unlearning.settings import TrainingSettings, require
 class NPOSettings(TrainingSettings):
     """Settings of NPO."""
 
-    learning_rate: float = 1.8e-5
-    beta: float = 0.4
+    learning_rate: float = 3.5e-5
+    beta: float = 0.1
     """Inverse temperature, above 0; 0.1 in the paper."""
 
     def __post_init__(self) -> None:
