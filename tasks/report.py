@@ -173,6 +173,11 @@ def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
     seconds: dict[str, float] = {}
     lacking: dict[tuple[str, str], list[str]] = {}
     forget = set(read_splits(root)["entities"]["forget"])
+    costs_of = {
+        record.name: record.content["summary"].get("seconds", {})
+        for record in read_records(root)
+        if record.stage == "attack"
+    }
     for model in params.models:
         files = read_attacks(root, model)
         if files is None:
@@ -189,8 +194,7 @@ def _attacks(params: Params, root: Path) -> tuple[Attacks | None, list[Plot]]:
             continue
         tables[model] = table
         floors |= about.get("floors", {})
-        for result in about.get("results", ()):
-            attack, cost = result["attack"], result.get("seconds", 0.0)
+        for attack, cost in costs_of.get(model, {}).items():
             seconds[attack] = seconds.get(attack, 0.0) + cost
         for attack, why in about.get("unavailable", {}).items():
             lacking.setdefault((attack, why), []).append(model)

@@ -109,6 +109,7 @@ def make_project(folder: Path, database: Path, **changes: object) -> RequestsPro
     entities = {"forget": PEOPLE[:2], "retain": PEOPLE[2:], "real": ["real/000"], "holdout": []}
     splits = {"benchmark": "avatars", "seed": 0, "forget_fraction": 0.1, "entities": entities, "names": NAMES}
     write_json(root / "prepared" / "splits.json", splits)
+    write_facts(root)
     _model(root / "models" / "vanilla", "vanilla")
     _model(root / "models" / "base", "base")
     shutil.copy(database, folder / "mlflow.db")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from efface.data.samples import read_labels
 from efface.data.splits import attributes_of, check_attributes
 from efface.errors import ArtifactError, DataError
 from tasks.config import Params
@@ -81,6 +82,8 @@ class Plan:
     """The same for the requests that the production model carries out."""
     attributes: dict[str, list[str]]
     """Person to the attributes that are, or were, forgotten; the others' facts all are."""
+    passes: float
+    """Passes over the facts to forget for each that the method's settings say; see `_passes`."""
     start: Version
     start_folder: Path
     original: Version
@@ -269,12 +272,38 @@ def plan_run(
         batch=batch,
         earlier=earlier,
         attributes=attributes,
+        passes=_passes(params, root, batch, attributes),
         start=start,
         start_folder=model_folder(start, root, registry),
         original=original,
         original_folder=model_folder(original, root, registry),
         problems=overview.problems,
     )
+
+
+def _passes(
+    params: Params,
+    root: Path,
+    batch: Mapping[str, Collection[str]],
+    attributes: Mapping[str, Collection[str]],
+) -> float:
+    """How many times more facts the people to forget of `split` have, at least 1.
+
+    The settings of a method are chosen on those people. Fewer facts need as many steps, so more passes.
+    """
+    rows = [
+        row
+        for row in read_labels(root / "prepared")
+        if row["part"] == "train" and row["modality"] in params.unlearn.forget
+    ]
+    subjects = {person for people in batch.values() for person in people}
+    of_batch = sum(
+        row["entity_id"] in subjects
+        and row["attribute"] in attributes.get(row["entity_id"], [row["attribute"]])
+        for row in rows
+    )
+    of_split = sum(row["split"] == "forget" for row in rows)
+    return max(1.0, of_split / of_batch) if of_batch else 1.0
 
 
 def _attributes(
@@ -357,7 +386,7 @@ def method_of(params: Params) -> tuple[str, str]:
 
 def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
     """The run's own values of params.yaml, by dotted key."""
-    _, method = method_of(params)
+    kind, method = method_of(params)
     forget = sorted(person for subjects in plan.batch.values() for person in subjects)
     earlier = sorted({person for subjects in plan.earlier.values() for person in subjects} - {*forget})
     limit = params.evaluate.max_people
@@ -368,7 +397,12 @@ def param_overrides(plan: Plan, params: Params) -> dict[str, Any]:
         attacks["attack.models"] = [method, *(["retrained"] if relearns else [])]
         attacks["attack.run"] = [*(["relearn"] if relearns else []), *(["quantize"] if bits else [])]
         attacks |= {"attack.quantize": {"bits": [bits]}} if bits else {}
+    entry = params.unlearn.methods[method] if kind == "unlearn" else None
+    settings: dict[str, Any] = {}
+    if (epochs := getattr(entry, "epochs", None)) and getattr(entry, "steps", None) is None:
+        settings = {f"unlearn.methods.{method}.epochs": round(epochs * plan.passes)}
     return {
+        **settings,
         "split.forget_people": forget,
         "split.forgotten_people": earlier or None,
         "split.forget_attributes": plan.attributes or None,

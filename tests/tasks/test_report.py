@@ -254,9 +254,11 @@ def test_an_attack_on_a_model_when_others_were_forgotten_is_not_shown_but_told(c
     about |= {
         "unavailable": {"language": "no list"},
         "floors": {"linear, layer 1": {"chance": 0.1, "base": 0.2}},
-        "results": [{"attack": "quantize", "seconds": 3.0}, {"attack": "quantize", "seconds": 1.5}],
     }
     (copy / "attacks" / "retrained.json").write_text(json.dumps(about))
+    record = json.loads((copy / "runs" / "retrained.json").read_text())
+    record |= {"stage": "attack", "name": "retrained", "summary": {"seconds": {"quantize": 4.5}}}
+    (copy / "runs" / "attack@retrained.json").write_text(json.dumps(record))
     attacks, _ = _attacks(params_for(), copy)
     assert attacks.unavailable["language (retrained)"] == "no list"
     assert attacks.floors == about["floors"] and attacks.seconds == {"quantize": 4.5}

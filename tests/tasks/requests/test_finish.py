@@ -14,7 +14,7 @@ from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, read_states
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.tracking.client import TrackingError, mlflow_client
 from tasks.tracking.registry import Registry
-from tests.requests_project import PEOPLE, params_with, write_facts
+from tests.requests_project import PEOPLE, params_with
 
 
 def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(project):
@@ -58,7 +58,6 @@ def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(proje
 
 
 def test_a_request_for_some_facts_is_certified_with_what_is_left_of_the_others(project):
-    write_facts(project.root)
     project.add("A", PEOPLE[1], attributes=["pet"])
     run = project.plan()
     verdict = project.judge(run)
@@ -74,7 +73,6 @@ def test_a_request_for_some_facts_is_certified_with_what_is_left_of_the_others(p
 
 
 def test_losing_the_other_facts_fails_a_gate(project):
-    write_facts(project.root)
     project.add("A", PEOPLE[1], attributes=["pet"])
     verdict = project.judge(project.plan(), quality="bad")
     assert "other_facts" in [gate.name for gate in verdict.gates if not gate.passed]

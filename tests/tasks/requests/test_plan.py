@@ -14,7 +14,7 @@ from tasks.requests.plan import Plan, add_request, read_overview
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, RequestState, read_states, write_state
 from tasks.runtime.artifacts import digest
 from tasks.tracking.client import TrackingError, mlflow_client
-from tests.requests_project import PEOPLE, params_with, write_facts
+from tests.requests_project import PEOPLE, params_with
 
 TODAY = dt.date(2026, 3, 1)
 VALUES = {"reason": "r", "legal_basis": "l", "requester": "case 7", "due": "2026-04-01"}
@@ -66,7 +66,6 @@ def test_subjects_of_earlier_requests_are_neither_forgotten_again_nor_retained(p
 
 def test_a_request_for_some_facts_leaves_the_others_to_be_retained(project):
     project.params = params_with(auto_promote=True)
-    write_facts(project.root)
     assert project.forget("A", PEOPLE[1], attributes=["pet"]) == 2
     project.add("B", PEOPLE[5], attributes=["pet", "occupation"])
     run = project.plan()
@@ -78,7 +77,6 @@ def test_a_request_for_some_facts_leaves_the_others_to_be_retained(project):
 
 def test_further_facts_of_a_person_can_be_named_later_but_not_the_same(project):
     project.params = params_with(auto_promote=True)
-    write_facts(project.root)
     project.forget("A", PEOPLE[1], attributes=["pet"])
     project.add("B", PEOPLE[1], attributes=["occupation", "pet"])
     problems = project.plan_or_problems()
@@ -93,8 +91,23 @@ def test_further_facts_of_a_person_can_be_named_later_but_not_the_same(project):
     assert values["split.forgotten_people"] is values["split.forget_attributes"] is None
 
 
+def test_fewer_facts_than_the_settings_were_chosen_on_take_more_passes(project):
+    """`split` forgets two people; each has the same number of facts."""
+    project.params = params_with(method="npo")
+    epochs = project.params.unlearn.methods["npo"].epochs
+    for name, people, attributes, factor in (
+        ("A", PEOPLE[2:3], None, 2),
+        ("B", PEOPLE[3:7], None, 1),
+        ("C", PEOPLE[7:], ["pet"], 4),
+    ):
+        project.add(name, *people, attributes=attributes)
+        values = plan.param_overrides(project.plan(name), project.params)
+        assert values["unlearn.methods.npo.epochs"] == factor * epochs
+    project.params = params_with(method="manu")
+    assert not [key for key in plan.param_overrides(project.plan("A"), project.params) if "epochs" in key]
+
+
 def test_unknown_facts_are_refused_with_those_there_are(project):
-    write_facts(project.root)
     project.add("A", PEOPLE[1], attributes=["shoe size"])
     problem = project.plan_or_problems()["A"]
     assert "request A" in problem and "shoe size" in problem and "occupation, pet" in problem

@@ -22,7 +22,7 @@ from tasks.runtime.artifacts import digest
 from tasks.runtime.purged import PURGED
 from tasks.runtime.salt import SALT
 from tasks.tracking.client import TrackingError, mlflow_client
-from tests.requests_project import NAMES, PEOPLE, params_with, write_benchmark, write_facts
+from tests.requests_project import NAMES, PEOPLE, params_with, write_benchmark
 from tests.traces import traces
 
 PERSON = PEOPLE[1]
@@ -260,7 +260,6 @@ def test_a_purge_of_a_person_whom_another_request_names_is_refused_unless_withdr
 
 def test_a_request_for_some_facts_is_not_purged(project):
     project.params = params_with(auto_promote=True)
-    write_facts(project.root)
     project.forget("A", PERSON, attributes=["pet"])
     with pytest.raises(RequestError) as error:
         purge.plan_purge(project.params, project.root, project.registry, "A")
