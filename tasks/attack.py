@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +133,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             draw_people(questions, scoring.max_people, seed),
             lambda label: ResultCache(unfinished, key=f"{key}/{label}"),
         )
-        tables, results, costs = [], [], Counter[str]()
+        tables, results, costs = [], [], dict.fromkeys((UNATTACKED, *attacks), 0.0)
         unavailable: dict[str, str] = {}
         clock = time.perf_counter()
         for variant in tqdm(_variants(target, attacks, unavailable), desc=f"attacking {name}"):
