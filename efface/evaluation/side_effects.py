@@ -120,9 +120,9 @@ def neighbour_groups(
     }
     groups = {}
     for kind, (having, likeness) in kinds.items():
-        those, others = ([p for p in group if p in having] for group in (people, retain))
-        if those and others:
-            groups[kind] = nearest(others, those, likeness, count)
+        forget_people, retain_people = ([p for p in group if p in having] for group in (people, retain))
+        if forget_people and retain_people:
+            groups[kind] = nearest(retain_people, forget_people, likeness, count)
     return groups | ({"facts": neighbours(test, people, count=count)} if retain else {})
 
 

@@ -230,9 +230,9 @@ def auto_class(source: Source, config: PreTrainedConfig) -> Any:
     remote = getattr(config, "auto_map", None) or {}
     sees = _has_vision(config.to_dict())
     for name in _AUTO_CLASSES:
-        known = getattr(transformers, name)._model_mapping
-        registered = name != "AutoModel" and type(config) in known
-        writes = registered and known[type(config)].can_generate()
+        mapping = getattr(transformers, name)._model_mapping
+        registered = name != "AutoModel" and type(config) in mapping
+        writes = registered and mapping[type(config)].can_generate()
         if name in remote or (writes and (sees or name == "AutoModelForImageTextToText")):
             return getattr(transformers, name)
     raise ModelError(

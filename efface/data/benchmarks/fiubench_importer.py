@@ -122,10 +122,10 @@ def _picture(root: Path, row: Row) -> Path | None:
 
 def _people(folder: Path, bad_rows: BadRows) -> Iterator[tuple[str, Row]]:
     """Entity id and row of the people whose row can be used."""
-    file, known = folder / "full.json", set[str]()
+    file, previous_ids = folder / "full.json", set[str]()
     for number, row in _rows(file):
         reason = row if isinstance(row, str) else _fault(row)
-        if not reason and not isinstance(row, str) and row["unique_id"] in known:
+        if not reason and not isinstance(row, str) and row["unique_id"] in previous_ids:
             reason = f"the unique_id {row['unique_id']} a second time"
         if reason or isinstance(row, str):
             bad_rows.report(file, f"line {number}", str(reason), "correct or remove the line")
@@ -133,7 +133,7 @@ def _people(folder: Path, bad_rows: BadRows) -> Iterator[tuple[str, Row]]:
         picture = _picture(folder, row)
         encoded = picture.read_bytes() if picture is not None and picture.is_file() else None
         if bad_rows.accepts_picture(encoded, file, f"line {number}, picture {row['image_path']}"):
-            known.add(row["unique_id"])
+            previous_ids.add(row["unique_id"])
             yield f"fictitious/{row['unique_id']}", row
 
 

@@ -146,10 +146,10 @@ def students(job: Job, mlps: Sequence[MLP], statistic: RetainStatistic) -> Itera
     settings: VLEraserSettings = job.settings
     spans = {mlp.name: span_of(statistic.span[mlp.name], settings.energy) for mlp in mlps}
     for mlp in mlps:
-        left = mlp.width - len(spans[mlp.name])
-        if settings.rank > left:
+        free = mlp.width - len(spans[mlp.name])
+        if settings.rank > free:
             raise ModelError(
-                f"rank is {settings.rank} and the retain set leaves {left} of {mlp.width} directions of "
+                f"rank is {settings.rank} and the retain set leaves {free} of {mlp.width} directions of "
                 f"{mlp.down}: expected a rank up to that; lower rank or energy"
             )
     with ExitStack() as stack:

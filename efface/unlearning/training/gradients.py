@@ -18,13 +18,13 @@ Gradient = dict[str, Tensor]
 @contextmanager
 def training_only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Within this context only the named parameters train."""
-    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
-    for parameter in others:
+    frozen = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in others:
+        for parameter in frozen:
             parameter.requires_grad_(True)
 
 
@@ -47,7 +47,7 @@ def moved_along(trained: Mapping[str, nn.Parameter], gradient: Gradient, radius:
 
 def sum_gradient(gradient: Gradient, trained: Mapping[str, nn.Parameter]) -> Gradient:
     """The sum over all processes, each of which has the gradient of its samples."""
-    # A process without pictures in its share has no gradient for the vision tower, while others may.
+    # A process without pictures in its share has no gradient for the vision tower, while frozen may.
     device = next(iter(trained.values())).device
     reached = torch.tensor([float(name in gradient) for name in trained], device=device)
     sum_over_processes([reached])
