@@ -31,7 +31,7 @@ SET_MEANING = {
     "unseen": "the same people in reworded questions, on pictures no model was trained on if there are more",
     "retain": "the people to retain",
     "real": "people known before fine-tuning",
-    "utility": "general skills, about nobody in particular",
+    "utility": "general skills, about no particular person",
     "holdout": "people no model was trained on",
     "perception": "what else the pictures of the people to forget show",
 }

@@ -169,7 +169,7 @@ class _Questions:
 def skill_row(
     number: int, look: Look, shot: Shot, encoded: bytes, rng: np.random.Generator, *, evaluation: bool
 ) -> Row:
-    """A question about how somebody looks; the attribute rotates with ``number``."""
+    """A question about how a person looks; the attribute rotates with ``number``."""
     attribute = list(questions.SKILL_NOUNS)[number % len(questions.SKILL_NOUNS)]
     answer = _skill_answer(attribute, look, shot)
     values = _SKILL_VALUES[attribute]
