@@ -7,8 +7,8 @@ Both read the states at the last token of the prompt, before the answer:
     logit lens  answer = argmax over values of head(norm(h)) at the value's first token
 
 The linear probe is trained on retain people and tested on the people to forget, so it cannot memorise anyone:
-it recovers a fact only if the model stores it as it does other people's. Published probes split questions instead
-and can read the person off the states, which even a base model allows.
+it recovers a fact only if the model stores it as it does other people's. Published probes split questions
+instead and can read the person off the states, which even a base model allows.
 
 Reference:
     Alain and Bengio, arXiv:1610.01644; nostalgebraist, "interpreting GPT: the logit lens", 2020.
