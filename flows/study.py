@@ -38,6 +38,7 @@ from tasks.studies.cells import Finished
 from tasks.studies.plan import StudyPlan, plan_of
 
 _STARTED = re.compile(r"Reproducing experiment '(.+)'")
+_ATTEMPTS = 5
 _starting = threading.Lock()
 _FAILED_STAGE = re.compile(r"failed to reproduce '(\w+)(?:@(\w+))?'")
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
@@ -197,6 +198,7 @@ def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
     settings = [word for change in work.changes for word in ("--set-param", change)]
     without: set[str] = set()
     lines: list[str] = []
+    attempts = 0
     try:
         with runs.slots, device(processes=process_count(), workers=runs.workers) as environment:
             with contextlib.suppress(CommandFailed):  # there may be no earlier one of that name
@@ -205,6 +207,9 @@ def run_cell(work: Work, runs: Runs, reference: Any) -> State[Row]:
                 try:
                     arguments = *settings, *work.stages(without)
                     lines = _run_experiment(cell.name, arguments, log.info, environment)
+                    attempts += 1
+                    if not lines:
+                        _require_attempts(cell.name, attempts)
                 except CommandFailed as error:
                     failed = failed_methods(error, work) - without
                     if not failed:
@@ -250,6 +255,15 @@ def _run_experiment(
         command = ("--wait-for-lock", "exp", "run", "--temp", "--name", name)
         lines = dvc(*command, *arguments, log=log, environment=environment, stop_at=follow)
     return lines if started else []
+
+
+def _require_attempts(name: str, attempts: int) -> None:
+    """Refuse to start an experiment again and again that DVC never reports as started."""
+    if attempts >= _ATTEMPTS:
+        raise EffaceError(
+            f'DVC did not run experiment {name!r} in {attempts} attempts: expected the line "Reproducing '
+            f"experiment '{name}'\"; run the study again, or see what else uses dvc exp run --temp here"
+        )
 
 
 def run_name() -> str:

@@ -164,7 +164,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         summary = {"model": name, "digest": digest(inputs["model"]), "rows": len(scored)}
         summary |= {"settings": settings, "results": results, "floors": target.floors}
         write_json(path.with_suffix(".json"), summary | {"unavailable": unavailable})
-        seconds = {attack: round(cost, 1) for attack, cost in costs.items()}
+        seconds = {attack: round(cost, 1) for attack, cost in costs.items() if cost}
         record.summary = {"variants": len(results), "unavailable": unavailable, "seconds": seconds}
         target.cache("").remove()
     retrained = path.with_name("retrained.parquet")  # only for these lines: no file holds the distance

@@ -175,6 +175,13 @@ def test_an_experiment_ends_where_dvc_takes_one_of_another_process(monkeypatch, 
     assert not study._starting.locked()
 
 
+def test_an_experiment_that_dvc_never_starts_is_given_up():
+    study._require_attempts("one", 4)
+    with pytest.raises(EffaceError) as error:
+        study._require_attempts("one", 5)
+    assert "'one'" in str(error.value) and "5" in str(error.value)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_study_chooses_settings_and_restores_what_is_finished(tmp_path):
