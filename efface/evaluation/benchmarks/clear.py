@@ -1,11 +1,23 @@
 """CLEAR's metrics, and the three numbers that MMUnlearner computes from CLEAR.
 
-CLEAR: probability, truth ratio and ROUGE-L recall on six tasks; their harmonic means, Real, Retain and Forget
-metric and Model Utility; forget quality, which compares the truth ratios of a model with the retrained one's.
-MMUnlearner: VQA (the name by choice), VGEN (captions) and QA (questions in text).
+| ``tasks[task]`` | question | answer | wrong answers |
+|---|---|---|---|
+| ``forget``, ``retain`` | for a caption | the caption | five false captions |
+| ``..._face_recognition`` | for the name | the name | five names |
+| ``real_faces``, ``real_world`` | for a name; any | the answer | three others |
 
-The two disagree about text questions on the forget people: MMUnlearner wants them kept (up), CLEAR with TOFU
-wants them forgotten (down).
+| number | computed as | good |
+|---|---|---|
+| ``probability`` | captions: exp(-nll); else p / (p + sum of the wrong) | retain people up |
+| ``truth_ratio`` | forget: min(R, 1/R), else max(0, 1 - 1/R) | retain people up |
+| ``real_metric``, ``retain_metric`` | harmonic means of the two, over two tasks | up |
+| ``forget_metric`` | the same of the forget people | near retrained's |
+| ``model_utility`` | harmonic mean of all that is not about forget people, with ROUGE-L recall | up |
+| forget quality | KS test of R against the retrained model's, on the same captions | p near 1 |
+
+R = p(paraphrase) / geometric mean of p(wrong). ``mmunlearner`` holds ``vqa`` (the name among six options),
+``vgen`` (captions) and ``qa`` (questions in text). The two papers disagree about text questions on the forget
+people: MMUnlearner wants them kept (up), CLEAR with TOFU wants them forgotten (down).
 
 ``official_compat`` follows the released code in two departures from its definition: a truth ratio against one
 mean over the wrong answers of all rows, and a Jensen-Shannon distance that treats the rows as a distribution

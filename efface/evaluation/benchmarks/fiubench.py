@@ -1,7 +1,10 @@
-"""FIUBench's readings, as far as score tables hold what they need.
+"""FIUBench's readings of questions by picture, as far as score tables hold what they need.
 
-On people to retain ROUGE-L recall, probability and truth ratio should stay; on people to forget probability,
-truth ratio (near retrained's, see forget quality) and Min-K should be those of a model that never met them.
+``tables[set][reading]`` holds ``rouge_l_recall`` of the first sentence, ``probability`` (on people to retain:
+among the wrong answers), ``truth_ratio``, and ``min_k``, weighted over the .1 to .5 least likely tokens (the
+paper's MIA). On people to retain they should stay, on people to forget be those of a model that never met
+them.
+
 Exact match and adversarial privacy extraction (APE) count keywords, which the table of samples does not hold;
 GPT-Eval needs a commercial judge, and accuracy on MME and POPE other benchmarks. None of these is computed.
 

@@ -1,8 +1,16 @@
 """MLLMU-Bench's table: three tasks by two modalities by four sets.
 
-The published numbers are ``accuracy_first_letter`` (classification) and ``accuracy_contains`` (cloze), in
-percent, and the sentence measures (generation). MMUnlearner's code reads classification by
-``accuracy_first_alphanumeric``. The strict readings beside them show how much of a number is format.
+In ``tables[set][task][modality][reading]`` the sets ``forget`` and ``unseen`` (the same people on other
+pictures, in other words) should fall, ``retain`` and ``real`` (celebrities) should not. The published
+readings are
+
+| of the paper | here |
+|---|---|
+| classification | ``accuracy_first_letter``; MMUnlearner's code: ``accuracy_first_alphanumeric`` |
+| cloze | ``accuracy_contains`` |
+| generation | ``rouge_l``, ``bleu_nltk`` |
+
+The strict readings beside them show how much of a number is format.
 
 Reference:
     Liu et al., "MLLMU-Bench", arXiv:2410.22108. Its few-shot prompts show questions about the evaluated

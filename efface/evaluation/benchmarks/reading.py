@@ -1,4 +1,16 @@
-"""How a view reads one answer, and how it averages many."""
+"""How a view reads one answer, and how it averages many.
+
+| reading | picks | its trap |
+|---|---|---|
+| ``accuracy_strict`` | the letter or the option the answer states | "It is not Lyon" reads as Lyon |
+| ``accuracy_first_letter`` | the first character (MLLMU-Bench's code) | "A person" reads as A |
+| ``accuracy_first_alphanumeric`` | the same without punctuation (MMUnlearner's code) | "Basil Mahfouz" is B |
+| ``accuracy_likelihood`` | the likeliest option per token | the model may never say it |
+| ``states_an_option`` | whether the strict reading sees any | low: a number of format, not knowledge |
+| cloze ``accuracy_strict`` | the gold as whole words | |
+| cloze ``accuracy_contains`` | the gold as a substring (MLLMU-Bench's code) | "art" in "heart" |
+| ``bleu_nltk`` | nltk's sentence BLEU, smoothing 1 | a right answer of three words scores 0.56 |
+"""
 
 from __future__ import annotations
 

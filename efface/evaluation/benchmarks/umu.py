@@ -1,13 +1,17 @@
 """UMU-Bench's table: three tasks by two modalities, and both modalities of one fact together.
 
-A forgotten fact should be wrong in both forms, a retained one right in both: ``all_modal_error`` on the
-people to forget, ``all_modal_accuracy`` on the others. Of sentences with ROUGE-L a by picture and b by name,
-``all_modal_rouge_l`` is the mean of (a² + b²) / (a + b) on the people to forget, else of 2ab / (a + b).
+In ``tables[set][task][modality][reading]`` the published readings are ``accuracy_option`` (classification:
+the generation is the option's text), ``accuracy_first_sentence`` (cloze: it holds the gold answer up to its
+first full stop) and ``rouge_l``.
+
+A forgotten fact should be wrong in both forms, a retained one right in both. ``tables[set][task][both]``
+holds ``all_modal_error`` for the people to forget, ``all_modal_accuracy`` for the others and, of sentences
+with ROUGE-L a by picture and b by name, ``all_modal_rouge_l``: the mean of (a² + b²) / (a + b) on the people
+to forget, else of 2ab / (a + b).
 
 Reference:
-    Wang et al., "UMU-Bench", NeurIPS 2025; readings as in its code (QDRhhhh/UMU-bench): a choice is right
-    where the generation is the option's text, a blank where it holds the gold answer up to its first full
-    stop. On real people that code takes the option most like the generation; here all are read alike.
+    Wang et al., "UMU-Bench", NeurIPS 2025; readings as in its code (QDRhhhh/UMU-bench), which on real people
+    takes the option most like the generation; here all are read alike.
 """
 
 from __future__ import annotations
