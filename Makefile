@@ -28,9 +28,9 @@ LOGIN := .prefect/login
 server: export PREFECT_SERVER_API_HOST := 127.0.0.1
 server: export PREFECT_SERVER_API_PORT := $(PORT)
 server: export PREFECT_SERVER_CORS_ALLOWED_ORIGINS := http://127.0.0.1:$(PORT)
-server: export PREFECT_SERVER_API_AUTH_STRING ?= $(shell cat $(LOGIN))
+server: export PREFECT_SERVER_API_AUTH_STRING ?= $(shell cat $(LOGIN) 2>/dev/null)
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PORT)/api
-deploy worker: export PREFECT_API_AUTH_STRING ?= $(shell cat $(LOGIN))
+deploy worker: export PREFECT_API_AUTH_STRING ?= $(shell cat $(LOGIN) 2>/dev/null)
 deploy: export PROJECT_ROOT := $(CURDIR)
 
 .PHONY: run flow test test-all check dev lint ui server deploy worker venv clean-venv
@@ -76,8 +76,8 @@ worker: $(READY)          ## runs what is scheduled, on this machine
 	prefect worker start --pool gpu
 
 $(LOGIN):
-	mkdir -p $(@D)
-	umask 077; python3 -c 'import secrets; print("efface:" + secrets.token_urlsafe(24))' >$@
+	@mkdir -p $(@D)
+	@umask 077; python3 -c 'import secrets; print("efface:" + secrets.token_urlsafe(24))' >$@
 
 venv: $(READY)
 
@@ -88,6 +88,8 @@ $(READY): constraints.txt pyproject.toml
 	@command -v git >/dev/null || { echo "git is not installed, and DVC needs it: install git first"; exit 1; }
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is no git repository, and DVC needs \
 	one: clone the project, or run: git init && git add . && git commit -m start"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "PYTHON=$(PYTHON) is not installed, expected Python 3.11, 3.12 \
+	or 3.13: install one, or name yours: make ... PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "PYTHON=$(PYTHON) is \
 	$$($(PYTHON) --version 2>&1 | head -1), expected Python 3.11, 3.12 or 3.13: make ... PYTHON=python3.12"; exit 1; }
 	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); [ "$$free" -ge $(SPACE) ] || { echo "$(CURDIR) \

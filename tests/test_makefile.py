@@ -1,0 +1,66 @@
+"""What make cannot set up, it names at the first command, before anything is installed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A git repository with what `make` reads."""
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def refusal(clone, *arguments, **environment):
+    """What a failing `make run` prints, and that it installed nothing."""
+    make = shutil.which("make")
+    done = subprocess.run(
+        [make, "run", *arguments], cwd=clone, capture_output=True, text=True, env=environment or None
+    )
+    assert done.returncode != 0 and not (clone / ".venv").exists()
+    return done.stdout
+
+
+def python(folder, version):
+    """A program that answers like a Python of that version."""
+    program = folder / "some-python"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}"\nexit 1\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("version", ["3.9.18", "3.14.1"])
+def test_a_python_that_is_not_supported(clone, version):
+    text = refusal(clone, f"PYTHON={python(clone, version)}")
+    assert version in text and "3.11, 3.12 or 3.13" in text
+
+
+def test_a_python_that_is_not_there(clone):
+    text = refusal(clone, "PYTHON=python0.0")
+    assert "python0.0" in text and "3.11, 3.12 or 3.13" in text
+
+
+def test_no_space(clone):
+    assert "expected 1000000" in refusal(clone, "SPACE=1000000")
+
+
+def test_no_git(clone):
+    programs = clone / "programs"
+    programs.mkdir()
+    for name in ("sh", "sed"):
+        (programs / name).symlink_to(shutil.which(name))
+    assert "install git" in refusal(clone, PATH=str(programs))
+
+
+def test_no_repository(clone):
+    shutil.rmtree(clone / ".git")
+    assert "git init" in refusal(
+        clone, PATH=f"{Path(shutil.which('git')).parent}", GIT_CEILING_DIRECTORIES=str(clone.parent)
+    )
