@@ -28,7 +28,7 @@ from efface.encoding.forward import forward, separable
 from efface.errors import ModelError
 from efface.masks import METADATA_KEY, check_digest, read_metadata
 from efface.models.anatomy import MLP, anatomy
-from efface.models.mlps import watch_neurons
+from efface.models.mlps import down_weight, watch_neurons
 from efface.neurons.statistics import measuring_mode
 
 if TYPE_CHECKING:
@@ -62,6 +62,20 @@ def decoder_mlps(model: nn.Module) -> list[MLP]:
             "the decoder of this model has no MLP block with one or two linear layers up and one down around "
             "an activation; use a method that trains weights, such as npo"
         )
+    return mlps
+
+
+def plain_mlps(model: nn.Module) -> list[MLP]:
+    """The decoder's MLP blocks with a down projection of their own.
+
+    Raises:
+        ModelError: if there is none, or one is quantised or adapted.
+    """
+    mlps = [mlp for mlp in decoder_mlps(model) if mlp.expert is None]
+    if not mlps:
+        raise ModelError("the decoder has stacked experts alone: expected linear down projections")
+    for mlp in mlps:
+        down_weight(model, mlp)
     return mlps
 
 

@@ -19,8 +19,9 @@ class UnlearningMethod(Section):
     start: Annotated[str, Field(pattern=r"^(vanilla|unlearned/[a-z][a-z0-9_]*)$")]
     """The model under data/models to start from: vanilla, a pruned model, or that of a method above."""
     mask: Literal["saliency", "random", "magnitude", "retain_statistic", "none"]
-    """File in data/masks with the weights that the forget term may change; none: all. For kvw and vl_eraser,
-    `retain_statistic` is the file of `python -m tasks retain-statistic`; none: it is measured in the run."""
+    """File in data/masks with the weights that the forget term may change; none: all. For a method that reads
+    the retain statistic, `retain_statistic` is the file of `python -m tasks retain-statistic`; none: the run
+    measures it."""
     settings_class: ClassVar[type[Any]]
     statistic: ClassVar[bool]
 

@@ -226,14 +226,14 @@ def test_a_saved_statistic_stands_in_for_the_retain_set_of_its_model_alone(root)
     assert "retain_statistic.safetensors" in str(error.value) and "digest" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pava", "vl_eraser", "mip_editor"])
+@pytest.mark.parametrize("name", ["pava", "vl_eraser", "projected_diff", "mip_editor"])
 def test_an_edit_with_a_training_inside_runs_and_says_what_it_selected(root, name):
     own = {"pava": {"layers": 1, "questions": ["Which colour does this person like?"]}}
-    own |= {"vl_eraser": {"rank": 2, "energy": 0.9}, "mip_editor": {"layer": 1}}
+    own |= {"vl_eraser": {"rank": 2, "energy": 0.9}, "mip_editor": {"layer": 1}, "projected_diff": {}}
     unlearn.run(params({name: TRAINING | own[name]}), name, root=root)
     record = record_of(root, name)
     assert record["summary"]["status"] == "finished" and record["summary"]["steps"] > 0
-    assert ("details" in record["summary"]) == (name != "vl_eraser")
+    assert ("details" in record["summary"]) == (name in ("pava", "mip_editor"))
     assert all(
         (folder / "finished").is_file() for folder in (root / "checkpoints" / f"unlearn@{name}").iterdir()
     )

@@ -32,8 +32,7 @@ from efface.encoding import Inputs
 from efface.encoding.answers import answer_log_probs
 from efface.errors import ModelError
 from efface.models.anatomy import MLP
-from efface.models.mlps import down_weight
-from efface.neurons.retained import RetainStatistic, decoder_mlps, pooled_neurons, pooled_rows, span_of
+from efface.neurons.retained import RetainStatistic, plain_mlps, pooled_neurons, pooled_rows, span_of
 from efface.unlearning.method import Batch, Job, Method, Term
 from efface.unlearning.settings import TrainingSettings, require
 from efface.unlearning.training.config import TrainingResult
@@ -124,20 +123,6 @@ def edit(job: Job) -> TrainingResult:
     for student in attached:
         student.subtract()
     return result
-
-
-def plain_mlps(model: nn.Module) -> list[MLP]:
-    """The decoder's MLP blocks with a projection of their own.
-
-    Raises:
-        ModelError: if there is none, or one is quantised or adapted.
-    """
-    mlps = [mlp for mlp in decoder_mlps(model) if mlp.expert is None]
-    if not mlps:
-        raise ModelError("the decoder has stacked experts alone: vl_eraser expects linear down projections")
-    for mlp in mlps:
-        down_weight(model, mlp)
-    return mlps
 
 
 @contextmanager

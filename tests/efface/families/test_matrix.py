@@ -363,7 +363,7 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
             mask=mask if name == "mmunlearner" else None,
             **options(name, **SETTINGS.get(name, {}) | extra),
         )
-        if name in ("vl_eraser", "mip_editor") and hasattr(text, "num_experts"):
+        if name in ("vl_eraser", "projected_diff", "mip_editor") and hasattr(text, "num_experts"):
             with pytest.raises(ModelError) as error:
                 call()
             assert "stacked experts" in str(error.value)

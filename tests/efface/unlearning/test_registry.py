@@ -17,7 +17,7 @@ FILES = {file.stem for file in Path(methods.__path__[0]).glob("[a-z]*.py")}
 def test_every_file_is_a_method_of_its_name():
     assert METHODS.keys() == FILES
     for name, method in METHODS.items():
-        assert method.name == name and method.paper.startswith(("arXiv:", "CVPR"))
+        assert method.name == name and method.paper.startswith(("arXiv:", "CVPR", "this project"))
 
 
 def test_every_setting_has_a_default_and_methods_that_train_share_theirs():
@@ -68,6 +68,8 @@ def test_the_sum_of_gradients_is_clipped_as_published_but_for_masked_updates():
         ("vl_eraser", "rank", 0),
         ("vl_eraser", "similarity_weight", 1.1),
         ("vl_eraser", "energy", 0.0),
+        ("projected_diff", "energy", -0.1),
+        ("projected_diff", "energy", 1.1),
         ("pava", "layers", 0),
         ("pava", "selection", "last"),
         ("pava", "traced_samples", 0),
