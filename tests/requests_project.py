@@ -152,7 +152,7 @@ def _model(folder: Path, name: str) -> None:
     (folder / "weights.bin").write_bytes(name.encode() * 100)
 
 
-def write_run(folder: Path, run: plan.Plan, quality: str) -> None:
+def write_run(folder: Path, run: plan.Plan, quality: str, *, method: str = "mmunlearner") -> None:
     """Prepared samples, mask, new model, record and scores of a run."""
     root, rng = folder / "data", np.random.default_rng(0)
     forget = sorted(p for people in (*run.batch.values(), *run.earlier.values()) for p in people)
@@ -182,20 +182,20 @@ def write_run(folder: Path, run: plan.Plan, quality: str) -> None:
     (root / "masks").mkdir(exist_ok=True)
     about = json.dumps({"variant": "paper", "threshold": 1.0, "density": {"total": 0.2}})
     save_file({"w": np.ones(4, np.uint8)}, root / "masks" / "saliency.safetensors", {"efface": about})
-    _model(root / "models" / "unlearned" / "mmunlearner", run.run)
-    method = folder / "efface" / "unlearning" / "methods" / "mmunlearner.py"
-    method.parent.mkdir(parents=True, exist_ok=True)
-    method.write_text("of the run")
-    for model in ("base", "vanilla", "original", "mmunlearner"):
-        place = "unlearned/mmunlearner" if model == "mmunlearner" else model
+    _model(root / "models" / "unlearned" / method, run.run)
+    code = folder / "efface" / "unlearning" / "methods" / "mmunlearner.py"
+    code.parent.mkdir(parents=True, exist_ok=True)
+    code.write_text("of the run")
+    for model in ("base", "vanilla", "original", method):
+        place = f"unlearned/{method}" if model == method else model
         if (root / "models" / place).is_dir():
-            shares = SHARES[{"mmunlearner": quality, "base": "base"}.get(model, "vanilla")]
+            shares = SHARES[{method: quality, "base": "base"}.get(model, "vanilla")]
             (root / "scores").mkdir(exist_ok=True)
             table = score_table(model, samples, shares, np.random.default_rng(1))
             table.to_parquet(root / "scores" / f"{model}.parquet", index=False)
             summary = {"digest": digest(root / "models" / place), "metrics": {}}
             write_json(root / "scores" / f"{model}.json", summary)
-    record = {"stage": "unlearn", "name": "mmunlearner", "params": {"learning_rate": 1e-4, "epochs": 3}}
+    record = {"stage": "unlearn", "name": method, "params": {"learning_rate": 1e-4, "epochs": 3}}
     record |= {"seed": 0, "git_commit": "0" * 40, "device": "cpu", "versions": {"torch": "2.13.0"}}
     record |= {"started": "2026-01-02T03:04:05Z", "seconds": 60.0}
-    write_json(root / "runs" / "unlearn@mmunlearner.json", record)
+    write_json(root / "runs" / f"unlearn@{method}.json", record)

@@ -122,11 +122,14 @@ def run(
 def promote() -> None:
     """Put the candidate into production."""
     with _locked("promote") as (root, registry):
+        from tasks.config import load_params
         from tasks.requests import promotion
+        from tasks.requests.notify import tell_done
 
         number, requests = promotion.promote(root, registry)
         typer.echo(f"version {number} is in production; done: {', '.join(requests) or 'no request'}")
-        _tell(root, registry, requests)
+        for line in tell_done(load_params(), root, registry, requests):
+            typer.echo(line)
 
 
 @app.command()
@@ -191,6 +194,7 @@ def purge(
         from flows.requests import purge as purges
         from flows.server import require_server
         from tasks.config import load_params
+        from tasks.requests.notify import tell_done
 
         require_server()
         if dry_run:
@@ -201,7 +205,8 @@ def purge(
         record = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
         for line in purges.lines_of(record["purge"]):
             typer.echo(line)
-        _tell(root, registry, [identifier])
+        for line in tell_done(load_params(), root, registry, [identifier]):
+            typer.echo(line)
         typer.echo(f"the data of request {identifier} are deleted; record {record['number']} says what")
 
 
@@ -291,20 +296,6 @@ def _locked(command: str) -> Iterator[Any]:
         registry = registry_of(load_params(), ROOT)
         with production_lock(Path(), command):
             yield ROOT, registry
-
-
-def _tell(root: Path, registry: Any, requests: list[str]) -> None:
-    """Letters and events of requests that are done; an unreachable webhook is only noted."""
-    from tasks.config import load_params
-    from tasks.requests import notify as notifications
-
-    for name in requests:
-        text, _ = notifications.write_letter(load_params(), root, name)
-        typer.echo(f"letter of request {name}: {text}")
-        try:
-            notifications.post(notifications.event(load_params(), root, registry, name))
-        except notifications.NotificationError as error:
-            typer.echo(f"note: {error}", err=True)
 
 
 def _table(overview: Any) -> Table:

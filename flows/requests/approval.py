@@ -14,8 +14,11 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 
+from tasks.config import Params
 from tasks.requests import promotion
 from tasks.requests.certificates import certificate_of, certificate_path
+from tasks.requests.intake import RequestError
+from tasks.requests.notify import tell_done
 from tasks.requests.plan import read_overview
 from tasks.requests.state import CANDIDATE, production_lock
 from tasks.tracking.registry import Registry, Version
@@ -43,14 +46,17 @@ def own_candidate(registry: Registry) -> Version | None:
     return candidate if made_by_this_run else None
 
 
-def decide(root: Path, registry: Registry, candidate: Version) -> list[str]:
+def decide(params: Params, root: Path, registry: Registry, candidate: Version) -> list[str]:
     """Suspend the flow run until a decision in Prefect's pages, then promote or drop the candidate.
 
     The run ends meanwhile and restarts with the decision. `python -m flows.requests promote` decides too; the
     suspended run then continues as if it had made no candidate.
 
     Returns:
-        A line per request.
+        A line per request, and one per letter.
+
+    Raises:
+        RequestError: if it is no longer the candidate.
     """
     text = gates_text(root, candidate)
     create_markdown_artifact(key="request-approval", markdown=text, description="A candidate waits")
@@ -59,10 +65,15 @@ def decide(root: Path, registry: Registry, candidate: Version) -> list[str]:
         wait_for_input=Approval.with_initial_data(description=text), key="approval", timeout=_TIMEOUT_SECONDS
     )
     with production_lock(Path(), "an approval"):
+        if own_candidate(registry) is None:
+            raise RequestError(f"version {candidate.number} is no longer the candidate; nothing was changed")
         if decision.approve:
             number, requests = promotion.promote(root, registry)
-            return [f"request {name}: version {number} forgot them and is in production" for name in requests]
+            done = [f"request {name}: version {number} forgot them and is in production" for name in requests]
+            return [*done, *tell_done(params, root, registry, requests)]
         number, requests = promotion.decline(root, registry, decision.reason)
+    for name in requests:
+        tell(NEEDS_ATTENTION, name)
     return [f"request {name} needs attention: version {number} was declined" for name in requests]
 
 

@@ -29,7 +29,8 @@ from flows.requests.purge import due_purges, purge_request
 from flows.sharing import has_remote, share
 from tasks.config import Params, load_params
 from tasks.requests import finish
-from tasks.requests.intake import read_requests
+from tasks.requests.intake import RequestError, read_requests
+from tasks.requests.notify import tell_done
 from tasks.requests.plan import (
     Plan,
     absent_stages,
@@ -124,7 +125,7 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
                     share(folder)
                 candidate = own_candidate(registry) if deployed else None
             if candidate is not None:  # this run ends here, and restarts with the decision
-                lines, success = decide(ROOT, registry, candidate), True
+                lines, success = decide(load_params(), ROOT, registry, candidate), True
     except EffaceError as error:
         return Failed(message=str(error))
     lines.append(f"{time.monotonic() - started:.0f} seconds")
@@ -143,14 +144,13 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
     registry = registry_of(params, ROOT)
     if deployed:
         tell_overdue(ROOT)
-    for name in due_purges(params, ROOT, registry) if deployed else ():
-        purge_request(params, ROOT, registry, name, log=get_run_logger().info)
+    lines, unpurged = _purge(params, registry) if deployed else ([], [])
     run = plan(params, registry, only)
     problems = run.problems if isinstance(run, Plan) else run
     # Without the reasons, which name people: Prefect stores these lines.
-    lines = [f"request {name} is invalid: python -m flows.requests list says why" for name in problems]
+    lines += [f"request {name} is invalid: python -m flows.requests list says why" for name in problems]
     if not isinstance(run, Plan):
-        return [*lines, "no request is pending"], not run, None
+        return [*lines, "no request is pending"], not run and not unpurged, None
     log = get_run_logger()
     log.info("run %s: %s, from version %d", run.run, ", ".join(run.batch), run.start.number)
     folder = prepare(run, params)
@@ -180,8 +180,25 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
     for name in run.batch if not params.requests.auto_promote else ():
         tell(WAITING, name)
     role = "in production" if params.requests.auto_promote else "the candidate"
-    accepted = [f"request {name}: version {number} has forgotten them and is {role}" for name in run.batch]
-    return [*lines, *accepted], not run.problems, folder
+    lines += [f"request {name}: version {number} has forgotten them and is {role}" for name in run.batch]
+    if params.requests.auto_promote:
+        lines += tell_done(params, ROOT, registry, run.batch)
+    return lines, not run.problems and not unpurged, folder
+
+
+def _purge(params: Params, registry: Registry) -> tuple[list[str], list[str]]:
+    """Purge the requests whose grace period is over; lines, and the requests whose purge was refused."""
+    lines, refused = [], []
+    for name in due_purges(params, ROOT, registry):
+        try:
+            purge_request(params, ROOT, registry, name, log=get_run_logger().info)
+        except RequestError:  # one that cannot be purged holds up no other
+            refused.append(name)
+            lines.append(f"request {name} is not purged: python -m flows.requests purge {name} says why")
+        else:
+            lines.append(f"request {name}: the data of its people are deleted")
+            lines += tell_done(params, ROOT, registry, [name])
+    return lines, refused
 
 
 def run(only: list[str], echo: Callable[[str], None]) -> bool:

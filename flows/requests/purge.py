@@ -90,11 +90,14 @@ def due_purges(params: Params, root: Path, registry: Registry) -> list[str]:
     if days is None:
         return []
     latest = dt.datetime.now(dt.UTC) - dt.timedelta(days=days)
-    states = read_overview(root, registry).states
+    overview = read_overview(root, registry)
     return [
         name
-        for name, state in states.items()
-        if state.status == "done" and dt.datetime.fromisoformat(state.time) <= latest
+        for name, request in overview.requests.items()
+        if request.attributes is None  # of which no data are deleted
+        and (state := overview.states.get(name)) is not None
+        and state.status == "done"
+        and dt.datetime.fromisoformat(state.time) <= latest
     ]
 
 

@@ -64,9 +64,9 @@ class Requests(Section):
     """Share of the people that one request may name before it needs a confirmation."""
     recipients: Annotated[list[str], UNLISTED] = []
     """Who received the data or the model and is to be told of each request that is done."""
-    purge_after_days: Annotated[Count | None, UNLISTED] = None
+    purge_after_days: Annotated[Annotated[int, Field(ge=0)] | None, UNLISTED] = None
     """Days after promotion on which the deployed flow deletes the data of a request's people, and models that
-    know them; null: only the command `purge` does."""
+    know them; 0: with its next run; null: only the command `purge` does."""
     gates: Gates = Gates()
 
     @model_validator(mode="after")

@@ -386,8 +386,10 @@ def _common(
         "model after": Path(version.folder),
         "scores after": run / "data" / "scores" / f"{method}.parquet",
     }
-    mask = params.unlearn.methods[method].mask if kind == "unlearn" else "importance"
-    metadata = None
+    mask, code, metadata = "importance", "efface/neurons", None
+    if kind == "unlearn":
+        entry = params.unlearn.methods[method]
+        mask, code = entry.mask, f"efface/unlearning/methods/{entry.method}.py"
     if mask != "none":
         files["mask"] = run / "data" / "masks" / f"{mask}.safetensors"
         metadata = mask_metadata(project / files["mask"])
@@ -413,11 +415,7 @@ def _common(
         "method": {
             "name": method,
             "parameters": record["params"],
-            "digest": digest(
-                project
-                / run
-                / ("efface/neurons" if kind == "prune" else f"efface/unlearning/methods/{method}.py")
-            ),
+            "digest": digest(project / run / code),
             "seed": record["seed"],
             "mask": None
             if metadata is None

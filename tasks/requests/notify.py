@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,22 @@ def write_letter(params: Params, root: Path, request: str) -> tuple[Path, Path]:
         with writing(path) as partial:
             partial.write_text(text, encoding="utf-8")
     return paths
+
+
+def tell_done(params: Params, root: Path, registry: Registry, requests: Collection[str]) -> list[str]:
+    """Write the letter of each request that is done, and post its event; returns lines to print.
+
+    A webhook that does not accept an event is a line too, as `notify` sends it again.
+    """
+    lines = []
+    for request in requests:
+        text, _ = write_letter(params, root, request)
+        lines.append(f"letter of request {request}: {text}")
+        try:
+            post(event(params, root, registry, request))
+        except NotificationError as error:
+            lines.append(f"note: {error}")
+    return lines
 
 
 def event(params: Params, root: Path, registry: Registry, request: str) -> dict[str, Any]:

@@ -157,8 +157,8 @@ class Registry:
     def register(self, run_id: str, model: ModelPayload) -> tuple[Version, bool]:
         """Store the folder with a run and make it a version, unless these weights are a version already.
 
-        An existing version keeps its tags and gets those it lacks. Weights that another run of requests (tag
-        `efface.run`) has registered become a new version.
+        An existing version keeps its tags and gets those it lacks, and the flow run that decides on it is
+        this one. Weights that another run of requests (tag `efface.run`) has registered become a new version.
 
         Returns:
             The version, and whether it is new.
@@ -172,7 +172,7 @@ class Registry:
             same = [row for row in rows if row.tags.get(DIGEST) == model.digest and PURGED not in row.tags]
             for row in same:
                 if run is None or row.tags.get(RUN, run) == run:
-                    for key in model.tags.keys() - row.tags.keys():
+                    for key in model.tags.keys() - (row.tags.keys() - {FLOW_RUN}):
                         client.set_model_version_tag(self.name, row.version, key, model.tags[key])
                     return _version(client.get_model_version(self.name, row.version)), False
             tags = {**model.tags, DIGEST: model.digest, STORED: _store(client, run_id, model)}

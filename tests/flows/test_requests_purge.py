@@ -36,6 +36,14 @@ def test_a_request_is_purged_after_its_grace_period(project):
     assert due(None) == ["B"], "an interrupted purge is completed first"
 
 
+def test_with_a_grace_period_of_no_days_all_but_requests_for_some_facts_are_due(project):
+    project.forget("B", PEOPLE[2], attributes=["pet"])
+    params = params_with(auto_promote=True, purge_after_days=0)
+    states = read_states(project.root)
+    assert {name: state.status for name, state in states.items()} == {"A": "done", "B": "done"}
+    assert due_purges(params, project.root, project.registry) == ["A"]
+
+
 def test_a_plan_is_printed_place_by_place():
     deleted = {
         "project": ["data/x"],

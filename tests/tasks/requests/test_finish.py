@@ -10,11 +10,12 @@ import pytest
 from efface.errors import ArtifactError
 from tasks.requests import finish, plan, promotion
 from tasks.requests.certificates import certificate_of, certificate_path, read_certificates, verify
+from tasks.requests.intake import read_requests
 from tasks.requests.state import CANDIDATE, PRODUCTION, RUNS, read_states
 from tasks.runtime.artifacts import digest, read_json, write_json
 from tasks.tracking.client import TrackingError, mlflow_client
 from tasks.tracking.registry import Registry
-from tests.requests_project import PEOPLE, params_with
+from tests.requests_project import PEOPLE, params_with, write_run
 
 
 def test_a_good_model_becomes_the_candidate_and_its_requests_are_certified(project):
@@ -70,6 +71,32 @@ def test_a_request_for_some_facts_is_certified_with_what_is_left_of_the_others(p
         ".html"
     ).read_text(encoding="utf-8")
     assert verify(project.root, project.registry).faults == []
+
+
+def test_a_method_under_a_name_of_its_own_is_certified_with_the_digest_of_its_file(project):
+    methods = {"ours": project.params.unlearn.methods["mmunlearner"]}
+    unlearn = project.params.unlearn.model_copy(update={"methods": methods})
+    requests = project.params.requests.model_copy(update={"method": "ours"})
+    project.params = project.params.model_copy(update={"unlearn": unlearn, "requests": requests})
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    plan.link_models(run, project.params, project.root)
+    write_run(project.root.parent / RUNS / run.run, run, "good", method="ours")
+    project.accept(run, finish.judge(run, project.params, project.root))
+    certificate = certificate_of(project.root, "A")
+    file = project.root.parent / RUNS / run.run / "efface" / "unlearning" / "methods" / "mmunlearner.py"
+    assert certificate["method"]["name"] == "ours" and certificate["method"]["digest"] == digest(file)
+
+
+def test_the_flow_run_that_resumes_a_registration_decides_on_the_candidate(project):
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    verdict = project.judge(run)
+    requests, _ = read_requests(project.root)
+    for flow_run in ("killed", "resumed"):
+        common = (run, verdict, project.params, project.root, project.registry, requests)
+        version = finish.accept(*common, flow_run=flow_run)
+        assert (version.number, version.flow_run) == (2, flow_run)
 
 
 def test_losing_the_other_facts_fails_a_gate(project):

@@ -80,3 +80,16 @@ def test_a_letter_is_written_for_a_request_that_is_done(project):
     text, page = notify.write_letter(project.params, project.root, "B")
     assert "case 7" in text.read_text() and "<title>Your request case 7</title>" in page.read_text()
     assert not any(word in text.read_text() for word in (PEOPLE[2], NAMES[PEOPLE[2]]))
+
+
+def test_after_a_promotion_the_letter_is_there_and_a_deaf_webhook_is_only_a_line(project, receiver):
+    posted, codes = receiver
+    project.params = params_with(auto_promote=True)
+    project.forget("A", PEOPLE[1])
+    letter, _ = paths = [project.root / "requests" / "letters" / f"A.{kind}" for kind in ("txt", "html")]
+    codes.append(503)
+    first, second = notify.tell_done(project.params, project.root, project.registry, ["A"])
+    assert str(letter) in first and notify.WEBHOOK in second and "hush" not in second
+    assert all(path.is_file() for path in paths)
+    assert notify.tell_done(project.params, project.root, project.registry, ["A"]) == [first]
+    assert [values["request"] for values in posted] == ["A", "A"]
