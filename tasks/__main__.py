@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
 _EXAMPLES = "\n\n".join(
     (
-        "`python -m tasks use quick` sets small models, to run the whole chain in minutes; `use laptop` "
-        "goes back.",
-        "`python -m tasks inspect vanilla` shows a model's parts, and the memory of each kind of work.",
-        "`python -m tasks unlearn npo` runs one stage by hand; dvc.yaml lists what each reads and writes.",
-        "Parameters: params.yaml. First steps: docs/tutorial/first-run.md.",
+        "`python -m tasks use quick`: small models, for the whole chain in minutes; `use laptop` goes back.",
+        "`dvc repro`: every stage that is not current, in order.",
+        "`python -m tasks unlearn npo`: one stage by hand, whether current or not.",
+        "`python -m tasks inspect vanilla`: a model's parts, and the memory of each kind of work.",
+        "First steps: docs/tutorial/first-run.md. Parameters: params.yaml and docs/reference/parameters.md. "
+        "Results: docs/reference/files.md.",
     )
 )
+_NAMES = {
+    "mask": "A control mask of `saliency.controls`: random or magnitude.",
+    "method": "A method of `{stage}.methods`.",
+    "model": "base, vanilla, retrained, or a method of `unlearn.methods` or `prune.methods`.",
+}
 app = typer.Typer(
     help="Run one stage of the pipeline; `dvc repro` and `python -m flows.pipeline` run them all.",
     epilog=_EXAMPLES,
@@ -54,10 +60,17 @@ def _add_command(stage: Stage) -> None:
     def once() -> None:
         _run_stage(stage, None)
 
-    def per_name(name: Annotated[str, typer.Argument(help=f"A {stage.per} in params.yaml.")]) -> None:
+    about = "base or vanilla." if stage.name == "score" else _NAMES.get(stage.per or "", "")
+
+    def per_name(name: Annotated[str, typer.Argument(help=about.format(stage=stage.name))]) -> None:
         _run_stage(stage, name)
 
-    app.command(stage.name, help=stage.summary, rich_help_panel="Stages")(per_name if stage.per else once)
+    app.command(
+        stage.name,
+        help=stage.summary,
+        epilog=f"What it reads and writes: `{stage.dvc[0]}` in dvc.yaml. Its parameters: params.yaml.",
+        rich_help_panel="Stages",
+    )(per_name if stage.per else once)
 
 
 for _stage in STAGES.values():
@@ -67,10 +80,13 @@ for _stage in STAGES.values():
 @app.command()
 def use(
     profile: Annotated[
-        str, typer.Argument(help="A file in profiles/ without .yaml, or the path of settings to merge.")
+        str,
+        typer.Argument(
+            help="Name of a file in profiles/, such as quick or laptop, or the path of a settings file."
+        ),
     ],
 ) -> None:
-    """Write a profile, or a study's chosen settings, into params.yaml, keeping its comments."""
+    """Write a profile, or the settings that a study chose, into params.yaml; comments stay."""
     with _short_errors():
         from tasks.config import use_profile
 
@@ -82,7 +98,7 @@ def use(
 def inspect_model(
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or a model under data/models.")],
 ) -> None:
-    """Show a model's parts and the memory that work with it needs, without loading weights."""
+    """Show a model's parts and the memory that each kind of work needs, without loading weights."""
     with _short_errors():
         from tasks.config import load_params
         from tasks.runtime import inspect
@@ -105,11 +121,11 @@ def track(
     quiet_if_unreachable: Annotated[
         bool,
         typer.Option(
-            "--quiet-if-unreachable", help="Print a line instead of failing if MLflow is unreachable."
+            "--quiet-if-unreachable", help="If MLflow is unreachable, print one line instead of failing."
         ),
     ] = False,
 ) -> None:
-    """Send finished results to MLflow, unless they were sent before."""
+    """Send finished results that MLflow lacks."""
     with _short_errors():
         from tasks.config import load_params
         from tasks.tracking.runs import run
@@ -119,9 +135,14 @@ def track(
 
 @app.command()
 def rescore(
-    folder: Annotated[Path, typer.Argument(help="Score tables <model>.parquet, reference models included.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of score tables <model>.parquet, those of base, vanilla and retrained included."
+        ),
+    ],
 ) -> None:
-    """Score finished score tables again, even those of earlier versions, without a model."""
+    """Compute all metrics of score tables again, without a model, even of earlier versions' tables."""
     with _short_errors():
         from tasks import rescore
 

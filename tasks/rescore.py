@@ -1,4 +1,4 @@
-"""Score finished score tables again, also those of earlier versions; no model is loaded."""
+"""Compute the metrics of finished score tables again, also of earlier versions' tables, without a model."""
 
 from __future__ import annotations
 

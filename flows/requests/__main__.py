@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 ROOT = Path("data")
 app = typer.Typer(
-    help="Requests to be forgotten, from intake to certificate (docs/how-to/requests.md).",
+    help="Requests to be forgotten, from intake to certificate.",
+    epilog="In this order: add, run, promote, verify. What each does: docs/how-to/requests.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +39,9 @@ def add(
         list[str] | None, typer.Option(help="Only this fact about them, such as birthplace; repeatable.")
     ] = None,
     received: Annotated[str | None, typer.Option(help="The day of receipt; by default today.")] = None,
-    identifier: Annotated[str | None, typer.Option("--id", help="By default the day and a number.")] = None,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="Id of the request; by default the day and a number.")
+    ] = None,
     late: Annotated[bool, typer.Option("--late", help="Accept a past due date; needs --received.")] = False,
 ) -> None:
     """Check a new request and write it to data/requests."""
@@ -101,7 +104,8 @@ def status() -> None:
 @app.command()
 def run(
     request: Annotated[
-        list[str] | None, typer.Option(help="Only this request; repeatable. By default those due first.")
+        list[str] | None,
+        typer.Option(help="Only this request; repeatable. By default the pending ones that are due first."),
     ] = None,
 ) -> None:
     """Carry out pending requests: unlearn, evaluate, check the gates, register, certify."""

@@ -96,7 +96,7 @@ class InContext(Section):
 
 
 class Jailbreak(Section):
-    """Role play and other prompts that are to talk the model out of its reserve."""
+    """Role play and other prompts meant to get round a refusal."""
 
     prompts: Texts = {}
     """Your own instead of efface/attacks/jailbreaks.json: name to text with {question} in it."""
@@ -158,7 +158,7 @@ class Optimised(Section):
 
 
 class SoftPrompt(Optimised):
-    """Vectors behind the question, optimised on some forgotten people; tested on the others."""
+    """Vectors after the question, optimised on some forgotten people; tested on the others."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the forgotten people to optimise on."""

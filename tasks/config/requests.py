@@ -40,7 +40,7 @@ class Gates(Section):
 
 
 class Requests(Section):
-    """python -m flows.requests: unlearn the people who ask for it from the model in production."""
+    """python -m flows.requests: make the model in production forget the people who ask for it."""
 
     method: Name = "mmunlearner"
     """Name under `unlearn.methods` or `prune.methods`; it starts from vanilla, which here is the model in
