@@ -21,9 +21,10 @@ class Saliency(Section):
     ]
     """Parts of the model that may change (official_code: parts where the mask acts)."""
     threshold: Annotated[float, Field(gt=0)] = 1.0
-    """A weight may change when forget saliency / preserve saliency is at least this, > 0."""
-    density: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of weights to select instead, by the highest ratios, in (0, 1); null: by threshold."""
+    """A weight may change when forget saliency / preserve saliency is at least this, > 0; without density."""
+    density: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    """Share of weights to select, by the highest ratios, in (0, 1); null: by threshold, as paper and released
+    code do. By threshold the share follows the people, and with it how much is forgotten."""
     normalisation: Literal["pooled", "per_group"] = "pooled"
     """Divide by all samples of a set, or for vision and projector by those with a picture, since text gives
     them no gradient."""

@@ -81,7 +81,7 @@ def test_a_control_of_another_models_mask_is_refused(root, model, processor):  #
 
 def test_without_a_mask_nothing_is_written(root, model):  # noqa: F811
     with pytest.raises(ModelError):
-        run(root, model, threshold=1e30)
+        run(root, model, threshold=1e30, density=None)
     assert not (root / "masks" / "saliency.safetensors").exists()
 
 
