@@ -149,7 +149,7 @@ def numbers_of(scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float
     if quality is not None:
         numbers["forget_quality (KS p), forget multimodal"] = quality.p_value
     if gap is not None:
-        numbers["modality_gap"] = gap.gap
+        numbers["modality_gap"] = gap
     return numbers
 
 

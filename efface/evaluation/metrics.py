@@ -111,12 +111,11 @@ def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd
         names: metrics to add; None adds all.
 
     Raises:
-        ValueError: if a metric is unknown, or a log-probability of the table is NaN.
+        ValueError: if a log-probability of the table is not a finite number.
     """
     import pandas as pd
 
-    selection = [metric_named(name) for name in (METRICS if names is None else names)]
-    missing = [metric for metric in selection if metric.name not in scores.columns]
+    missing = [METRICS[name] for name in (METRICS if names is None else names) if name not in scores.columns]
     check_finite(scores)
     if not missing:
         return scores
@@ -153,22 +152,15 @@ def check_finite(scores: pd.DataFrame) -> None:
             )
 
 
-def metric_named(name: str) -> Metric:
-    """The metric called ``name``.
-
-    Raises:
-        ValueError: if there is none of that name; lists all names.
-    """
-    if name not in METRICS:
-        raise ValueError(f"metric is {name!r}: expected one of {', '.join(METRICS)}")
-    return METRICS[name]
-
-
 def unavailable(scores: pd.DataFrame) -> dict[str, str]:
     """Metrics that this table lacks data for, each with the reason."""
     reasons = {}
     for metric in METRICS.values():
-        missing = [c for c in metric.needs if c not in scores.columns or not _any(scores[c])]
+        missing = [
+            column
+            for column in metric.needs
+            if column not in scores or all(cell_value({"": value}, "") is None for value in scores[column])
+        ]
         if missing:
             reasons[metric.name] = f"not available: the samples have no {', no '.join(missing)}"
     return reasons
@@ -196,21 +188,22 @@ def summarise(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, f
     return result
 
 
-def _any(column: pd.Series[Any]) -> bool:
-    return any(cell_value({"value": value}, "value") is not None for value in column)
-
-
 def _choice(row: Row) -> float | None:
-    return (
-        float(row["correct"]) if row["task"] == "choice" and cell_value(row, "correct") is not None else None
-    )
-
-
-def _choice_generated(row: Row) -> float | None:
-    if row["task"] != "choice" or cell_value(row, "options") is None:
+    if row["task"] != "choice" or cell_value(row, "correct") is None:
         return None
-    index = parsers.strict_choice(row["generation"], list(row["options"]))
-    return float(index is not None and row["options"][index] == row["gold"])
+    return float(row["correct"])
+
+
+def choice_read_by(parser: Callable[[str, list[str]], int | None]) -> Callable[[Row], float | None]:
+    """Whether the option that a parser extracts from the answer to a multiple-choice question is right."""
+
+    def value_of(row: Row) -> float | None:
+        if row["task"] != "choice" or cell_value(row, "options") is None:
+            return None
+        index = parser(row["generation"], list(row["options"]))
+        return float(index is not None and row["options"][index] == row["gold"])
+
+    return value_of
 
 
 def _cloze(row: Row, holds: Callable[[str, str], bool] = parsers.fills_blank) -> float | None:
@@ -269,16 +262,11 @@ def _ranked(function: Callable[[Sequence[int]], float]) -> Callable[[Row], float
     return lambda row: None if cell_value(row, "token_ranks") is None else function(row["token_ranks"])
 
 
-def _of_answers() -> list[Metric]:
-    """Metrics that compare generated answers with the right ones."""
-    rouges = [
-        Metric(
-            f"{name}{suffix}", _rouge(name, part), f"{name.upper().replace('_', '-')} {words} of sentences"
-        )
-        for name in ("rouge_l", "rouge_1", "rouge_2")
-        for suffix, part, words in (("", "f_measure", "F-measure"), ("_recall", "recall", "recall"))
-    ]
-    return [
+_SENTENCES = "of generated sentences"
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        # Generated answers against the right ones.
         Metric(
             "exact_match",
             _exact,
@@ -294,7 +282,7 @@ def _of_answers() -> list[Metric]:
         ),
         Metric(
             "choice_accuracy_generated",
-            _choice_generated,
+            choice_read_by(parsers.strict_choice),
             "share of multiple-choice questions whose generated answer states the right option",
         ),
         Metric("cloze_accuracy", _cloze, "share of blanks whose answer holds the fact as whole words"),
@@ -303,17 +291,14 @@ def _of_answers() -> list[Metric]:
             lambda row: _cloze(row, parsers.contains_gold),
             "share of blanks whose answer holds the fact as a substring, as MLLMU-Bench counts",
         ),
-        Metric(
-            "rouge_l", _rouge("rouge_l", "f_measure"), "ROUGE-L F-measure of generated sentences", stored=True
-        ),
-        *rouges[1:],
-        Metric("bleu", _bleu, "sentence BLEU of generated sentences"),
-    ]
-
-
-def _of_likelihoods() -> list[Metric]:
-    """Metrics of how likely the model finds given answers."""
-    return [
+        Metric("rouge_l", _rouge("rougeL", "fmeasure"), f"ROUGE-L F-measure {_SENTENCES}", stored=True),
+        Metric("rouge_l_recall", _rouge("rougeL", "recall"), f"ROUGE-L recall {_SENTENCES}"),
+        Metric("rouge_1", _rouge("rouge1", "fmeasure"), f"ROUGE-1 F-measure {_SENTENCES}"),
+        Metric("rouge_1_recall", _rouge("rouge1", "recall"), f"ROUGE-1 recall {_SENTENCES}"),
+        Metric("rouge_2", _rouge("rouge2", "fmeasure"), f"ROUGE-2 F-measure {_SENTENCES}"),
+        Metric("rouge_2_recall", _rouge("rouge2", "recall"), f"ROUGE-2 recall {_SENTENCES}"),
+        Metric("bleu", _bleu, f"sentence BLEU {_SENTENCES}"),
+        # Likelihood of given answers.
         Metric(
             "knowledge",
             _knowledge,
@@ -358,12 +343,7 @@ def _of_likelihoods() -> list[Metric]:
             "share of the answer that follows by itself from the shortest sufficient beginning",
             needs=("token_ranks",),
         ),
-    ]
-
-
-def _of_form() -> list[Metric]:
-    """Metrics of the form of generated answers, right or wrong."""
-    return [
+        # The form of generated answers, right or wrong.
         Metric(
             "fluency",
             lambda row: float(texts.is_fluent(row["generation"], row["task"])),
@@ -383,10 +363,6 @@ def _of_form() -> list[Metric]:
             "share of generations that begin with a refusal",
             higher_is_better=False,
         ),
-    ]
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*_of_answers(), *_of_likelihoods(), *_of_form())
+    )
 }
 STORED = {name: metric for name, metric in METRICS.items() if metric.stored}

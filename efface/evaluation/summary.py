@@ -21,7 +21,7 @@ SIGNALS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "mia_zlib": ("nll_gold", lambda row: privacy.zlib_signal(row["nll_gold"], str(row["gold"]))),
     "mia_loss": ("nll_gold", lambda row: privacy.loss_signal(row["nll_gold"])),
     "mia_min_k": ("token_logprobs", lambda row: privacy.min_k_signal(row["token_logprobs"])),
-    "mia_min_k_pp": ("token_zscores", lambda row: privacy.min_k_pp_signal(row["token_zscores"])),
+    "mia_min_k_pp": ("token_zscores", lambda row: privacy.min_k_signal(row["token_zscores"])),
 }
 """Membership inference attack to the column it reads and the signal of a row; the first is the reference."""
 REFERENCE_ATTACK = "mia_zlib"
@@ -61,31 +61,21 @@ class Privacy:
     Attributes:
         model: result on the model.
         retrained: result on the retrained model.
-        gap: distance of the two AUCs, in [0, 1]; 0 is ideal.
-        leak: `privacy_leak`, 0 is ideal; None if the retrained model's AUC is 1.
     """
 
     model: Membership
     retrained: Membership
-    gap: float
-    leak: float | None
 
+    @property
+    def gap(self) -> float:
+        """Distance of the two AUCs, in [0, 1]; 0 is ideal."""
+        return abs(self.model.auc - self.retrained.auc)
 
-@dataclass(frozen=True)
-class ModalityGap:
-    """Facts about the people to forget that are asked by picture and by name; all shares in [0, 1].
-
-    Attributes:
-        gap: distance between the shares right by picture and by name.
-        both_right: share of facts right both ways.
-        both_wrong: share of facts wrong both ways.
-        n: number of facts.
-    """
-
-    gap: float
-    both_right: float
-    both_wrong: float
-    n: int
+    @property
+    def leak(self) -> float | None:
+        """`privacy_leak`, 0 is ideal; None if the retrained model's AUC is 1."""
+        defined = self.retrained.auc < 1
+        return privacy.privacy_leak(self.model.auc, self.retrained.auc) if defined else None
 
 
 def model_metrics(table: pd.DataFrame) -> dict[str, float]:
@@ -114,15 +104,10 @@ def model_metrics(table: pd.DataFrame) -> dict[str, float]:
     return result | {name: round(float(mean), 6) for name, mean in of_all.items() if not pd.isna(mean)}
 
 
-def membership(
-    table: pd.DataFrame,
-    *,
-    attacks: Sequence[str] = tuple(SIGNALS),
-    modality: str = "multimodal",
-    part: str = "test",
-) -> dict[str, Membership]:
-    """Each attack on the forget set against the holdout set; one without its rows or column is left out."""
-    rows = table[(table["part"] == part) & (table["modality"] == modality)]
+def membership(table: pd.DataFrame, *, attacks: Sequence[str] = tuple(SIGNALS)) -> dict[str, Membership]:
+    """Each attack on the forget set against the holdout set, by picture; one without its rows or column is
+    left out."""
+    rows = _pictured(table)
     sets = {name: records(rows[rows["set"] == name]) for name in ("forget", "holdout")}
     result = {}
     for attack in attacks:
@@ -172,30 +157,26 @@ def privacy_of(
 ) -> dict[str, Privacy]:
     """Each attack on a model, compared with the same attack on the retrained model."""
     of_model, of_retrained = membership(table, attacks=attacks), membership(retrained, attacks=attacks)
-    return {
-        name: Privacy(
-            model=of_model[name],
-            retrained=of_retrained[name],
-            gap=abs(of_model[name].auc - of_retrained[name].auc),
-            leak=privacy.privacy_leak(of_model[name].auc, of_retrained[name].auc)
-            if of_retrained[name].auc < 1
-            else None,
-        )
-        for name in of_model
-        if name in of_retrained
-    }
+    return {name: Privacy(of_model[name], of_retrained[name]) for name in of_model if name in of_retrained}
 
 
-def forget_quality_of(
-    table: pd.DataFrame, retrained: pd.DataFrame, *, modality: str = "multimodal", part: str = "test"
-) -> ForgetQuality | None:
-    """Forget quality on the rows of the forget set that have a truth ratio; None if none has.
+def forget_quality_of(table: pd.DataFrame, retrained: pd.DataFrame) -> ForgetQuality | None:
+    """Forget quality on the forget set's rows by picture that have a truth ratio; None if none has.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
     """
     check_same_samples({"retrained": retrained, "the model": table})
-    ratios = [_truth_ratios(rows, modality, part) for rows in (table, retrained)]
+    ratios = []
+    for rows in (table, retrained):
+        pictured = _pictured(rows)
+        ratios.append(
+            {
+                str(row["sample_id"]): truth_ratio(row["nll_paraphrase"], row["nll_wrong"])
+                for row in records(pictured[pictured["set"] == "forget"])
+                if cell_value(row, "nll_paraphrase") is not None and cell_value(row, "nll_wrong") is not None
+            }
+        )
     if not ratios[0] or ratios[0].keys() != ratios[1].keys():
         return None
     keys = sorted(ratios[0])
@@ -203,19 +184,11 @@ def forget_quality_of(
 
 
 def relative_distance_of(
-    table: pd.DataFrame,
-    vanilla: pd.DataFrame,
-    retrained: pd.DataFrame,
-    *,
-    sets: Sequence[str] = ("forget", "unseen"),
-    modality: str = "multimodal",
-    part: str = "test",
-    seed: int = 0,
+    table: pd.DataFrame, vanilla: pd.DataFrame, retrained: pd.DataFrame, *, seed: int = 0
 ) -> RelativeDistance | None:
     """Whether a model is nearer to retrained or to vanilla on questions about the people to forget.
 
-    By picture unless ``modality`` says otherwise, as the visual goal leaves facts by name as in vanilla.
-    None if the tables hold no such rows.
+    By picture, as the visual goal leaves facts by name as in vanilla. None if the tables hold no such rows.
 
     Raises:
         ArtifactError: if the tables were made from different samples.
@@ -223,8 +196,8 @@ def relative_distance_of(
     check_same_samples({"vanilla": vanilla, "retrained": retrained, "the model": table})
     answers = []
     for scores in (table, vanilla, retrained):
-        rows = scores[(scores["part"] == part) & (scores["modality"] == modality)]
-        rows = fact_rows(rows[rows["set"].isin(list(sets))])
+        rows = _pictured(scores)
+        rows = fact_rows(rows[rows["set"].isin(["forget", "unseen"])])
         rows = with_metrics(rows, ["knowledge"]).dropna(subset=["knowledge"]).sort_values("sample_id")
         by_person = rows["knowledge"].astype(float).groupby(rows["entity_id"].astype(str))
         tiny = np.finfo(float).tiny
@@ -232,42 +205,25 @@ def relative_distance_of(
     return relative_distance(*answers, seed=seed) if all(answers) else None
 
 
-def modality_gap(
-    table: pd.DataFrame, *, part: str = "test", metric: str = "exact_match"
-) -> ModalityGap | None:
-    """Facts about the people to forget right by picture against by name; None without paired facts."""
-    rows = with_metrics(table, [metric])
-    rows = rows[(rows["part"] == part) & (rows["set"] == "forget") & rows[metric].notna()]
-    right = {
-        name: of_modality.dropna(subset=["pair_id"]).groupby(["pair_id", "task"])[metric].mean().astype(float)
-        >= 0.5
-        for name, of_modality in rows.groupby("modality")
-    }
-    if not {"multimodal", "text"} <= right.keys():
+def modality_gap(table: pd.DataFrame) -> float | None:
+    """Distance, in [0, 1], between the shares of facts about the people to forget that are right by picture
+    and by name; None without facts asked both ways."""
+    rows = with_metrics(table[(table["part"] == "test") & (table["set"] == "forget")], ["exact_match"])
+    rows = rows.dropna(subset=["pair_id", "exact_match"])
+    facts = rows.pivot_table(index=["pair_id", "task"], columns="modality", values="exact_match").dropna()
+    if facts.empty or len(facts.columns) < 2:
         return None
-    pairs = right["multimodal"].index.intersection(right["text"].index)
-    by_picture, by_name = right["multimodal"].loc[pairs], right["text"].loc[pairs]
-    if not len(pairs):
-        return None
-    return ModalityGap(
-        gap=abs(float(by_picture.mean()) - float(by_name.mean())),
-        both_right=float((by_picture & by_name).mean()),
-        both_wrong=float((~by_picture & ~by_name).mean()),
-        n=len(pairs),
-    )
+    right = facts.astype(float) >= 0.5
+    return abs(float(right["multimodal"].mean()) - float(right["text"].mean()))
 
 
-def rate(table: pd.DataFrame, metric: str, *, sets: Sequence[str], part: str = "test") -> float | None:
-    """Mean of a metric over the rows of some sets; None if no row has a value."""
-    rows = with_metrics(table[(table["part"] == part) & table["set"].isin(list(sets))], [metric])
+def rate(table: pd.DataFrame, metric: str, *, sets: Sequence[str]) -> float | None:
+    """Mean of a metric over the test rows of some sets; None if no row has a value."""
+    rows = with_metrics(table[(table["part"] == "test") & table["set"].isin(list(sets))], [metric])
     values = rows[metric].dropna()
     return float(values.mean()) if len(values) else None
 
 
-def _truth_ratios(table: pd.DataFrame, modality: str, part: str) -> dict[str, float]:
-    rows = table[(table["part"] == part) & (table["set"] == "forget") & (table["modality"] == modality)]
-    return {
-        str(row["sample_id"]): truth_ratio(row["nll_paraphrase"], row["nll_wrong"])
-        for row in records(rows)
-        if cell_value(row, "nll_paraphrase") is not None and cell_value(row, "nll_wrong") is not None
-    }
+def _pictured(table: pd.DataFrame) -> pd.DataFrame:
+    """The test rows that ask by picture."""
+    return table[(table["part"] == "test") & (table["modality"] == "multimodal")]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
@@ -50,15 +49,6 @@ _REPEATS = 4
 _LONGEST_LOOP = 4
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Overlap of a text with a reference, each in [0, 1]."""
-
-    precision: float
-    recall: float
-    f_measure: float
-
-
 def normalise(text: str) -> str:
     """The form in which facts are compared: lower case, no punctuation, single spaces."""
     composed = unicodedata.normalize("NFC", text.lower())  # otherwise a separate accent counts as punctuation
@@ -70,17 +60,21 @@ def exact_match(generation: str, gold: str) -> float:
     return float(normalise(generation) == normalise(gold))
 
 
-def rouge(generation: str, gold: str) -> dict[str, Overlap]:
-    """ROUGE with stemming: ``rouge_1``, ``rouge_2`` and ``rouge_l``; an empty generation scores 0.
+@lru_cache(maxsize=1 << 14)  # several metrics read one comparison
+def rouge(generation: str, gold: str) -> dict[str, Any]:
+    """ROUGE with stemming by the rouge-score package, the gold answer as the target.
 
-    Computed by the rouge-score package, the gold answer as the target.
+    Returns:
+        ``rouge1``, ``rouge2`` and ``rougeL`` to ``precision``, ``recall`` and ``fmeasure``, in [0, 1]; an
+        empty generation scores 0.
     """
-    return _rouge(generation, gold)
+    scores: dict[str, Any] = _scorer().score(gold, generation)
+    return scores
 
 
 def rouge_l(generation: str, gold: str) -> float:
     """ROUGE-L F-measure with stemming, in [0, 1]; an empty generation scores 0."""
-    return rouge(generation, gold)["rouge_l"].f_measure
+    return float(rouge(generation, gold)["rougeL"].fmeasure)
 
 
 def bleu(generation: str, gold: str) -> float:
@@ -107,10 +101,10 @@ def is_fluent(generation: str, task: str) -> bool:
     return not any(_loops(words, length) for length in range(1, _LONGEST_LOOP + 1))
 
 
-def is_refusal(generation: str, lines: Sequence[str] = REFUSALS) -> bool:
-    """Whether a generation begins with a refusal line; case and punctuation do not count."""
+def is_refusal(generation: str) -> bool:
+    """Whether a generation begins with one of `REFUSALS`; case and punctuation do not count."""
     start = f"{normalise(generation)} "
-    return any(start.startswith(f"{line} ") for line in lines)
+    return any(start.startswith(f"{line} ") for line in REFUSALS)
 
 
 def _loops(words: Sequence[str], length: int) -> bool:
@@ -120,16 +114,6 @@ def _loops(words: Sequence[str], length: int) -> bool:
         if run >= (_REPEATS - 1) * length:
             return True
     return False
-
-
-@lru_cache(maxsize=1 << 14)  # several metrics read one comparison
-def _rouge(generation: str, gold: str) -> dict[str, Overlap]:
-    scores = _scorer().score(gold, generation)
-    names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    return {
-        name: Overlap(float(scores[key].precision), float(scores[key].recall), float(scores[key].fmeasure))
-        for name, key in names.items()
-    }
 
 
 @cache

@@ -127,7 +127,6 @@ def compare(
         privacy = privacy_of(table, tables["retrained"], attacks=[REFERENCE_ATTACK]).get(REFERENCE_ATTACK)
         has_ratios = {"nll_paraphrase", "nll_wrong"} <= set(table.columns)
         quality = forget_quality_of(table, tables["retrained"]) if has_ratios else None
-        gap = modality_gap(table)
         worst = attacks.worst.get(model) if attacks else None
         lines.append(
             Line(
@@ -143,7 +142,7 @@ def compare(
                 nearer=None
                 if model in ("vanilla", "retrained")
                 else relative_distance_of(table, tables["vanilla"], tables["retrained"], seed=seed),
-                modality_gap=gap.gap if gap else None,
+                modality_gap=modality_gap(table),
                 fluency=rate(table, "fluency", sets=ALL_SETS),
                 refusals=rate(table, "refusal_rate", sets=FORGET_SETS),
                 attack_gap=worst.gap if worst else None,

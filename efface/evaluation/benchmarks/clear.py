@@ -30,13 +30,15 @@ Reference:
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from efface.evaluation import likelihood, texts
 from efface.evaluation.benchmarks.reading import CHOICE, SENTENCE, Cell, Row, rows_of, summed_up
 from efface.evaluation.comparisons import forget_quality as kolmogorov_smirnov
-from efface.evaluation.comparisons import harmonic_mean, js_distance
+from efface.evaluation.comparisons import js_distance
+from efface.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +53,7 @@ TASKS = {
 }
 """CLEAR's tasks to set and task of the samples."""
 
-METRICS = {
+MEANS = {
     "real_metric": ("real_faces", "real_world"),
     "retain_metric": ("retain", "retain_face_recognition"),
     "forget_metric": ("forget", "forget_face_recognition"),
@@ -150,24 +152,14 @@ def truth_ratios(rows: Sequence[Row], *, official_compat: bool = False) -> list[
 def _task(rows: Sequence[Row], *, forget: bool, compat: bool) -> dict[str, Cell]:
     caption = bool(rows) and rows[0]["task"] == "caption"
     readings = {
-        "probability": _probability if caption else _probability_among,
-        "rouge_l_recall": lambda row: texts.rouge(row["generation"], row["gold"])["rouge_l"].recall,
+        "probability": METRICS["probability" if caption else "probability_among"].value_of,
+        "rouge_l_recall": lambda row: texts.rouge(row["generation"], row["gold"])["rougeL"].recall,
     }
     cells = summed_up(rows, readings)
     if ratios := truth_ratios(_with_ratio(rows), official_compat=compat):
         scores = [min(r, 1 / r) if forget else max(0.0, 1 - 1 / r) for r in ratios]
         cells["truth_ratio"] = {"value": math.fsum(sorted(scores)) / len(scores), "n": len(scores)}
     return cells
-
-
-def _probability(row: Row) -> float | None:
-    return None if row["nll_gold"] is None else likelihood.probability(row["nll_gold"])
-
-
-def _probability_among(row: Row) -> float | None:
-    if row["nll_gold"] is None or not row["nll_wrong"]:
-        return None
-    return likelihood.probability_among(row["nll_gold"], row["nll_wrong"])
 
 
 def _with_ratio(rows: Sequence[Row]) -> list[Row]:
@@ -179,7 +171,7 @@ def _metrics(tasks: dict[str, dict[str, Cell]]) -> dict[str, Cell]:
     result: dict[str, Cell] = {}
     other_tasks = [name for name, (set_name, _) in TASKS.items() if set_name != "forget"]
     means = {
-        name: [(t, m) for t in pair for m in ("probability", "truth_ratio")] for name, pair in METRICS.items()
+        name: [(t, m) for t in pair for m in ("probability", "truth_ratio")] for name, pair in MEANS.items()
     }
     means["model_utility"] = [
         (t, m) for t in other_tasks for m in ("rouge_l_recall", "probability", "truth_ratio")
@@ -188,7 +180,7 @@ def _metrics(tasks: dict[str, dict[str, Cell]]) -> dict[str, Cell]:
         if all(metric in tasks.get(task, {}) for task, metric in cells):
             values = [float(tasks[task][metric]["value"]) for task, metric in cells]
             rows = {task: int(tasks[task]["truth_ratio"]["n"]) for task, _ in cells}
-            result[name] = {"value": harmonic_mean(values), "n": sum(rows.values())}
+            result[name] = {"value": statistics.harmonic_mean(values), "n": sum(rows.values())}
     return result
 
 

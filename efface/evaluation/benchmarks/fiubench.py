@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from efface.evaluation import likelihood, texts
+from efface.evaluation import texts
 from efface.evaluation.benchmarks.reading import Cell, Reading, Row, rows_of, summed_up
+from efface.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +44,8 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
     for name in ("forget", "unseen", "retain"):
         readings: dict[str, Reading] = {
             "rouge_l_recall": rouge_l_recall,
-            "probability": _probability if name == "forget" else _probability_among,
-            "truth_ratio": _truth_ratio,
+            "probability": METRICS["probability" if name == "forget" else "probability_among"].value_of,
+            "truth_ratio": METRICS["truth_ratio"].value_of,
             "min_k": min_k,
         }
         if cells := summed_up([row for row in rows if row["set"] == name], readings):
@@ -54,7 +55,7 @@ def view(scores: pd.DataFrame) -> dict[str, Any]:
 
 def rouge_l_recall(row: Row) -> float:
     """ROUGE-L recall of the first sentence of the generation."""
-    return float(texts.rouge(row["generation"].split(".")[0], row["gold"])["rouge_l"].recall)
+    return float(texts.rouge(row["generation"].split(".")[0], row["gold"])["rougeL"].recall)
 
 
 def min_k(row: Row) -> float | None:
@@ -70,20 +71,3 @@ def min_k(row: Row) -> float | None:
         lowest = logprobs[: int(len(logprobs) * share)]
         total += weight * math.exp(math.fsum(lowest) / len(lowest)) if lowest else 0.0
     return total
-
-
-def _probability(row: Row) -> float | None:
-    return None if row["nll_gold"] is None else likelihood.probability(row["nll_gold"])
-
-
-def _probability_among(row: Row) -> float | None:
-    if row["nll_gold"] is None or not row.get("nll_wrong"):
-        return None
-    return likelihood.probability_among(row["nll_gold"], row["nll_wrong"])
-
-
-def _truth_ratio(row: Row) -> float | None:
-    if row.get("nll_paraphrase") is None or not row.get("nll_wrong"):
-        return None
-    forget = row["set"] in ("forget", "unseen")
-    return likelihood.truth_ratio_score(row["nll_paraphrase"], row["nll_wrong"], forget=forget)

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from efface.evaluation import parsers, texts
+from efface.evaluation import parsers
+from efface.evaluation.metrics import METRICS, Row, choice_read_by
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = Mapping[str, Any]
 Reading = Callable[[Row], float | None]
 Cell = dict[str, float | int]
 """`value`, the mean over rows; `n`, how many rows."""
@@ -43,50 +43,28 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def choice_read_by(parser: Callable[[str, list[str]], int | None]) -> Reading:
-    """A reading: whether the option that a parser extracts from the answer is the right one."""
-
-    def read(row: Row) -> float:
-        index = parser(row["generation"], row["options"])
-        return float(index is not None and row["options"][index] == row["gold"])
-
-    return read
-
-
 def states_an_option(row: Row) -> float:
     """Whether the answer states an option at all, right or wrong."""
     return float(parsers.strict_choice(row["generation"], row["options"]) is not None)
 
 
-def likeliest_option(row: Row) -> float | None:
-    """Whether the right option is the likeliest per token."""
-    return None if row.get("correct") is None else float(row["correct"])
-
-
 CHOICE: dict[str, Reading] = {
-    "accuracy_strict": choice_read_by(parsers.strict_choice),
+    "accuracy_strict": METRICS["choice_accuracy_generated"].value_of,
     "accuracy_first_letter": choice_read_by(parsers.first_letter_choice),
     "accuracy_first_alphanumeric": choice_read_by(parsers.first_alphanumeric_choice),
-    "accuracy_likelihood": likeliest_option,
+    "accuracy_likelihood": METRICS["choice_accuracy"].value_of,
     "states_an_option": states_an_option,
 }
 """Readings of multiple choice."""
 
 CLOZE: dict[str, Reading] = {
-    "accuracy_strict": lambda row: float(parsers.fills_blank(row["generation"], row["gold"])),
-    "accuracy_contains": lambda row: float(parsers.contains_gold(row["generation"], row["gold"])),
+    "accuracy_strict": METRICS["cloze_accuracy"].value_of,
+    "accuracy_contains": METRICS["cloze_accuracy_legacy"].value_of,
 }
 """Readings of a filled blank."""
 
-
-def _overlap(name: str) -> Reading:
-    return lambda row: texts.rouge(row["generation"], row["gold"])[name].f_measure
-
-
 SENTENCE: dict[str, Reading] = {
-    "rouge_l": _overlap("rouge_l"),
-    "rouge_1": _overlap("rouge_1"),
-    "rouge_2": _overlap("rouge_2"),
+    **{name: METRICS[name].value_of for name in ("rouge_l", "rouge_1", "rouge_2")},
     "bleu_nltk": lambda row: bleu_nltk(row["generation"], row["gold"]),
 }
 """Readings of a sentence."""

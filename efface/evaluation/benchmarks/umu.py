@@ -46,7 +46,7 @@ def _blank(row: Row) -> float:
 
 
 def _rouge(row: Row) -> float:
-    return float(texts.rouge(row["generation"], row["gold"])["rouge_l"].f_measure)
+    return texts.rouge_l(row["generation"], row["gold"])
 
 
 TASKS: dict[str, tuple[str, Reading, dict[str, Reading]]] = {

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efface.evaluation import comparisons, likelihood, privacy, texts
-from efface.evaluation.metrics import METRICS, metric_named, summarise, unavailable, with_metrics
+from efface.evaluation.metrics import METRICS, summarise, unavailable, with_metrics
 
 # Loss per row of the right answer in other words, of two wrong answers, and of the gold answer.
 PARAPHRASE, WRONG, GOLD = [1.0, 2.0, 0.5], [[2.0, 3.0], [1.0, 2.0], [1.5, 0.5]], [0.8, 1.5, 0.4]
@@ -66,7 +66,6 @@ def test_comparisons_golden():
     assert (quality.statistic, quality.p_value, quality.log10, quality.n) == pytest.approx(
         (1 / 3, 1.0, 0.0, 3)
     )
-    assert comparisons.harmonic_mean([0.5, 0.8, 0.4, 0.9]) == pytest.approx(0.582996, abs=5e-7)
 
 
 def test_the_table_gives_the_golden_means():
@@ -105,18 +104,6 @@ def test_a_log_probability_that_is_not_a_number_is_an_error():
         with_metrics(table().assign(token_logprobs=[[0.0, math.nan]] * 3))
 
     assert "token_logprobs of 3 of 3" in str(error.value)
-    for call in (likelihood.probability, lambda x: likelihood.truth_ratio(x, [1.0])):
-        with pytest.raises(ValueError) as error:
-            call(math.nan)
-
-        assert "nan" in str(error.value)
-
-
-def test_unknown_metric():
-    with pytest.raises(ValueError) as error:
-        metric_named("bleurt")
-
-    assert "'bleurt'" in str(error.value) and "exact_match" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +120,10 @@ def test_memorisation_golden(ranks, memorised, strength):
     for end in (0, 7):  # the end token counts in neither
         assert likelihood.exact_memorisation([*ranks, end]) == memorised
         assert likelihood.extraction_strength([*ranks, end]) == strength
-    with pytest.raises(ValueError) as error:
-        likelihood.exact_memorisation([0])
-    assert "[0]" in str(error.value)
 
 
 def test_knowledge_leaves_the_end_token_out():
     assert likelihood.knowledge([math.log(0.5), math.log(0.125), math.log(0.9)]) == pytest.approx(0.25)
-    for logprobs in ([], [-0.1], [math.nan, 0.0]):
-        with pytest.raises(ValueError) as error:
-            likelihood.knowledge(logprobs)
-        assert "token_logprobs" in str(error.value)
 
 
 @given(ranks)
@@ -173,9 +153,9 @@ def test_likelihood_metrics_stay_in_range_whatever_the_order_of_wrong_answers(nl
 
 def test_rouge_recall_and_bleu_golden():
     overlaps = texts.rouge("she keeps a pony", "she keeps pony")
-    assert overlaps["rouge_l"].recall == 1.0 and overlaps["rouge_l"].precision == 0.75
-    assert overlaps["rouge_1"].f_measure == pytest.approx(6 / 7)
-    assert overlaps["rouge_2"].recall == 0.5  # "she keeps" of "she keeps", "keeps pony"
+    assert overlaps["rougeL"].recall == 1.0 and overlaps["rougeL"].precision == 0.75
+    assert overlaps["rouge1"].fmeasure == pytest.approx(6 / 7)
+    assert overlaps["rouge2"].recall == 0.5  # "she keeps" of "she keeps", "keeps pony"
     assert texts.bleu("she keeps a pony", "she keeps a pony") == pytest.approx(1.0)
     # Three of three words, one of two pairs, no triple of one (smoothed to 1/2), brevity exp(1 - 4/3).
     expected = math.exp(1 - 4 / 3) * (1 * 0.5 * 0.5) ** (1 / 3)
@@ -250,15 +230,7 @@ def test_membership_signals_golden():
     logprobs = [-1.0, -5.0, -2.0, -4.0, -3.0]
     assert privacy.min_k_signal(logprobs) == -4.5  # the lowest two of five
     assert privacy.min_k_signal([-1.0]) == -1.0
-    assert privacy.min_k_pp_signal([0.5, -2.0], lowest=0.5) == -2.0
-    with pytest.raises(ValueError) as error:
-        privacy.min_k_signal(logprobs, lowest=0)
-
-    assert "lowest is 0" in str(error.value)
-    with pytest.raises(ValueError) as error:
-        privacy.min_k_signal([])
-
-    assert "none" in str(error.value)
+    assert privacy.min_k_signal([0.5, -2.0]) == -2.0
 
 
 def test_true_positives_at_a_rate_of_false_ones():
@@ -266,9 +238,6 @@ def test_true_positives_at_a_rate_of_false_ones():
     assert privacy.true_positive_rate(members, non_members) == 0.5  # 2 of 200 may be above: 1.97
     assert privacy.true_positive_rate([1.98, 1.975, 1.97], non_members) == pytest.approx(2 / 3)
     assert privacy.true_positive_rate([2.0, 3.0], [3.0]) == 0  # too few: none may be above
-    with pytest.raises(ValueError) as error:
-        privacy.true_positive_rate([1.0], [1.0], false=1.0)
-    assert "false is 1.0" in str(error.value)
 
 
 def test_the_relative_test_knows_which_model_is_nearer():
@@ -307,10 +276,6 @@ def test_privacy_leak_has_two_sides():
     assert privacy.privacy_leak(0.9, 0.5) == pytest.approx(-0.8)
     assert privacy.privacy_leak(0.1, 0.5) == pytest.approx(0.8)
     with pytest.raises(ValueError) as error:
-        privacy.privacy_leak(0.5, 1.0)
-
-    assert "0.5 and 1.0" in str(error.value)
-    with pytest.raises(ValueError) as error:
         privacy.auc([1.0], [])
 
     assert "0 samples" in str(error.value)
@@ -346,18 +311,3 @@ def test_comparisons_refuse_other_rows_and_bad_ratios(function):
         function([1, math.nan], [1, 2])
 
     assert "positive" in str(error.value)
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
-def test_harmonic_mean_lies_between_and_a_zero_wins(values):
-    mean = comparisons.harmonic_mean(values)
-    assert min(values) - 1e-9 <= mean <= np.mean(values) + 1e-9
-    assert comparisons.harmonic_mean([*values, 0.0]) == 0
-    with pytest.raises(ValueError) as error:
-        comparisons.harmonic_mean([*values, -0.1])
-
-    assert "harmonic mean" in str(error.value)
-    with pytest.raises(ValueError) as error:
-        comparisons.harmonic_mean([])
-
-    assert "harmonic mean" in str(error.value)

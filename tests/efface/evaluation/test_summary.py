@@ -102,6 +102,5 @@ def test_forget_quality_compares_the_same_rows():
 
 def test_modality_gap_golden():
     # Two of six facts by picture, all six by name.
-    result = modality_gap(table())
-    assert (result.gap, result.both_right, result.both_wrong, result.n) == pytest.approx((2 / 3, 1 / 3, 0, 6))
+    assert modality_gap(table()) == pytest.approx(2 / 3)
     assert rate(table(), "refusal_rate", sets=("forget",)) == pytest.approx(1 / 3)
