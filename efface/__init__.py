@@ -18,7 +18,7 @@ _HOMES = {
     "unlearn": "efface.unlearning.unlearn",
     "TrainingConfig": "efface.unlearning",
     "METHODS": "efface.unlearning",
-    "score": "efface.evaluation",
+    "score": "efface.evaluation.scoring",
 }
 __all__ = ["__version__", *_HOMES]
 

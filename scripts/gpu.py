@@ -48,7 +48,7 @@ STAGES = (
 
 def parity(device: str) -> Iterator[Row]:
     """The sandbox's model on the device against the same model on the processor, in float32."""
-    from efface.evaluation import score
+    from efface.evaluation.scoring import score
     from efface.neurons import activation_statistics
     from efface.saliency import fisher_diagonal
     from scripts.subjects import random_samples

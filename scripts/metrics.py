@@ -86,7 +86,7 @@ def main(
 def _scored(training: Training, params: Params, data: Path, work: Path) -> pd.DataFrame:
     import pandas as pd
 
-    from efface.evaluation import score
+    from efface.evaluation.scoring import score
     from efface.models import load_model
     from efface.unlearning.finetuning import finetune, with_replay
     from tasks.evaluate import draw_people

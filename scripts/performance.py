@@ -166,7 +166,7 @@ def epoch(subject: Subject, clock: Clock) -> Iterator[Row]:
 
 def scoring(subject: Subject, clock: Clock) -> Iterator[Row]:
     """Scoring five answers per question in batches against one by one."""
-    from efface.evaluation import score
+    from efface.evaluation.scoring import score
 
     rows, tables = random_samples(16, options=5), {}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from efface.attacks import UnavailableAttack
+from efface.attacks import NO_ATTACK, UnavailableAttack
 from efface.data.samples import SETS, Sample, read_samples
 from tasks.config import Params
 from tasks.config.evaluation import ATTACKS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from efface.evaluation.scoring.cache import ResultCache
     from efface.models.loading import LoadedModel
 
-UNATTACKED = "none"
 NEEDS = {
     "reword": "no fact is worded in two ways; give other words for its questions as attack.reword.lists",
     "in_context": "there is no solved question to show; it needs people to keep, and several facts a person",
@@ -114,7 +113,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     inputs |= {"vanilla": root / "models" / "vanilla"} if "module_reload" in attacks else {}
     inputs |= {"base": root / "models" / "base"} if "probe" in attacks else {}
     settings = params.attack.model_dump(mode="json", include=set(attacks))
-    settings |= scoring.model_dump(mode="json", exclude={"compile"})
+    settings |= scoring.model_dump(mode="json")
     with recording(
         "attack", settings, root=root, name=name, seed=seed, inputs=inputs, outputs={"scores": path}
     ) as record:
@@ -133,7 +132,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             draw_people(questions, scoring.max_people, seed),
             lambda label: ResultCache(unfinished, key=f"{key}/{label}"),
         )
-        tables, results, costs = [], [], dict.fromkeys((UNATTACKED, *attacks), 0.0)
+        tables, results, costs = [], [], dict.fromkeys((NO_ATTACK, *attacks), 0.0)
         unavailable: dict[str, str] = {}
         clock = time.perf_counter()
         for variant in tqdm(_variants(target, attacks, unavailable), desc=f"attacking {name}"):
@@ -141,7 +140,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 scores = metrics = variant.scores
             else:
                 # Before its first step an attack has changed nothing: its batches may be there already.
-                label = UNATTACKED if variant.budget == 0 else f"{variant.attack}-{variant.name}"
+                label = NO_ATTACK if variant.budget == 0 else f"{variant.attack}-{variant.name}"
                 scores = score(
                     variant.loaded.model,
                     variant.loaded.processor,
@@ -172,7 +171,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     for outcome in attack_outcomes(scored, reference, metrics=("exact_match",)):
         value, gap = outcome.values.get("exact_match"), outcome.gap("exact_match")
         attack = outcome.attack
-        after = "unattacked" if attack == UNATTACKED else f"after {attack}, {outcome.variant}"
+        after = "unattacked" if attack == NO_ATTACK else f"after {attack}, {outcome.variant}"
         match = "not available" if value is None else f"{value:.2f}"
         distance = "" if gap is None else f", {gap:+.2f} from retrained"
         typer.echo(f"attack: {name}, {after}: exact match by picture {match}{distance}")
@@ -192,7 +191,7 @@ def _variants(target: Target, attacks: list[str], unavailable: dict[str, str]) -
 
     Attacks without what they need go into `unavailable`, with the reason and what to do.
     """
-    yield Variant(UNATTACKED, UNATTACKED, target.intact, target.samples)
+    yield Variant(NO_ATTACK, NO_ATTACK, target.intact, target.samples)
     for attack in attacks:
         try:
             for variant in VARIANTS[attack](target):

@@ -123,7 +123,6 @@ def score_model(
         share_prefix=section.share_prefix,
         style=PromptStyle(params.benchmark.name, section.prompts, tuple(shots)),
         cache=cache,
-        compiled=section.compile,
     )
     record.summary = {"samples_per_second": round(len(scores) / (time.perf_counter() - started), 1)}
     if "base" in inputs:

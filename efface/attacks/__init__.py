@@ -1,6 +1,15 @@
 """Attacks that try to bring back what a model was made to forget: is it gone, or only hidden?"""
 
+from typing import Literal
+
 from efface.errors import DataError
+
+NO_ATTACK = "none"
+"""Attack, and variant, of the model as it is."""
+Context = Literal["examples", "hints"]
+CrossModal = Literal["name_in_question", "name_in_picture"]
+ImageShift = Literal["crop", "noise", "grey", "rotate"]
+Typographic = Literal["question", "question_with_name"]
 
 
 class UnavailableAttack(DataError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from efface.attacks import NO_ATTACK
 from efface.evaluation import LEVEL
 from efface.evaluation.intervals import Estimate, PersonSums, jackknife
 from efface.evaluation.metrics import with_metrics
@@ -16,9 +17,9 @@ from efface.evaluation.tables import check_same_samples
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_ATTACK = "none"
-"""The rows of the model as it is."""
 METRICS = ("exact_match", "rouge_l")
+HALVINGS = 200
+"""Halvings of the people over which `worst_attack` averages."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,15 @@ def attack_outcomes(
     retrained: pd.DataFrame | None,
     *,
     metrics: Sequence[str] = METRICS,
-    sets: Sequence[str] = ("forget",),
-    modality: str = "multimodal",
 ) -> list[Outcome]:
     """Every variant of every attack on a model, in the order in which they were run.
+
+    Answers about the people to forget count, by pictures from training.
 
     Args:
         table: attack table of the model: a score table with ``attack``, ``variant`` and ``budget``.
         retrained: attack table of the retrained model; None where it was not attacked.
         metrics: metrics to average; one without any value in a variant is left out there.
-        sets: ``forget`` for the pictures of training, ``unseen`` for new ones, or both.
-        modality: ``multimodal`` or ``text``.
 
     Raises:
         ArtifactError: if the two were attacked with different questions or people held out.
@@ -92,7 +91,7 @@ def attack_outcomes(
         counterpart = of_retrained.get((attack, variant))
         if counterpart is not None:
             check_same_samples({f"retrained, {attack}, {variant}": counterpart, "the model": rows})
-        questions = _questions(rows, sets, modality)
+        questions = _questions(rows)
         if questions.empty:
             continue
         outcomes.append(
@@ -102,9 +101,7 @@ def attack_outcomes(
                 budget=_budget(rows),
                 people=int(questions["entity_id"].nunique()),
                 values=_means(questions, metrics),
-                retrained=None
-                if counterpart is None
-                else _means(_questions(counterpart, sets, modality), metrics),
+                retrained=None if counterpart is None else _means(_questions(counterpart), metrics),
             )
         )
     return outcomes
@@ -139,12 +136,7 @@ class WorstAttack:
 
 
 def attack_gaps(
-    table: pd.DataFrame,
-    retrained: pd.DataFrame,
-    *,
-    metric: str = "exact_match",
-    sets: Sequence[str] = ("forget",),
-    modality: str = "multimodal",
+    table: pd.DataFrame, retrained: pd.DataFrame, *, metric: str = "exact_match"
 ) -> dict[str, AttackGap]:
     """The gap of each attack: the mean over the variants that both models have.
 
@@ -155,9 +147,8 @@ def attack_gaps(
         table: attack table of the model.
         retrained: of the retrained model.
         metric: metric of the gap; variants without it are skipped.
-        sets, modality: as for `attack_outcomes`.
     """
-    sums = _differences(table, retrained, metric, sets, modality)
+    sums = _differences(table, retrained, metric)
     means, gaps = sums.replicates().means, {}
     for attack in dict.fromkeys(attack for attack, _ in sums.sums if attack != NO_ATTACK):
         variants = [key for key in sums.sums if key[0] == attack]
@@ -169,20 +160,14 @@ def attack_gaps(
 
 
 def worst_attack(
-    table: pd.DataFrame,
-    retrained: pd.DataFrame,
-    *,
-    metric: str = "exact_match",
-    sets: Sequence[str] = ("forget",),
-    modality: str = "multimodal",
-    draws: int = 200,
+    table: pd.DataFrame, retrained: pd.DataFrame, *, metric: str = "exact_match"
 ) -> WorstAttack | None:
     """The largest gap of all variants of all attacks, the model as it is among them; None without any.
 
     The largest of V noisy gaps is too large on average, so the people are halved, the worst variant of one
-    half is counted on the other, and the mean is over ``draws`` halvings. This is right where all variants
-    are alike or one is far ahead, and a little too low between. For the interval let t be Student's quantile
-    and g, e a variant's gap and its error over people:
+    half is counted on the other, and the mean is over `HALVINGS` halvings, drawn with a fixed seed. This is
+    right where all variants are alike or one is far ahead, and a little too low between. For the interval let
+    t be Student's quantile and g, e a variant's gap and its error over people:
 
         low = max_v [g_v - t(1 - a / 2V) e_v]      high = max_v [g_v + t(1 - a / 2) e_v]      a = 1 - level
 
@@ -191,11 +176,10 @@ def worst_attack(
     holds the largest true gap at least as often as it says, however variants depend on each other.
 
     Args:
-        table, retrained, metric, sets, modality: as for `attack_gaps`.
-        draws: halvings, drawn with a fixed seed.
+        table, retrained, metric: as for `attack_gaps`.
     """
-    sums = _differences(table, retrained, metric, sets, modality)
-    return worst_of(sums, draws=draws) if sums.sums else None
+    sums = _differences(table, retrained, metric)
+    return worst_of(sums, draws=HALVINGS) if sums.sums else None
 
 
 def worst_of(sums: PersonSums, *, draws: int) -> WorstAttack:
@@ -253,9 +237,7 @@ def _mean_gap(replicates: Sequence[np.ndarray], covered: np.ndarray) -> tuple[fl
     return float(mean[0]), jackknife(np.concatenate([mean[:1], without]), np.zeros(len(without)))
 
 
-def _differences(
-    table: pd.DataFrame, retrained: pd.DataFrame, metric: str, sets: Sequence[str], modality: str
-) -> PersonSums:
+def _differences(table: pd.DataFrame, retrained: pd.DataFrame, metric: str) -> PersonSums:
     """Model minus retrained, summed by person, for each attack and variant that both have.
 
     Without budget 0, which is the model as it is. All variants have the same people; counts are 0 where a
@@ -269,7 +251,7 @@ def _differences(
         if counterpart is None or _budget(rows) == 0:
             continue
         pair = [
-            _with(_questions(scores, sets, modality), [metric]).set_index("sample_id").sort_index()
+            with_metrics(_questions(scores), [metric]).set_index("sample_id").sort_index()
             for scores in (rows, counterpart)
         ]
         values = [scores[metric].astype("float64") for scores in pair]
@@ -285,12 +267,6 @@ def _differences(
         {k: groups.count().reindex(people, fill_value=0).to_numpy(float) for k, groups in by_person.items()},
         np.array(["people"] * len(people)),
     )
-
-
-def _with(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """The table with these metrics; probes have no likelihoods from which another could be computed."""
-    missing = [metric for metric in metrics if metric not in rows.columns]
-    return with_metrics(rows, missing) if missing else rows
 
 
 def budget_curves(outcomes: Iterable[Outcome], metric: str) -> dict[str, dict[int, float]]:
@@ -312,11 +288,11 @@ def _budget(rows: pd.DataFrame) -> int | None:
     return int(budgets.iloc[0]) if len(budgets) else None
 
 
-def _questions(rows: pd.DataFrame, sets: Sequence[str], modality: str) -> pd.DataFrame:
-    return rows[rows["set"].isin(list(sets)) & (rows["part"] == "test") & (rows["modality"] == modality)]
+def _questions(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["set"] == "forget") & (rows["part"] == "test") & (rows["modality"] == "multimodal")]
 
 
 def _means(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
-    table = _with(rows, metrics)
+    table = with_metrics(rows, metrics)
     values = {metric: table[metric].dropna().sort_values() for metric in metrics}
     return {metric: float(column.mean()) for metric, column in values.items() if len(column)}

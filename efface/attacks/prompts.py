@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efface.attacks import UnavailableAttack
+from efface.attacks import Context, UnavailableAttack
 from efface.data.benchmarks.avatars.questions import EVALUATION, NOUNS, REWORDED
 from efface.data.names import named
 from efface.data.samples import Sample
@@ -17,7 +17,6 @@ from efface.data.samples import Sample
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-CONTEXTS = ("examples", "hints")
 QUESTION = "{question}"
 """Stands for the question in a jailbreak prompt."""
 
@@ -61,7 +60,7 @@ def listed(samples: Sequence[Sample], words: Mapping[str, str]) -> list[Sample]:
 
 
 def in_context(
-    samples: Sequence[Sample], others: Sequence[Sample], *, kind: str, shots: int, seed: int
+    samples: Sequence[Sample], others: Sequence[Sample], *, kind: Context, shots: int, seed: int
 ) -> list[Sample]:
     """The questions after solved ones, about retain people or the person's other facts.
 
@@ -72,12 +71,7 @@ def in_context(
             facts about the same person, never the answer itself.
         shots: number of solved questions to show.
         seed: draws them, for each sample anew.
-
-    Raises:
-        ValueError: if the kind is unknown.
     """
-    if kind not in CONTEXTS:
-        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(CONTEXTS)}")
 
     def fits(sample: Sample, example: Sample) -> bool:
         if kind == "examples":

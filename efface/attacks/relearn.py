@@ -23,13 +23,13 @@ def split_people(people: Sequence[str], *, share: float, seed: int) -> tuple[lis
         seed: seed of the draw.
 
     Raises:
-        UnavailableAttack: if there are fewer than two people, or the share is out of range.
+        UnavailableAttack: if there are fewer than two people.
     """
     distinct = sorted(set(people))
-    if len(distinct) < 2 or not 0 < share < 1:
+    if len(distinct) < 2:
         raise UnavailableAttack(
-            f"the attack needs two or more people and a share in (0, 1), got {len(distinct)} and {share}: it "
-            "is tested on people whose facts it does not get"
+            f"the attack needs two or more people, got {len(distinct)}: it is tested on people whose facts "
+            "it does not get"
         )
     count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
     train_people = sorted(random.Random(f"{seed}/relearn").sample(distinct, count))
@@ -59,9 +59,6 @@ def relearn(
 
     Yields:
         Each budget, once the model has been trained for that many steps.
-
-    Raises:
-        ValueError: if the budgets do not increase.
     """
     steps_so_far = 0
     for budget, steps in stretches(budgets):
@@ -82,11 +79,5 @@ def relearn(
 
 
 def stretches(budgets: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each budget with the steps since the one before.
-
-    Raises:
-        ValueError: if the budgets do not increase.
-    """
-    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
-        raise ValueError(f"budgets are {list(budgets)}: expected increasing numbers of steps from 0")
+    """Each budget with the steps since the one before."""
     yield from zip(budgets, [b - a for a, b in zip([0, *budgets], budgets, strict=False)], strict=True)

@@ -101,9 +101,6 @@ def optimise(
 
     Yields:
         Each budget, with the soft prompt after that many steps.
-
-    Raises:
-        ValueError: if the budgets do not increase.
     """
     table: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     rng = random.Random(f"{seed}/soft prompt")

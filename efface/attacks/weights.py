@@ -31,14 +31,9 @@ def quantize(model: PreTrainedModel, *, bits: int) -> int:
     Returns:
         Number of weights rounded.
 
-    Raises:
-        ValueError: if ``bits`` is out of range.
-
     Reference:
         Zhang et al., "Catastrophic failure of LLM unlearning via quantization", arXiv:2410.16454.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits is {bits}: expected 2 to 8")
     head = model.get_output_embeddings()
     rounded = 0
     for module in model.modules():

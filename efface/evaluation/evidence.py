@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from efface.evaluation import LEARNT
 from efface.evaluation.comparisons import RelativeDistance
-from efface.evaluation.gates import Gate, share_retained
+from efface.evaluation.gates import FORGET_CELLS, Gate, share_retained
+from efface.evaluation.goals import Goal
 from efface.evaluation.metrics import fact_rows, with_metrics
 from efface.evaluation.summary import REFERENCE_ATTACK, Membership, membership, relative_distance_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Goal = Literal["visual", "full"]
-CELLS = {
-    "seen": ("forget", "multimodal"),
-    "unseen": ("unseen", "multimodal"),
-    "by_name": ("forget", "text"),
-    "reworded": ("unseen", "text"),
-}
+CELLS = FORGET_CELLS | {"reworded": ("unseen", "text")}
 """Kind of question to its set and modality; the last two are by name, and count for the goal ``full``."""
 NEIGHBOURS = 5
 

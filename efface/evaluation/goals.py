@@ -17,8 +17,8 @@ earns nothing. The score is always shown with its parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -78,10 +78,6 @@ class Score:
     high: float | None = None
     unmeasured: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self) | {"unmeasured": list(self.unmeasured)}
-
 
 def unlearning_score(
     table: pd.DataFrame,
@@ -91,7 +87,6 @@ def unlearning_score(
     retrained: pd.DataFrame | None,
     goal: Goal,
     measure: Measure = "knowledge",
-    part: str = "test",
 ) -> Score:
     """The score of a model against the reference models.
 
@@ -101,14 +96,13 @@ def unlearning_score(
         vanilla: score table of the model that unlearning starts from.
         retrained: score table of the model trained on everyone except the people to forget; None uses base.
         goal: ``visual`` keeps the facts reachable by name, ``full`` wants them gone.
-        measure: ``knowledge`` or ``exact_match``, on questions that ask for a fact.
-        part: part of the rows to use.
+        measure: ``knowledge`` or ``exact_match``, on test questions that ask for a fact.
 
     Raises:
         EvaluationError: if vanilla leads by less than `LEARNT` on a set, or a part has no rows.
         ArtifactError: if the tables were made from different samples.
     """
-    means, groups = _means(table, base, vanilla, retrained, measure, part)
+    means, groups = _means(table, base, vanilla, retrained, measure)
     return score_of_means(means, groups, goal=goal, measure=measure)
 
 
@@ -154,12 +148,11 @@ def score_difference(
     retrained: pd.DataFrame | None,
     goal: Goal,
     measure: Measure = "knowledge",
-    part: str = "test",
 ) -> tuple[float, Estimate | None]:
     """How much higher the first model scores, as a number and with its paired uncertainty over people."""
     scores = []
     for table in (first, second):
-        means, groups = _means(table, base, vanilla, retrained, measure, part)
+        means, groups = _means(table, base, vanilla, retrained, measure)
         scores.append(_combined(_parts(means, goal, measure)[0]))
     difference = scores[0] - scores[1]
     return float(difference[0]), jackknife(difference, groups)
@@ -171,7 +164,6 @@ def _means(
     vanilla: pd.DataFrame,
     retrained: pd.DataFrame | None,
     measure: Measure,
-    part: str,
 ) -> tuple[dict[str, Mapping[Cell, np.ndarray]], np.ndarray]:
     """Means of the cells of the score, by model, and the groups of the people."""
     if measure not in MEASURES:
@@ -180,9 +172,8 @@ def _means(
     if retrained is not None:
         tables["retrained"] = retrained
     check_same_samples(tables)
-    cells = [cell for name in PARTS for cell in CELLS[name]]
-    replicates = {name: _replicates(rows, cells, measure, part) for name, rows in tables.items()}
-    replicates["chance"] = _replicates(vanilla, cells, "chance", part)
+    replicates = {name: _replicates(rows, measure) for name, rows in tables.items()}
+    replicates["chance"] = _replicates(vanilla, "chance")
     return {name: values.means for name, values in replicates.items()}, replicates["vanilla"].groups
 
 
@@ -225,11 +216,11 @@ def _parts(
     return parts, tuple(unmeasured)
 
 
-def _replicates(table: pd.DataFrame, cells: Sequence[Cell], measure: str, part: str) -> Replicates:
-    rows = fact_rows(table[table["part"] == part])
+def _replicates(table: pd.DataFrame, measure: str) -> Replicates:
+    rows = fact_rows(table[table["part"] == "test"])
     values = chance(rows) if measure == "chance" else with_metrics(rows, [measure])[measure]
-    columns = rows[["set", "modality", "entity_id"]]
-    return cell_replicates(columns.assign(value=values.astype("float64")), cells)
+    cells = [cell for part in CELLS.values() for cell in part]
+    return cell_replicates(rows.assign(value=values.astype("float64")), cells)
 
 
 def _check_lead(

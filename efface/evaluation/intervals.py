@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ADDED = 0.003
 """Units added at each end of a share's scale."""
+POWER = 0.8
+"""Probability with which the smallest detectable difference is detected."""
 Cell = tuple[str, str]
 """Set and modality."""
 
@@ -104,7 +106,7 @@ class Estimate:
 
     Attributes:
         value: the statistic.
-        error: its standard error, above 0.
+        error: its standard error, at least 0.
         freedom: degrees of freedom, above 0.
     """
 
@@ -123,6 +125,8 @@ class Estimate:
         """Two-sided p value of a true value of 0."""
         from scipy.stats import t
 
+        if self.error == 0:
+            return float(self.value == 0)
         return float(2 * t.sf(abs(self.value) / self.error, self.freedom))
 
 
@@ -159,9 +163,7 @@ def jackknife(replicates: np.ndarray, groups: np.ndarray) -> Estimate | None:
     return Estimate(float(replicates[0]), math.sqrt(variance), freedom)
 
 
-def share_interval(
-    share: float, error: float, units: float, *, level: float = LEVEL
-) -> tuple[float, float] | None:
+def share_interval(share: float, error: float, units: float) -> tuple[float, float] | None:
     """Student's t interval of a share, on the scale of its logit, so that it stays within [0, 1].
 
     Few people often agree by chance, so a fraction of a unit is added at 0 and at 1 (`ADDED`). The interval
@@ -172,7 +174,6 @@ def share_interval(
         share: in [0, 1].
         error: its standard error, from `jackknife`; 0 if all units agree.
         units: number of people, or degrees of freedom plus 1.
-        level: confidence level, in (0, 1).
 
     Returns:
         Lower and upper bound, or None for fewer than two units.
@@ -187,10 +188,10 @@ def share_interval(
     middle = (units * share + ADDED) / (units + 2 * ADDED)
     spread = ADDED * (middle**2 + (1 - middle) ** 2) / (units * (units - 1))
     slope = middle * (1 - middle)
-    half = float(t.ppf((1 + level) / 2, units - 1)) * math.sqrt(error**2 + spread) / slope
+    half = float(t.ppf((1 + LEVEL) / 2, units - 1)) * math.sqrt(error**2 + spread) / slope
     centre = math.log(middle / (1 - middle))
     low, high = (1 / (1 + math.exp(min(-(centre + sign * half), 700.0))) for sign in (-1, 1))
-    ones, zeros, tail = units * share, units * (1 - share), (1 - level) / 2
+    ones, zeros, tail = units * share, units * (1 - share), (1 - LEVEL) / 2
     binomial_low = float(beta.ppf(tail, ones + 0.5, zeros + 0.5)) if ones > 0 else 0.0
     binomial_high = float(beta.ppf(1 - tail, ones + 0.5, zeros + 0.5)) if zeros > 0 else 1.0
     return max(low, binomial_low), min(high, binomial_high)
@@ -219,30 +220,26 @@ class FoldMean:
     folds: int
     clusters: int
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """The mean with its uncertainty; None with one cluster."""
+        return None if self.error is None else Estimate(self.mean, self.error, self.clusters - 1)
+
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
         """Student's t interval at a confidence level in (0, 1); None with one cluster."""
-        from scipy.stats import t
-
-        if self.error is None:
-            return None
-        half = float(t.ppf((1 + level) / 2, self.clusters - 1)) * self.error
-        return self.mean - half, self.mean + half
+        estimate = self.estimate
+        return None if estimate is None else estimate.interval(level)
 
     def p_value(self) -> float | None:
         """Two-sided p value of a true mean of 0; None with one cluster."""
-        from scipy.stats import t
+        estimate = self.estimate
+        return None if estimate is None else estimate.p_value()
 
-        if self.error is None:
-            return None
-        if self.error == 0:
-            return float(self.mean == 0)
-        return float(2 * t.sf(abs(self.mean) / self.error, self.clusters - 1))
-
-    def detectable(self, level: float = LEVEL, power: float = 0.8) -> float | None:
-        """Smallest true mean that these clusters detect with that power; None with one cluster."""
-        if self.error is None:
-            return None
-        return detectable_difference(self.error, self.clusters - 1, level=level, power=power)
+    def detectable(self, level: float = LEVEL) -> float | None:
+        """Smallest true mean that these clusters detect with power .8; None with one cluster."""
+        return (
+            None if self.error is None else detectable_difference(self.error, self.clusters - 1, level=level)
+        )
 
 
 def fold_mean(values: Mapping[Fold, float]) -> FoldMean:
@@ -267,7 +264,7 @@ def fold_mean(values: Mapping[Fold, float]) -> FoldMean:
     seeds = np.array([fold[0] for fold in folds])
     by_seed = np.array([numbers[seeds == seed].mean() for seed in np.unique(seeds)])
     units = by_seed if len(by_seed) > 1 else numbers
-    error = _standard_error(units) if len(units) > 1 else None
+    error = float(np.std(units, ddof=1)) / math.sqrt(len(units)) if len(units) > 1 else None
     return FoldMean(float(units.mean()), error, len(folds), len(units))
 
 
@@ -280,39 +277,31 @@ def paired_difference(first: Mapping[Fold, float], second: Mapping[Fold, float])
     return fold_mean({fold: first[fold] - second[fold] for fold in first.keys() & second.keys()})
 
 
-def detectable_difference(error: float, freedom: int, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """Smallest true difference that a t test with this standard error detects with this power.
+def detectable_difference(error: float, freedom: int, *, level: float = LEVEL) -> float:
+    """Smallest true difference that a t test with this standard error detects with power .8.
 
     Args:
         error: standard error of the difference, at least 0.
         freedom: degrees of freedom, at least 1.
         level: confidence level of the test, in (0, 1).
-        power: in (0, 1).
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm, t
 
-    if error < 0 or freedom < 1 or not 0 < level < 1 or not 0 < power < 1:
-        raise ValueError(
-            f"error is {error}, freedom {freedom}, level {level}, power {power}: expected an error of at "
-            "least 0, one degree of freedom or more, level and power in (0, 1)"
-        )
     quantile = float(t.ppf((1 + level) / 2, freedom))
     # The noncentral t distribution as a mean over its denominator: scipy's fails for few degrees of freedom.
     spread = np.sqrt(chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
     highest = 2 * quantile * float(spread.max()) + 10
-    return error * float(brentq(lambda d: norm.cdf(d - quantile * spread).mean() - power, 0, highest))
+    return error * float(brentq(lambda d: norm.cdf(d - quantile * spread).mean() - POWER, 0, highest))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted by Holm's step-down method, in the order given, in [0, 1].
+    """p values in [0, 1] adjusted by Holm's step-down method, in the order given, in [0, 1].
 
     Reference:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
     numbers = np.asarray(list(p_values), dtype=float)
-    if not np.all((numbers >= 0) & (numbers <= 1)):
-        raise ValueError(f"p_values are {numbers.tolist()}: expected numbers in [0, 1]")
     order = np.argsort(numbers, kind="stable")
     steps = np.maximum.accumulate(numbers[order] * np.arange(len(numbers), 0, -1))
     adjusted = np.empty(len(numbers))
@@ -332,7 +321,3 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
         for name, (forget, retain) in points.items()
         if not any(f <= forget and r >= retain and (f, r) != (forget, retain) for f, r in points.values())
     ]
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))

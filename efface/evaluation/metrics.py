@@ -116,9 +116,9 @@ def with_metrics(scores: pd.DataFrame, names: Sequence[str] | None = None) -> pd
     import pandas as pd
 
     missing = [METRICS[name] for name in (METRICS if names is None else names) if name not in scores.columns]
-    check_finite(scores)
-    if not missing:
+    if not missing:  # probes have no likelihoods from which a metric could be computed
         return scores
+    check_finite(scores)
     rows = records(scores)
     added = {
         metric.name: pd.Series([metric.value_of(row) for row in rows], index=scores.index, dtype="Float64")

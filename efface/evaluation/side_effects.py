@@ -7,7 +7,7 @@ less than to a model that never met them, and that the other content of their pi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +63,9 @@ class SideEffects:
     spread: float | None = None
     below: float | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def metrics_of(plain: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of `SideEffects.plain` as ``side_effects/NAME``, without intervals and None values."""
+    """The numbers of `SideEffects` in plain values as ``side_effects/NAME``, without intervals and None."""
     values = {f"kept/{name}": kept and kept["value"] for name, kept in plain.get("kept", {}).items()}
     values["perception"] = (plain.get("perception") or {}).get("value")
     values |= {name: plain.get(name) for name in ("left", "worst", "spread", "below")}

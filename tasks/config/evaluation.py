@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import UNLISTED, Count, Level, Name, Rate, Section, Weight, require_unique
+from efface import attacks
+from tasks.config.section import UNIQUE, UNLISTED, Count, Level, Name, Rate, Section, Weight
 
 
 class Evaluate(Section):
@@ -29,8 +30,6 @@ class Evaluate(Section):
     base_likelihood: Annotated[bool, UNLISTED] = False
     """Score every answer's language by the base model too: one more pass, of text alone. Says something where
     the base model knew language before it met anybody."""
-    compile: Annotated[bool, UNLISTED] = False
-    """Run models through torch.compile: slower at first, faster later; may change the last digits."""
 
     @model_validator(mode="after")
     def _shots_need_whole_strings(self) -> Evaluate:
@@ -42,20 +41,14 @@ class Evaluate(Section):
 class LmmsEval(Section):
     """Published benchmarks by lmms-eval, which the extra `lmms` installs."""
 
-    models: list[Name] = []
+    models: Annotated[list[Name], UNIQUE] = []
     """Models to score, such as [base, vanilla, npo]."""
-    tasks: Annotated[list[str], Field(min_length=1)] = ["mme"]
+    tasks: Annotated[list[str], Field(min_length=1), UNIQUE] = ["mme"]
     """Names as `lmms-eval tasks` lists them; tasks that generate answers greedily, about pictures or text."""
     folder: Annotated[str | None, UNLISTED] = None
     """Folder with further tasks, YAML files as lmms-eval reads them; null: lmms-eval's own alone."""
     limit: Annotated[Count | None, UNLISTED] = None
     """Questions per task, the first ones; null: all."""
-
-    @model_validator(mode="after")
-    def _lists_are_unique(self) -> LmmsEval:
-        require_unique("models", self.models)
-        require_unique("tasks", self.tasks)
-        return self
 
 
 ATTACKS = (
@@ -89,7 +82,7 @@ class Reword(Section):
 class InContext(Section):
     """Solved questions before the question."""
 
-    kinds: Annotated[list[Literal["examples", "hints"]], Field(min_length=1)] = ["examples", "hints"]
+    kinds: Annotated[list[attacks.Context], Field(min_length=1)] = ["examples", "hints"]
     """About people to keep, or about the person's other facts; one attack each."""
     shots: Count = 3
     """How many."""
@@ -120,10 +113,7 @@ class Language(Section):
 class Typographic(Section):
     """The question drawn into the picture."""
 
-    kinds: Annotated[list[Literal["question", "question_with_name"]], Field(min_length=1)] = [
-        "question",
-        "question_with_name",
-    ]
+    kinds: Annotated[list[attacks.Typographic], Field(min_length=1)] = ["question", "question_with_name"]
     """One attack each."""
 
 
@@ -206,31 +196,23 @@ class ModuleReload(Section):
 class CrossModal(Section):
     """Giving the name away beside the picture."""
 
-    kinds: Annotated[list[Literal["name_in_question", "name_in_picture"]], Field(min_length=1)] = [
-        "name_in_question",
-        "name_in_picture",
-    ]
+    kinds: Annotated[list[attacks.CrossModal], Field(min_length=1)] = ["name_in_question", "name_in_picture"]
     """Where the name is written, one attack each."""
 
 
 class ImageShift(Section):
     """Changed pictures."""
 
-    kinds: Annotated[list[Literal["crop", "noise", "grey", "rotate"]], Field(min_length=1)] = [
-        "crop",
-        "noise",
-        "grey",
-        "rotate",
-    ]
+    kinds: Annotated[list[attacks.ImageShift], Field(min_length=1)] = ["crop", "noise", "grey", "rotate"]
     """One attack each."""
 
 
 class Attack(Section):
     """Attempts to bring back what a model was made to forget."""
 
-    models: list[Name] = ["retrained", "mmunlearner", "grad_diff"]
+    models: Annotated[list[Name], UNIQUE] = ["retrained", "mmunlearner", "grad_diff"]
     """Models to attack, such as [retrained, npo]; with `retrained` the others are compared to it."""
-    run: Annotated[list[Literal[ATTACKS]], Field(min_length=1)] = [  # type: ignore[valid-type]
+    run: Annotated[list[Literal[ATTACKS]], Field(min_length=1), UNIQUE] = [  # type: ignore[valid-type]
         *("reword", "cross_modal", "relearn", "quantize", "module_reload")
     ]
     """Attacks on each of them; jailbreak, language and typographic need a model that knows more words than
@@ -248,12 +230,6 @@ class Attack(Section):
     benign_relearn: BenignRelearn = BenignRelearn()
     quantize: Quantize = Quantize()
     module_reload: ModuleReload = ModuleReload()
-
-    @model_validator(mode="after")
-    def _lists_are_unique(self) -> Attack:
-        require_unique("models", self.models)
-        require_unique("run", self.run)
-        return self
 
 
 class Targets(Section):

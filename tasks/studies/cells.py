@@ -110,7 +110,8 @@ def _mask_numbers(record: Mapping[str, Any], records: Mapping[str, Mapping[str, 
 
 def _gaps(folder: Path, model: str) -> dict[str, float]:
     """Attack to how much more the model answers about the people to forget after it than retrained does."""
-    from efface.attacks.outcomes import NO_ATTACK, attack_gaps, attack_outcomes, worst_attack
+    from efface.attacks import NO_ATTACK
+    from efface.attacks.outcomes import attack_gaps, attack_outcomes, worst_attack
 
     attacks, retrained = read_attacks(folder, model), read_attacks(folder, "retrained")
     if attacks is None or retrained is None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +51,6 @@ def score(
     share_prefix: bool = True,
     style: PromptStyle | None = None,
     cache: ResultCache | None = None,
-    compiled: bool = False,
 ) -> pd.DataFrame:
     """Score a model on evaluation samples.
 
@@ -70,8 +67,6 @@ def score(
         share_prefix: read picture and question once for all answers if the family allows it; False: never.
         style: wording of the questions that the model answers freely; None: bare questions.
         cache: cache of finished batches; None: no cache.
-        compiled: run the model through ``torch.compile``, which is slow at first and may change the last
-            digits.
 
     Returns:
         One row per sample in the order given, with the sample's own columns, ``generation, nll_gold,
@@ -98,11 +93,10 @@ def score(
     )
     rows: list[dict[str, Any]] = [{} for _ in samples]
     batches = list(_batches(samples, batch_size))
-    with _compiled(model) if compiled else nullcontext():
-        for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
-            batch = [samples[i] for i in indices]
-            for i, sample, answer in zip(indices, batch, _answers(scorer, batch, cache), strict=True):
-                rows[i] = _row(sample, answer)
+    for indices in tqdm(batches, desc="scoring", unit="batch", mininterval=0.5):
+        batch = [samples[i] for i in indices]
+        for i, sample, answer in zip(indices, batch, _answers(scorer, batch, cache), strict=True):
+            rows[i] = _row(sample, answer)
     table = pd.DataFrame(rows)
     table["nll_paraphrase"] = table["nll_paraphrase"].astype("float64")
     for name in STORED:
@@ -295,28 +289,17 @@ def _answers(scorer: Scorer, samples: Sequence[Sample], cache: ResultCache | Non
     """The answers to one batch, from the cache if it has them."""
     stored = cache.load(samples) if cache is not None else None
     if stored is not None:
-        return [_restored(content) for content in stored]
+        return [
+            Answers(
+                row["generation"], {text: TokenScores(**scores) for text, scores in row["scores"].items()}
+            )
+            for row in stored
+        ]
     answers = scorer.answers(samples)
     _check_finite(samples, answers)
     if cache is not None:
         cache.save(samples, [asdict(answer) for answer in answers])
     return answers
-
-
-@contextmanager
-def _compiled(model: PreTrainedModel) -> Iterator[None]:
-    """Compile forward passes within the block; lengths vary from batch to batch."""
-    compiled = torch.compile(model.forward, dynamic=True)
-
-    @wraps(model.forward)  # generation inspects its signature
-    def forward(*inputs: Any, **named: Any) -> Any:
-        return compiled(*inputs, **named)
-
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
 
 
 def _candidates(sample: Sample) -> list[str]:
@@ -337,13 +320,6 @@ def _check_finite(samples: Sequence[Sample], answers: Sequence[Answers]) -> None
                     "its weights are damaged or have diverged: rebuild the model, with a smaller "
                     "learning rate if training diverged"
                 )
-
-
-def _restored(content: dict[str, Any]) -> Answers:
-    return Answers(
-        generation=content["generation"],
-        scores={text: TokenScores(**scores) for text, scores in content["scores"].items()},
-    )
 
 
 def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:

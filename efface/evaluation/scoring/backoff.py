@@ -31,37 +31,26 @@ class MemoryBackoff:
         Raises:
             ModelError: if not even a single item fits.
         """
-        from accelerate.utils.memory import clear_device_cache
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
         results: list[Result] = []
         while len(results) < len(items):
             batch = items[len(results) : len(results) + self.size]
-            batch_results = self._attempt(work, batch)
-            if batch_results is not None:
-                results += batch_results
+            try:
+                results += work(batch)
                 continue
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if len(batch) == 1:
+                    raise ModelError(
+                        "not even one question at a time fits into memory "
+                        f"({str(error).splitlines()[0]}); use a device with more memory, load the model in "
+                        "half precision, or ask for shorter answers (max_new_tokens)"
+                    ) from error
             clear_device_cache(garbage_collection=True)  # the failed attempt's memory is free only now
             self.size = (len(batch) + 1) // 2
             logging.getLogger(__name__).warning(
                 "out of memory with %d questions at a time; going on with %d", len(batch), self.size
             )
         return results
-
-    def _attempt(
-        self, work: Callable[[Sequence[Item]], list[Result]], batch: Sequence[Item]
-    ) -> list[Result] | None:
-        """The results, or None if memory ran out."""
-        try:
-            return work(batch)
-        except RuntimeError as error:
-            from accelerate.utils.memory import should_reduce_batch_size
-
-            if not should_reduce_batch_size(error):
-                raise
-            if len(batch) == 1:
-                raise ModelError(
-                    f"not even one question at a time fits into memory ({str(error).splitlines()[0]}); "
-                    "use a device with more memory, load the model in half precision, or ask for shorter "
-                    "answers (max_new_tokens)"
-                ) from error
-        return None

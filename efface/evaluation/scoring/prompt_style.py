@@ -24,16 +24,9 @@ class PromptStyle:
     benchmark: str = "avatars"
     """Benchmark whose wording ``published`` uses."""
     style: str = "bare"
-    """One of `efface.evaluation.scoring.question_prompts.STYLES`."""
+    """``bare``, ``published`` or ``published_llava``; see `efface.evaluation.scoring.question_prompts`."""
     shots: tuple[Sample, ...] = ()
     """Solved questions from `draw_shots`; for ``published_llava`` only."""
-
-    def __post_init__(self) -> None:
-        if self.shots and self.style != "published_llava":
-            raise ValueError(
-                f"style is {self.style!r} with {len(self.shots)} shots: expected 'published_llava', the "
-                "only style with published few-shot prompts, or no shots"
-            )
 
     def is_bare(self, sample: Sample) -> bool:
         """Whether the prompt of this sample is just its question."""

@@ -26,9 +26,6 @@ from collections.abc import Sequence
 from efface.data.samples import Sample
 from efface.errors import DataError
 
-STYLES = ("bare", "published", "published_llava")
-"""Wordings."""
-
 _ONE_LETTER = "Just give ONE letter representing the answer directly."
 _ONLY_THE_BLANK = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 _NO_EXPLANATION = "Please **ONLY** provide the correct answer without any explanation"
@@ -44,15 +41,10 @@ def user_turn(sample: Sample, *, benchmark: str, style: str) -> str:
     Args:
         sample: the question to ask.
         benchmark: whose words to use: ``clear``, ``fiubench``, ``umu``, or MLLMU-Bench's for any other.
-        style: ``bare`` or ``published``.
-
-    Raises:
-        ValueError: for any other style; ``published_llava`` has no turns, see :func:`llava_prompt`.
+        style: ``bare`` or ``published``; ``published_llava`` has no turns, see :func:`llava_prompt`.
     """
     if style == "bare":
         return sample.question
-    if style != "published":
-        raise ValueError(f"style is {style!r}: expected bare or published for a chat template")
     turns = {"clear": _clear_turn, "fiubench": lambda sample: sample.question, "umu": _umu_turn}
     return turns.get(benchmark, _mllmu_turn)(sample)
 
@@ -64,18 +56,8 @@ def llava_prompt(sample: Sample, shots: Sequence[Sample] = ()) -> str:
 
     Args:
         sample: the question to ask.
-        shots: solved questions to put before it, of the sample's task and modality; none for sentences.
-
-    Raises:
-        ValueError: if a shot is of another task or modality.
+        shots: solved questions to put before it, see `shots_for`.
     """
-    for shot in shots:
-        if (_kind(shot), shot.modality) != (_kind(sample), sample.modality) or _kind(sample) == "sentence":
-            raise ValueError(
-                f"sample {sample.sample_id} is a {_kind(sample)} question ({sample.modality}) and the shot "
-                f"{shot.sample_id} a {_kind(shot)} question ({shot.modality}): shots must be of the same "
-                "kind, and sentences are asked without any"
-            )
     pictured = sample.modality == "multimodal"
     turn = _mllmu_turn(sample)
     if _kind(sample) == "sentence":

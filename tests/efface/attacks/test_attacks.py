@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.attacks.inputs import SHIFTS, cross_modal, image_shift
+from efface.attacks import ImageShift
+from efface.attacks.inputs import cross_modal, image_shift
 from efface.attacks.relearn import relearn, split_people
 from efface.attacks.weights import _rounded, quantize, reload_part
 from efface.errors import DataError, ModelError
-from efface.evaluation import score
+from efface.evaluation.scoring import score
 from efface.models import anatomy
 from tests.efface.conftest import sample
 
@@ -50,9 +52,6 @@ def test_quantising_rounds_linear_layers_but_the_head_and_more_bits_change_less(
         else:
             assert torch.equal(model.state_dict()[name], old), name
     assert 0 < fine < rough / 4
-    with pytest.raises(ValueError) as error:
-        quantize(model, bits=16)
-    assert "bits is 16" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["vision", "projector"])
@@ -90,14 +89,11 @@ def test_the_name_is_given_away_beside_the_picture():
     before, after = (np.asarray(s.image) for s in (questions[0], with_picture))
     assert with_picture.question == questions[0].question and before.shape == after.shape
     assert np.array_equal(before[:20], after[:20]) and (after[20:] == 255).any() and (after[20:] < 100).any()
-    with pytest.raises(ValueError) as error:
-        cross_modal(questions, names, kind="hint")
-    assert "kind is" in str(error.value) and "name_in_question" in str(error.value)
 
 
 def test_pictures_change_and_keep_their_size_and_noise_is_seeded():
     questions = [sample(0), sample(1, pictured=False)]
-    for kind in SHIFTS:
+    for kind in get_args(ImageShift):
         (changed,) = image_shift(questions, kind=kind, seed=1)
         assert (
             changed.image.size == questions[0].image.size and changed.image_bytes != questions[0].image_bytes
@@ -105,9 +101,6 @@ def test_pictures_change_and_keep_their_size_and_noise_is_seeded():
         assert (changed.question, changed.answer) == (questions[0].question, questions[0].answer)
         assert image_shift(questions, kind=kind, seed=1)[0].image_bytes == changed.image_bytes
     assert image_shift(questions, kind="noise", seed=2) != image_shift(questions, kind="noise", seed=1)
-    with pytest.raises(ValueError) as error:
-        image_shift(questions, kind="blur")
-    assert "kind is" in str(error.value) and "crop" in str(error.value)
 
 
 @given(st.integers(2, 30), st.floats(0.01, 0.99), st.integers(0, 3))
@@ -118,14 +111,10 @@ def test_people_are_held_out(count, share, seed):
     assert (taught, held_out) == split_people(people[::-1] * 2, share=share, seed=seed)
 
 
-def test_too_few_people_and_budgets_that_do_not_increase_are_errors(model, processor):
+def test_too_few_people_are_an_error():
     with pytest.raises(DataError) as error:
         split_people(["p"], share=0.5, seed=0)
-    assert "share" in str(error.value)
-    settings = {"learning_rate": 1e-3, "batch_size": 4, "seed": 0}
-    with pytest.raises(ValueError) as error:
-        list(relearn(model, processor, [sample(0)], budgets=[5, 1], **settings))
-    assert "[5, 1]" in str(error.value)
+    assert "got 1" in str(error.value)
 
 
 def test_relearning_brings_facts_back_budget_by_budget(model, processor):

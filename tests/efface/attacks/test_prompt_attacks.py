@@ -3,7 +3,7 @@
 import pytest
 
 from efface.attacks import UnavailableAttack
-from efface.attacks.inputs import READ_PICTURE, TYPOGRAPHIC, typographic
+from efface.attacks.inputs import READ_PICTURE, typographic
 from efface.attacks.prompts import (
     in_context,
     jailbreak,
@@ -78,9 +78,6 @@ def test_examples_are_about_others_and_hints_are_other_facts_of_the_person():
     assert hinted[0].question == f"What work? cook\n{target.question}"
     assert hinted == in_context([target, fact, leak, named], [], kind="hints", **settings)
     assert in_context([target], [], kind="hints", **settings) == []
-    with pytest.raises(ValueError) as error:
-        in_context([target], others, kind="threat", **settings)
-    assert "'threat'" in str(error.value) and "hints" in str(error.value)
 
 
 def test_jailbreak_prompts_hold_the_question_once():
@@ -109,6 +106,3 @@ def test_the_question_goes_into_the_picture():
     assert below[0] < 100 and below[1] == 255
     (named,) = typographic([target, written, unknown], NAMES, kind="question_with_name")
     assert named.image_bytes != drawn.image_bytes
-    with pytest.raises(ValueError) as error:
-        typographic([target], NAMES, kind="name")
-    assert "kind is" in str(error.value) and TYPOGRAPHIC[0] in str(error.value)

@@ -10,7 +10,7 @@ from efface.attacks.soft_prompt import SoftPrompt, optimise, unused_word
 from efface.encoding import Encoder, collate, encode_prompts
 from efface.encoding.answers import nll
 from efface.encoding.forward import forward
-from efface.evaluation import score
+from efface.evaluation.scoring import score
 from tests.efface.conftest import sample
 
 SETTINGS = {"length": 4, "learning_rate": 0.3, "batch_size": 4, "seed": 0}

@@ -151,18 +151,9 @@ def test_the_smallest_detectable_difference_is_the_noncentral_ts(freedom):
     assert detectable_difference(2.0, freedom) == pytest.approx(2 * difference)
 
 
-def test_a_detectable_difference_needs_a_degree_of_freedom():
-    with pytest.raises(ValueError) as error_info:
-        detectable_difference(1.0, 0)
-    assert "freedom 0" in str(error_info.value)
-
-
 def test_holm_golden():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-    with pytest.raises(ValueError) as error:
-        holm([1.5])
-    assert "1.5" in str(error.value)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

@@ -12,8 +12,8 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pictures
 
 from efface.errors import DataError, ModelError
-from efface.evaluation import score
 from efface.evaluation.lmms import run_benchmarks
+from efface.evaluation.scoring import score
 from tests.efface.conftest import sample
 
 TASK = """

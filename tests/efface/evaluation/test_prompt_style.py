@@ -65,12 +65,6 @@ def test_whole_strings_carry_a_picture_for_every_shot(speaking, pictured):
         assert "pixel_values" not in row
 
 
-def test_shots_need_whole_strings():
-    with pytest.raises(ValueError) as error:
-        PromptStyle(style="published", shots=(asked(),))
-    assert "published_llava" in str(error.value)
-
-
 def test_another_picture_token_is_refused(processor):
     class Other:
         image_token = "<|image_pad|>"

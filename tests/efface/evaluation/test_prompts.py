@@ -105,21 +105,6 @@ def test_bare_is_the_question():
         assert user_turn(asked(task), benchmark="mllmu", style="bare") == PICTURED[task]["question"]
 
 
-def test_a_raw_prompt_has_no_turns():
-    with pytest.raises(ValueError) as error:
-        user_turn(asked("cloze"), benchmark="mllmu", style="published_llava")
-    assert "style is" in str(error.value)
-
-
-def test_shots_of_another_kind_are_refused():
-    with pytest.raises(ValueError) as error:
-        llava_prompt(asked("choice"), [asked("choice", pictured=False)])
-    assert "sample" in str(error.value)
-    with pytest.raises(ValueError) as error:
-        llava_prompt(asked("generation"), [asked("generation")])
-    assert "sentence" in str(error.value)
-
-
 def people(count, part="validation", **changes):
     return [
         asked(task, pictured=pictured, entity_id=f"fictitious/{i}", part=part, **changes)

@@ -15,8 +15,8 @@ import torch
 
 from efface.encoding import encode
 from efface.errors import ModelError
-from efface.evaluation import score, scoring
-from efface.evaluation.scoring import Scorer, answer_logprobs
+from efface.evaluation import scoring
+from efface.evaluation.scoring import Scorer, answer_logprobs, score
 from efface.evaluation.scoring.cache import ResultCache
 from efface.evaluation.scoring.prompt_style import PromptStyle
 from efface.evaluation.scoring.tokens import token_scores
@@ -158,21 +158,6 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(model, pr
     handle.remove()
 
 
-def test_compiled_forward_passes_are_used_and_put_back(model, processor, single, monkeypatch):
-    """Only checks that every batch goes through the compiled passes, not what the compiler does."""
-    calls, passes = [], []
-
-    def compiling(function, **options):
-        calls.append(options)
-        return lambda *args, **kwargs: passes.append(1) or function(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "compile", compiling)
-    table = score(model, processor, questions(), batch_size=5, max_new_tokens=6, compiled=True)
-    assert_same(table, single)
-    assert calls == [{"dynamic": True}] and len(passes) > 4
-    assert "forward" not in vars(model)
-
-
 def test_rows_follow_the_definitions(model, processor):
     rows = questions()
     table = score(model, processor, rows, batch_size=4, max_new_tokens=6)
@@ -295,7 +280,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from efface.evaluation.scoring.cache import ResultCache
-from efface.evaluation import score
+from efface.evaluation.scoring import score
 from efface.evaluation.scoring import Scorer, answer_logprobs
 from efface.models import load_model
 from tests.efface.evaluation.test_scoring import questions

@@ -1,6 +1,7 @@
 """Side effects against closed forms on constructed tables: neighbours, perception, what is left, traces."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -89,13 +90,13 @@ def test_what_vanilla_never_learnt_is_not_available_and_other_samples_are_refuse
     blind = table(0.1)
     effects = measured(blind, vanilla=blind, floor=blind)
     assert set(effects.kept.values()) == {None} and effects.left is None and effects.worst is None
-    assert set(metrics_of(effects.plain())) == {"side_effects/perception"}
+    assert set(metrics_of(asdict(effects))) == {"side_effects/perception"}
     with pytest.raises(ArtifactError):
         measured(table(0.9).iloc[1:])
 
 
 def test_mlflow_gets_every_number_that_there_is():
-    numbers = metrics_of(measured(table(0.9, f1=0.1, f2=0.1)).plain())
+    numbers = metrics_of(asdict(measured(table(0.9, f1=0.1, f2=0.1))))
     kept = {f"side_effects/kept/{name}" for name in ("facts", "name", "others")}
     rest = {f"side_effects/{name}" for name in ("perception", "left", "worst", "spread", "below")}
     assert set(numbers) == kept | rest and numbers["side_effects/left"] == pytest.approx(0.0)

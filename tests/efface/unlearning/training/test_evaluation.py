@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efface.encoding import Encoder
-from efface.evaluation import score
+from efface.evaluation.scoring import score
 from efface.models.lora import Lora, add_lora
 from efface.unlearning import METHODS
 from efface.unlearning.finetuning import finetune
