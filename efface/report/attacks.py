@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from efface.attacks import NO_ATTACK
 from efface.attacks.outcomes import (
     METRICS,
-    NO_ATTACK,
     AttackGap,
     Outcome,
     WorstAttack,
@@ -18,6 +18,7 @@ from efface.attacks.outcomes import (
     budget_curves,
     worst_attack,
 )
+from efface.report.rendering import markdown_table
 
 MEANINGS = {
     "exact_match": "share of answers about the people to forget, by picture, that are exactly the fact",
@@ -117,6 +118,9 @@ def collect_attacks(
 
 def attack_rows(attacks: Attacks | None) -> pd.DataFrame:
     """One row per model and variant: ``model, attack, variant, step, people, value, gap``."""
+    columns = ["model", "attack", "variant", "step", "people", "value", "gap"]
+    if attacks is None:
+        return pd.DataFrame(columns=columns)
     rows = [
         {
             "model": model,
@@ -127,23 +131,20 @@ def attack_rows(attacks: Attacks | None) -> pd.DataFrame:
             "value": outcome.values[attacks.metric],
             "gap": None if model == "retrained" else outcome.gap(attacks.metric),
         }
-        for attack, variants in (attacks.outcomes if attacks is not None else {}).items()
+        for attack, variants in attacks.outcomes.items()
         for variant, by_model in variants.items()
         for model, outcome in by_model.items()
-        if attacks is not None
     ]
-    columns = ["model", "attack", "variant", "step", "people", "value", "gap"]
     return pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
 
 
 def markdown_attacks(attacks: Attacks) -> str:
     """The worst gap and that of each attack, mean over its variants, as a Markdown table."""
     names = [name for name in attacks.outcomes if name != NO_ATTACK]
-    heads = ["gap to retrained", "worst attack", *names]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    rows = []
     for model, gaps in attacks.gaps.items():
         cells = [f"{gaps[name].gap:+.2f}" if name in gaps else "n/a" for name in names]
-        worst = f"{attacks.worst[model].gap:+.2f}" if model in attacks.worst else "n/a"
-        lines.append(f"| {' | '.join([model, worst, *cells])} |")
+        rows.append([model, f"{attacks.worst[model].gap:+.2f}" if model in attacks.worst else "n/a", *cells])
+    lines = markdown_table(["gap to retrained", "worst attack", *names], rows)
     lines += [f"\n> {what} not available: {reason}" for what, reason in attacks.unavailable.items()]
     return "\n".join(lines) + "\n"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isclose
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
 from efface.errors import ArtifactError
 from efface.evaluation import REFERENCE_MODELS
-from efface.report.estimates import MEASURES, Estimates, value_of
 
 COLUMNS = (
     "model",
@@ -66,27 +63,3 @@ def check_table(model: str, table: pd.DataFrame) -> None:
         problem = f"holds sample {table.loc[table['sample_id'].duplicated(), 'sample_id'].iloc[0]} twice"
     if problem:
         raise ArtifactError(f"the score table of {model} {problem}; score the model again")
-
-
-def check_summary(model: str, table: pd.DataFrame, summary: Mapping[str, Any], estimates: Estimates) -> None:
-    """Refuse a table and a summary file of two different evaluations.
-
-    Raises:
-        ArtifactError: naming the first number that differs.
-    """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("model", summary.get("model"), model),
-        ("rows", summary.get("rows"), len(table)),
-    ]
-    for name, modalities in summary.get("metrics", {}).items():
-        for modality, metrics in modalities.items():
-            for measure in MEASURES.keys() & metrics.keys():
-                value = value_of(estimates, name, modality, measure)
-                if value is None or not isclose(metrics[measure]["value"], value, abs_tol=1e-9):
-                    pairs.append((f"{name}/{modality}/{measure}", metrics[measure]["value"], value))
-    for key, in_summary, in_table in pairs:
-        if in_summary != in_table:
-            raise ArtifactError(
-                f"the score summary of {model} has {key} = {in_summary}, its table gives {in_table}; score "
-                "the model again"
-            )

@@ -18,7 +18,7 @@ from efface.evaluation import LEARNT, LEVEL, MANY_PEOPLE, REFERENCE_MODELS
 from efface.evaluation.comparisons import RelativeDistance
 from efface.evaluation.goals import GOALS, MEASURES, Goal, Measure, Score, score_difference, unlearning_score
 from efface.evaluation.intervals import holm
-from efface.evaluation.metrics import with_metrics
+from efface.evaluation.metrics import FORGET_SETS, with_metrics
 from efface.evaluation.summary import (
     REFERENCE_ATTACK,
     forget_quality_of,
@@ -29,8 +29,8 @@ from efface.evaluation.summary import (
 )
 from efface.report.attacks import Attacks
 from efface.report.estimates import Estimates, value_of
+from efface.report.rendering import markdown_table
 
-FORGET_SETS = ("forget", "unseen")
 ALL_SETS = (*FORGET_SETS, "retain", "real", "utility")
 
 
@@ -213,8 +213,8 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "models": {
             line.model: {k: v for k, v in asdict(line).items() if k not in ("model", "scores", "exact")}
-            | {"score": {goal: score.as_dict() for goal, score in line.scores.items()}}
-            | {"score_exact_match": {goal: score.as_dict() for goal, score in line.exact.items()}}
+            | {"score": {goal: asdict(score) for goal, score in line.scores.items()}}
+            | {"score_exact_match": {goal: asdict(score) for goal, score in line.exact.items()}}
             for line in comparison.lines
         },
         "refused": dict(comparison.refused),
@@ -380,7 +380,7 @@ def markdown_scores(comparison: Comparison) -> str:
     for goal in GOALS:
         head += [f"{goal} score", "95%", "forget / text / retain / utility", "by exact match"]
     head += ["AUC gap", "attack gap", "fluency"]
-    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for line in comparison.lines:
         cells = [line.model]
         for goal in GOALS:
@@ -394,12 +394,13 @@ def markdown_scores(comparison: Comparison) -> str:
             cells.append("n/a" if exact is None else f"{exact.value:.1f}")
         for value in (line.auc_gap, line.attack_gap, line.fluency):
             cells.append("n/a" if value is None else f"{value:.2f}")
-        rows.append("| " + " | ".join(cells) + " |")
-    rows += [f"\n> No {goal} score: {reason}" for goal, reason in comparison.refused.items()]
+        rows.append(cells)
+    lines = markdown_table(head, rows, align="---")
+    lines += [f"\n> No {goal} score: {reason}" for goal, reason in comparison.refused.items()]
     for name, pairs in comparison.disagreements.items():
         if pairs:
-            rows.append(
+            lines.append(
                 f"\n> Goal {name}: knowledge and exact match order these differently, so no order is "
                 f"claimed: {', '.join(f'{a} and {b}' for a, b in pairs)}."
             )
-    return "\n".join(rows) + "\n"
+    return "\n".join(lines) + "\n"

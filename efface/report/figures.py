@@ -144,11 +144,7 @@ def _two_measures(
     def build() -> Figure:
         from adjustText import adjust_text
 
-        figure = _new_figure(4.2)
-        panel = figure.add_subplot(xlabel=x_label, ylabel=y_label)
-        panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
-        if len(front) > 1:
-            panel.step(*zip(*front, strict=True), ":", where="post", color=INK, linewidth=1.2)
+        figure, panel = _unit_square(x_label, y_label, front)
         texts = []
         for index, (model, (across, up)) in enumerate(cells.items()):
             colour, marker = _model_style(model, list(estimates))
@@ -202,13 +198,8 @@ def curve_plot(points: Sequence[Mapping[str, Any]], *, models: Sequence[str]) ->
     front = sorted({(row["forget_known"], row["retain_known"]) for row in points if row["on_front"]})
 
     def build() -> Figure:
-        figure = _new_figure(4.2)
-        panel = figure.add_subplot(
-            xlabel="right about the people to forget", ylabel="right about the retain people"
-        )
-        panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
-        if len(front) > 1:
-            panel.step(*zip(*front, strict=True), ":", where="post", color=INK, linewidth=1.2)
+        x_label, y_label = "right about the people to forget", "right about the retain people"
+        figure, panel = _unit_square(x_label, y_label, front)
         for model, path in paths.items():
             colour, marker = _model_style(model, models)
             across, up = zip(*path, strict=True)
@@ -552,6 +543,16 @@ def _new_figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)  # measures text before anything is saved
     return figure
+
+
+def _unit_square(x_label: str, y_label: str, front: Sequence[tuple[float, float]]) -> tuple[Figure, Axes]:
+    """A figure and its panel, both axes from 0 to 1, with a dotted front if it has several points."""
+    figure = _new_figure(4.2)
+    panel = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    panel.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
+    if len(front) > 1:
+        panel.step(*zip(*front, strict=True), ":", where="post", color=INK, linewidth=1.2)
+    return figure, panel
 
 
 def _model_style(model: str, models: Sequence[str]) -> tuple[str, str]:

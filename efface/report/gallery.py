@@ -99,7 +99,9 @@ def _choose_rows(person_rows: pd.DataFrame, set_name: str) -> pd.DataFrame:
     facts = person_rows[person_rows["task"].isin(FACT_TASKS)]
     facts = facts.assign(rank=facts["task"].map(rank)).sort_values(["rank", "sample_id"])
     of_set, unseen = facts[facts["set"] == set_name], facts[facts["set"] == "unseen"]
-    by_picture = _one_per_attribute(of_set[of_set["modality"] == "multimodal"]).head(2)
+    by_picture = of_set[of_set["modality"] == "multimodal"]
+    # One row per attribute.
+    by_picture = by_picture[by_picture["attribute"].isna() | ~by_picture["attribute"].duplicated()].head(2)
     elsewhere = unseen[unseen["modality"] == "multimodal"].head(1)
     named = of_set[of_set["modality"] == "text"]
     twins = named[named["pair_id"].isin(by_picture["pair_id"].dropna())]
@@ -110,10 +112,6 @@ def _choose_rows(person_rows: pd.DataFrame, set_name: str) -> pd.DataFrame:
         & (person_rows["modality"] == "multimodal")
     ].head(1)
     return pd.concat([by_picture, elsewhere, by_name, free])
-
-
-def _one_per_attribute(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["attribute"].isna() | ~rows["attribute"].duplicated()]
 
 
 def _pictures(

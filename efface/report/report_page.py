@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
 from efface.evaluation import LEARNT, LEVEL, MANY_PEOPLE, REFERENCE_MODELS
@@ -25,6 +23,7 @@ from efface.report.estimates import (
 from efface.report.figures import Plot
 from efface.report.gallery import Person
 from efface.report.published import Published
+from efface.report.rendering import markdown_table, number, render_page
 
 SET_MEANING = {
     "forget": "the people to forget, on training pictures and facts",
@@ -140,20 +139,10 @@ def blocks(estimates: Mapping[str, Estimates]) -> list[Block]:
 
 
 def render_report(report: Report) -> str:
-    """The whole report as one HTML document, pictures and style inside, no script."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    folder = files("efface.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["data_uri"] = svg_uri
-    environment.filters["number"] = number
-    template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    """The whole report as one HTML document."""
+    return render_page(
+        "report.html.j2",
         report=report,
-        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
         blocks=blocks(report.estimates),
         conclusions=conclusions(report.comparison, report.estimates),
         warnings=warnings(report.estimates),
@@ -171,6 +160,12 @@ def render_summary(report: Report) -> str:
     tables = {block.measure: block for block in blocks(report.estimates)}
     block = tables.get("knowledge") or next(iter(tables.values()))
     head = ["model", *(f"{name} {modality}" for name, modality, _ in block.columns)]
+    rows = [
+        [f"*{model}*" if model in REFERENCE_MODELS else model]
+        + [number(cell.value if cell else None) for cell in cells]
+        for models in block.groups.values()
+        for model, cells in models.items()
+    ]
     study = report.study
     lines = [
         f"### {study.benchmark}: {study.forget_people} of {study.people} people to forget, seed {study.seed}",
@@ -178,15 +173,12 @@ def render_summary(report: Report) -> str:
         " ".join(conclusions(report.comparison, report.estimates)),
         "",
         *(f"> **Warning** {warning}\n" for warning in warnings(report.estimates)),
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" + "---:|" * len(block.columns),
+        *markdown_table(head, rows),
+        "",
+        f"{block.title}: {block.meaning}, 0 to 1; reference models in italics.",
+        "",
+        markdown_scores(report.comparison).rstrip(),
     ]
-    for models in block.groups.values():
-        for model, cells in models.items():
-            name = f"*{model}*" if model in REFERENCE_MODELS else model
-            lines.append(f"| {name} | " + " | ".join(number(c.value if c else None) for c in cells) + " |")
-    lines += ["", f"{block.title}: {block.meaning}, 0 to 1; reference models in italics.", ""]
-    lines.append(markdown_scores(report.comparison).rstrip())
     lines += [f"\n> {reason}" for reason in (report.published.refused if report.published else ())]
     if report.side_effects:
         lines += ["", holes(report.side_effects)]
@@ -221,13 +213,3 @@ def holes(side_effects: Mapping[str, SideEffects]) -> str:
     if not parts:
         return "Side effects: not available, as vanilla does not lead by enough on anybody."
     return f"Side effects, the widest gaps over all methods: {'; '.join(parts)}."
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number as all tables write it; a dash for None."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def svg_uri(content: bytes) -> str:
-    """An SVG picture as a data URI."""
-    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
-from efface.evaluation import LEVEL
+from efface.evaluation import LEVEL, REFERENCE_MODELS
 from efface.evaluation.intervals import FoldMean
 from efface.evaluation.studies import (
     COLUMNS,
@@ -23,7 +22,7 @@ from efface.evaluation.studies import (
 )
 from efface.report.estimates import Cell, Estimates
 from efface.report.figures import Plot, front_plot, tradeoff_plots
-from efface.report.report_page import number, svg_uri
+from efface.report.rendering import markdown_table, number, render_page
 
 DIGITS = {"score": 1, EXACT_SCORE: 1, COSTS[1]: 0}
 """Digits after the decimal point, if not two."""
@@ -48,17 +47,10 @@ class StudyPage:
 
 
 def render_study(page: StudyPage) -> str:
-    """One HTML document, pictures and style inside, no script."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["data_uri"] = svg_uri
-    folder, comparison = files("efface.report"), page.comparison
-    template = environment.from_string(folder.joinpath("study.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    """The page as one HTML document."""
+    comparison = page.comparison
+    return render_page(
+        "study.html.j2",
         page=page,
         comparison=comparison,
         seeds=sorted({fold.seed for fold in comparison.folds}),
@@ -69,7 +61,6 @@ def render_study(page: StudyPage) -> str:
         settings=setting_rows(page),
         plots=_plots(comparison),
         level=f"{LEVEL:.0%}",
-        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
     )
 
 
@@ -83,17 +74,13 @@ def study_summary(page: StudyPage) -> str:
     tables |= {f"pair, by {title}": rows for title, rows in pair_rows(comparison).items()}
     for title, rows in tables.items():
         if rows:
-            lines += [
-                f"| {title} | " + " | ".join(PAIR_COLUMNS) + " |",
-                "|---|" + "---:|" * len(PAIR_COLUMNS),
-            ]
-            lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+            lines += [*markdown_table([title, *PAIR_COLUMNS], rows), ""]
     for title, (columns, rows_of_means) in mean_tables(comparison).items():
-        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-        for model, cells in rows_of_means:
-            words = [f"{value} ({interval})" if interval else value for value, interval in cells]
-            lines.append(f"| {model} | " + " | ".join(words) + " |")
-        lines.append("")
+        rows = [
+            [model, *(f"{value} ({interval})" if interval else value for value, interval in cells)]
+            for model, cells in rows_of_means
+        ]
+        lines += [*markdown_table([title, *columns], rows), ""]
     lines += [f"- {method}: {words}" for method, words in setting_rows(page)]
     lines.append(f"\nIn brackets {LEVEL:.0%} intervals, Student's t over the means of the seeds.")
     return "\n".join(lines) + "\n"
@@ -133,9 +120,7 @@ def _scale(comparison: StudyComparison) -> str:
 def study_conclusions(comparison: StudyComparison) -> list[str]:
     """Three sentences: what was compared on which floor, what is settled, and what stays open."""
     scores = [pair for pair in comparison.pairs if pair.number == "score"]
-    methods = len(comparison.lines) - sum(
-        line.model in ("base", "vanilla", "retrained") for line in comparison.lines
-    )
+    methods = sum(line.model not in REFERENCE_MODELS for line in comparison.lines)
     floors = comparison.floors.values()
     if not floors:
         floor = "no retrained model checks the floor, which is the base model's"
