@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tasks.config.section import UNLISTED, Count, Section, Weight, require_unique
+from tasks.config.section import UNIQUE, UNLISTED, Count, Section, Weight
 
 
 class Saliency(Section):
@@ -35,13 +35,8 @@ class Saliency(Section):
     storage: Annotated[Literal["device", "cpu"], UNLISTED] = "device"
     """Where the sums of squares are stored: beside the weights, or in main memory; does not change the
     result."""
-    controls: list[Literal["random", "magnitude"]] = []
+    controls: Annotated[list[Literal["random", "magnitude"]], UNIQUE] = []
     """Masks with as many weights per tensor as the saliency mask, for `unlearn.methods.*.mask`."""
-
-    @model_validator(mode="after")
-    def _controls_are_unique(self) -> Saliency:
-        require_unique("controls", self.controls)
-        return self
 
 
 class Importance(Section):

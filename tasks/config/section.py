@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -14,6 +13,16 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """A name that dvc.yaml puts into commands and paths: a lower-case letter, then letters, digits and _."""
+
+
+def _unique(values: list[Any], info: ValidationInfo) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{info.field_name} is {values}: expected each value once")
+    return values
+
+
+UNIQUE = AfterValidator(_unique)
+"""Annotates a list that holds each value once."""
 UNLISTED = "unlisted"
 """Annotates a key that `tasks use` writes into params.yaml only if the profile sets it. DVC must track the
 key's whole section, as it tracks single keys only if the file holds them."""
@@ -30,9 +39,3 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
     )
-
-
-def require_unique(key: str, values: Sequence[object]) -> None:
-    """Raise a ValueError if a value occurs twice in a list."""
-    if len(set(values)) < len(values):
-        raise ValueError(f"{key} is {list(values)}: expected each value once")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.section import UNLISTED, Count, Section, require_unique
+from tasks.config.section import UNIQUE, UNLISTED, Count, Section
 from tasks.config.unlearning import validated_methods
 
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -15,7 +15,7 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class Study(Section):
     """Methods on disjoint forget sets of several seeds, with settings that another seed chose."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), UNIQUE] = [0, 1, 2]
     """Seeds to report; each has its own people, weights and batches."""
     folds: Annotated[int, Field(ge=2)] | None = 8
     """Disjoint forget sets of each seed, which together hold all people; null: one, as `split` says."""
@@ -57,7 +57,6 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _the_tuning_seed_is_not_reported(self) -> Study:
-        require_unique("seeds", self.seeds)
         if self.tuning_seed in self.seeds:
             raise ValueError(
                 f"tuning_seed is {self.tuning_seed}, which is also one of seeds {self.seeds}: expected a "

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from tasks.config.section import UNLISTED, Count, Section, Share, require_unique
+from tasks.config.section import UNIQUE, UNLISTED, Count, Section, Share
+
+if TYPE_CHECKING:
+    from efface.models.lora import Lora as Shape
 
 
 class UnlearningMethod(Section):
@@ -113,6 +116,13 @@ class Lora(Section):
     """Precision of the frozen weights while the factors train; null: as saved. The factors are merged into
     the weights as saved, so the result is a plain model."""
 
+    @property
+    def shape(self) -> Shape:
+        """The factors as the library describes them."""
+        from efface.models.lora import Lora as Shape
+
+        return Shape(self.rank, self.alpha, self.dropout, self.components)
+
 
 class Stop(Section):
     """When unlearning ends before its last step."""
@@ -135,7 +145,7 @@ class Curve(Section):
 class Unlearn(Section):
     """Unlearning by training, one model per method."""
 
-    forget: Annotated[list[Literal["multimodal", "text"]], Field(min_length=1)] = ["multimodal"]
+    forget: Annotated[list[Literal["multimodal", "text"]], Field(min_length=1), UNIQUE] = ["multimodal"]
     """What to forget about the forget people: facts with their pictures, and with `text` also text facts (the
     goal "full"). The saliency mask is computed for the same facts."""
     batch_size: Count = 8
@@ -165,8 +175,3 @@ class Unlearn(Section):
     @classmethod
     def _methods_have_their_settings(cls, methods: dict[str, Any]) -> dict[str, Any]:
         return validated_methods(methods)
-
-    @model_validator(mode="after")
-    def _forget_is_unique(self) -> Unlearn:
-        require_unique("forget", self.forget)
-        return self
