@@ -25,19 +25,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
 def _generate(params: Params, folder: Path, root: Path) -> str:
     from efface.data.benchmarks.avatars.generate import Sizes, generate
 
-    section = params.avatars
-    sizes = Sizes(
-        people=section.people,
-        real=section.real,
-        holdout=section.holdout,
-        train_views=section.train_views,
-        test_views=section.test_views,
-        stranger_pictures=section.stranger_pictures,
-        skill_samples=section.skill_samples,
-        picture_size=section.picture_size,
-        language=section.language,
-    )
-    generate(folder, seed=section.seed, sizes=sizes, left_out=purge_filter(root))
+    sizes = Sizes(**params.avatars.model_dump(exclude={"seed"}))
+    generate(folder, seed=params.avatars.seed, sizes=sizes, left_out=purge_filter(root))
     return (
         f"{sizes.people} fictitious, {sizes.real} real and {sizes.holdout} holdout people, "
         f"{sizes.pictures} pictures of {sizes.picture_size} pixels"

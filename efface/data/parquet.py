@@ -1,11 +1,11 @@
-"""Parquet files of rows with pictures, through Hugging Face `datasets`; pictures are never re-encoded."""
+"""Parquet files of rows with pictures, which are never re-encoded."""
 
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
-import glob
-import tempfile
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +85,7 @@ def read_parquet(
     Raises:
         DataError: if the file is missing, damaged, or lacks a column.
     """
-    import datasets
-    from pyarrow.dataset import ParquetFragmentScanOptions
+    from pyarrow.dataset import ParquetFileFormat, ParquetFragmentScanOptions, dataset, field
 
     names = column_names(path)
     if missing := [name for name in [*(columns or ()), *(where or ())] if name not in names]:
@@ -99,33 +98,23 @@ def read_parquet(
     options = ParquetFragmentScanOptions(
         use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
     )
-    batch_size = 512 if share_pictures else 8
+    conditions = [field(name).isin(list(values)) for name, values in (where or {}).items()]
     pictures: dict[bytes, bytes] = {}
-    with tempfile.TemporaryDirectory() as cache:  # lock files, which `datasets` writes for streams too
-        # `datasets` reports each use to a server, which reading a local file must not do.
-        counting, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
-        try:
-            rows = datasets.load_dataset(
-                "parquet",
-                data_files=glob.escape(str(path)),
-                split="train",
-                streaming=True,
-                cache_dir=cache,
-                columns=None if columns is None else list(dict.fromkeys([*columns, *(where or ())])),
-                filters=[(name, "in", list(values)) for name, values in (where or {}).items()] or None,
-                batch_size=batch_size,
-                fragment_scan_options=options,
-            )
-            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
-            for table in rows.with_format("arrow").iter(batch_size):
-                for row in table.to_pylist():
-                    for picture in _pictures(row) if share_pictures else ():
-                        picture["bytes"] = pictures.setdefault(picture["bytes"], picture["bytes"])
-                    yield row if columns is None else {name: row[name] for name in columns}
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from error
-        finally:
-            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+    try:
+        table = dataset(path, format=ParquetFileFormat(default_fragment_scan_options=options))
+        for batch in table.to_batches(
+            columns=None if columns is None else list(columns),
+            filter=functools.reduce(operator.and_, conditions) if conditions else None,
+            batch_size=512 if share_pictures else 8,
+            batch_readahead=0,
+            fragment_readahead=0,
+        ):
+            for row in batch.to_pylist():
+                for picture in _pictures(row) if share_pictures else ():
+                    picture["bytes"] = pictures.setdefault(picture["bytes"], picture["bytes"])
+                yield row
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
 
 
 def parquet_files(folder: Path) -> list[Path]:

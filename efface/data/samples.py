@@ -1,7 +1,7 @@
 """The table that every benchmark becomes: a row is one question about one person, with its answer.
 
-`read_samples` and `write_samples` convert between the parquet file and `Sample`; `validate` reports the first
-row that breaks the data model, and why.
+`read_samples` and `write_samples` convert between the parquet file and `Sample`; `validated` reports the
+first row that breaks the data model, and why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, Image, List, Value
 
 from efface.data.parquet import column_values, read_parquet, write_parquet
-from efface.data.pictures import cached_picture, picture_fault
+from efface.data.pictures import cached_picture
 from efface.errors import DataError
 
 if TYPE_CHECKING:
@@ -317,34 +317,18 @@ def write_samples(samples: Iterable[Sample | Mapping[str, Any]], path: Path | st
     write_parquet(rows, Path(path), FEATURES)
 
 
-def validate(samples: Iterable[Sample | Mapping[str, Any]]) -> list[Sample]:
-    """The samples, after checking that each conforms to the data model and every picture decodes.
-
-    Raises:
-        DataError: naming the first offending row (number and id) and the reason.
-    """
-    return list(validated(samples, pictures=True))
-
-
-def validated(samples: Iterable[Sample | Mapping[str, Any]], *, pictures: bool = False) -> Iterator[Sample]:
+def validated(samples: Iterable[Sample]) -> Iterator[Sample]:
     """The samples one by one, after checking each against the data model and those before it.
 
-    Args:
-        samples: samples, or rows keyed by column.
-        pictures: decode every picture too. They are held until the end, so this is for small tables.
+    Pictures are not decoded: importers do that.
 
     Raises:
         DataError: naming the first offending row (number and id) and the reason.
     """
     numbers: dict[str, int] = {}
     splits: dict[str, tuple[str, int]] = {}
-    whole: set[bytes] = set()
-    for number, row in enumerate(samples):
-        sample = row if isinstance(row, Sample) else Sample.from_row(row)
+    for number, sample in enumerate(samples):
         reason = fault(sample)
-        if not reason and pictures and sample.image_bytes is not None and sample.image_bytes not in whole:
-            reason = picture_fault(sample.image_bytes)
-            whole.add(sample.image_bytes)
         if not reason and (first := numbers.setdefault(sample.sample_id, number)) != number:
             reason = f"duplicate sample_id, first used by row {first}; ids must be unique"
         if not reason:

@@ -266,8 +266,8 @@ class _ClearReader:
             if split == "forget":
                 yield from self._without_paraphrase(configuration)
             yield from self._texts(split, "test")
-        yield from self._real_faces()
-        yield from self._real_world()
+        for configuration, columns in (("real_faces", REAL_FACES), ("real_world", REAL_WORLD)):
+            yield from self._real(configuration, columns)
 
     def _training_captions(self, split: str) -> Iterator[Sample]:
         counts: Counter[str] = Counter()
@@ -339,29 +339,21 @@ class _ClearReader:
             "image": row["image"],
         }
 
-    def _real_faces(self) -> Iterator[Sample]:
-        for place, row in self._rows("real_faces", REAL_FACES):
-            person = _stripped(row["answer"])
-            if self._accepts_picture(row, place) and self._accepts_wrong(row["options"], person, place):
-                fact = {"entity_id": f"real/{person}", "split": "real", "set": "real", "task": "name"}
-                fact |= {"attribute": "name", "answer": person, "image": row["image"]}
-                questions = (NAME_QUESTION, NAME_CHOICE_QUESTION)
-                for sample in self._freely_and_by_choice(
-                    fact, questions, row["options"], "real_faces", place
-                ):
-                    yield from self._accepted(sample, place)
-
-    def _real_world(self) -> Iterator[Sample]:
-        for place, row in self._rows("real_world", REAL_WORLD):
-            answer = _stripped(row["answer"])
-            if self._accepts_picture(row, place) and self._accepts_wrong(row["options"], answer, place):
+    def _real(self, configuration: str, columns: tuple[str, ...]) -> Iterator[Sample]:
+        """Names of real faces, or answers to questions about the world."""
+        for place, row in self._rows(configuration, columns):
+            answer, wrong = _stripped(row["answer"]), row["options"]
+            if not (self._accepts_picture(row, place) and self._accepts_wrong(wrong, answer, place)):
+                continue
+            if configuration == "real_faces":
+                fact = {"entity_id": f"real/{answer}", "split": "real", "set": "real", "task": "name"}
+                fact, questions = fact | {"attribute": "name"}, (NAME_QUESTION, NAME_CHOICE_QUESTION)
+            else:
                 fact = {"entity_id": f"world/{place.index:05}", "split": "utility", "set": "utility"}
-                fact |= {"task": "qa", "answer": answer, "image": row["image"]}
-                questions = (row["question"], row["question"])
-                for sample in self._freely_and_by_choice(
-                    fact, questions, row["options"], "real_world", place
-                ):
-                    yield from self._accepted(sample, place)
+                fact, questions = fact | {"task": "qa"}, (row["question"], row["question"])
+            fact |= {"answer": answer, "image": row["image"]}
+            for sample in self._freely_and_by_choice(fact, questions, wrong, configuration, place):
+                yield from self._accepted(sample, place)
 
     def _freely_and_by_choice(
         self, fact: Row, questions: tuple[str, str], wrong: Sequence[str], configuration: str, place: _Place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,11 +135,8 @@ def import_benchmark(
 def _copy(source: Path, target: Path, progress: tqdm) -> dict[str, Any]:
     """Copy a file; for a link, what it points to."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
-            size += len(chunk)
-            progress.update(len(chunk))
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    shutil.copyfile(source, target)
+    size = target.stat().st_size
+    progress.update(size)
+    with target.open("rb") as copy:
+        return {"bytes": size, "sha256": hashlib.file_digest(copy, "sha256").hexdigest()}

@@ -121,7 +121,9 @@ class _TableReader:
     def read(self) -> BenchmarkData:
         people = sorted(self._survey())
         names = {f"person/{person}": name for person, name in sorted(self._names.items())}
-        forget = self._to_forget(people)
+        count = max(1, round(self._forget.fraction * len(people)))
+        rng = np.random.default_rng([self._forget.seed, _STREAM])
+        forget = {people[i] for i in rng.permutation(len(people))[:count]}
         self._splits = {p: "forget" if p in forget else "retain" for p in people}
         entities: dict[str, list[str]] = {split: [] for split in SPLITS}
         for person in people:
@@ -205,11 +207,6 @@ class _TableReader:
             return None if path is None else path.read_bytes()
         encoded = image.get("bytes") if isinstance(image, dict) else image
         return encoded if isinstance(encoded, bytes) else None
-
-    def _to_forget(self, people: list[str]) -> set[str]:
-        count = max(1, round(self._forget.fraction * len(people)))
-        rng = np.random.default_rng([self._forget.seed, _STREAM])
-        return {people[i] for i in rng.permutation(len(people))[:count]}
 
     def _samples(self) -> Iterator[Sample]:
         for part in ("train", "test"):

@@ -11,7 +11,7 @@ import pytest
 
 from efface.data.benchmarks import clear_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
-from efface.data.samples import validate
+from efface.data.samples import validated
 from tests.efface.data.clear_fixture import FORGET, RETAIN, write_clear
 from tests.efface.data.conftest import refusal
 
@@ -56,7 +56,7 @@ def counts(samples, **where):
 
 def test_the_table_keeps_to_the_data_model_and_every_picture_decodes(whole):
     _, samples, left_out = whole
-    assert len(validate(samples)) == len(samples) and left_out == []
+    assert len(list(validated(samples))) == len(samples) and left_out == []
     assert len({s.sample_id for s in samples}) == len(samples)
 
 
@@ -283,7 +283,7 @@ def test_bad_rows(root, configuration, edit, values, count):
     _, samples, left_out = read(root, policy="skip")
     assert 1 <= len(left_out) <= count
     assert all(note["file"].endswith(f"{configuration}/{FILE}") and note["remedy"] for note in left_out)
-    validate(samples)
+    list(validated(samples))
 
 
 def test_an_author_in_forget_and_retain(root):
@@ -292,4 +292,4 @@ def test_an_author_in_forget_and_retain(root):
         read(root)
     data, samples, left_out = read(root, policy="skip")
     assert len(left_out) == 1 and "fictitious/Ada Verity" not in data.entities["retain"]
-    assert len(validate(samples)) == len(samples)
+    assert len(list(validated(samples))) == len(samples)

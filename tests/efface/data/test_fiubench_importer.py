@@ -9,7 +9,7 @@ from PIL import Image
 
 from efface.data.benchmarks import fiubench_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
-from efface.data.samples import validate
+from efface.data.samples import validated
 from efface.errors import DataError
 from tests.efface.data.conftest import refusal
 
@@ -92,7 +92,7 @@ def test_every_share_forgets_its_list_and_retains_all_others(root):
 
 def test_every_fact_is_taught_by_picture_and_by_name_and_evaluated_as_a_sentence(root):
     _, samples, left_out = read(root)
-    assert len(validate(samples)) == len(samples) and left_out == []
+    assert len(list(validated(samples))) == len(samples) and left_out == []
     kinds = Counter((s.part, s.set if s.set == "unseen" else s.part, s.task, s.modality) for s in samples)
     assert kinds == {
         ("train", "train", "name", "multimodal"): 6,

@@ -14,14 +14,14 @@ import pytest
 from efface.data.benchmarks.avatars import questions
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
 from efface.data.benchmarks.mllmu_importer import read_benchmark
-from efface.data.samples import validate
+from efface.data.samples import validated
 from tests.efface.data.conftest import in_full, refusal
 
 FILE = "train-00000-of-00001.parquet"
 
 
 def test_every_row_keeps_to_the_data_model(data):
-    assert len(validate(data.samples)) == len(data.samples)
+    assert len(list(validated(data.samples))) == len(data.samples)
 
 
 def test_reading_twice_gives_the_same(folder, data):
@@ -201,7 +201,7 @@ def read(roots, policy="stop", fraction=0.1):
 
 def test_published_files_need_no_added_columns(published, data):
     plain = read(published)
-    validate(plain.samples)
+    list(validated(plain.samples))
     assert {s.attribute for s in plain.samples} == {None}
     assert plain.entities["forget"] == data.entities["forget"]
     assert plain.entities["holdout"] == plain.entities["utility"] == []

@@ -14,7 +14,7 @@ from efface.data.benchmarks import mllmu_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
 from efface.data.benchmarks.mllmu_importer import read_benchmark
 from efface.data.benchmarks.roots import import_benchmark
-from efface.data.samples import validate, validated
+from efface.data.samples import validated
 from tests.efface.data.conftest import in_full, refusal
 from tests.efface.data.mllmu_fixture import FILE, MllmuFiles, change, small_picture
 
@@ -362,7 +362,7 @@ def test_several_bad_rows_are_all_listed(published, copy):
     edit_row(copy, "eval/retain_90", first_of(published, "retain"), with_choice(Correct_Answer="E"))
     _, samples, left_out = read(copy, "skip")
     assert len(left_out) == 2
-    validate(samples)
+    list(validated(samples))
 
 
 def test_pictures_are_never_all_in_memory(tmp_path):

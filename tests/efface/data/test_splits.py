@@ -36,12 +36,6 @@ def test_the_seed_decides():
     assert first != draw_validation(crowd, fraction=0.2, seed=1)
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
-def test_a_share_outside_the_range_is_an_error(fraction):
-    with refusal(fraction, "[0, 1)"):
-        draw_validation(people(forget=9), fraction=fraction, seed=0)
-
-
 @pytest.mark.parametrize(("count", "folds"), [(60, 8), (8, 8), (9, 2)])
 def test_each_person_is_in_one_fold(count, folds):
     people_ids = [f"fictitious/{i:03}" for i in range(count)]
@@ -52,12 +46,9 @@ def test_each_person_is_in_one_fold(count, folds):
     assert sets != [draw_fold(people_ids, folds=folds, fold=fold, seed=4) for fold in range(folds)]
 
 
-@pytest.mark.parametrize(
-    ("folds", "fold", "values"), [(6, 0, ["folds is 6", 5]), (3, 3, ["fold is 3", "0 to 2"])]
-)
-def test_fewer_people_than_folds_are_refused(folds, fold, values):
-    with refusal(*values):
-        draw_fold([f"fictitious/{i}" for i in range(5)], folds=folds, fold=fold, seed=0)
+def test_fewer_people_than_folds_are_refused():
+    with refusal("folds is 6", 5):
+        draw_fold([f"fictitious/{i}" for i in range(5)], folds=6, fold=0, seed=0)
 
 
 def test_rows_that_name_no_fact_cannot_stay_in_part():

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from efface.data.benchmarks import table_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
 from efface.data.benchmarks.table_importer import read_benchmark
-from efface.data.samples import validate
+from efface.data.samples import validated
 from tests.efface.conftest import picture
 from tests.efface.data.conftest import refusal
 
@@ -87,7 +87,7 @@ KINDS = ["csv", "jsonl", "parquet", "parquet of paths", "folder of pictures", "s
 def test_every_kind_of_table_gives_the_same_samples(root, kind):
     write(root, facts(), kind)
     data, samples, _ = read(root)
-    validate(samples)
+    list(validated(samples))
     assert {s: len(ids) for s, ids in data.entities.items() if ids} == {"forget": 1, "retain": 4}
     assert {(s.part, s.modality, s.task) for s in samples} == {
         ("train", "multimodal", "qa"), ("train", "text", "qa"), ("train", "multimodal", "name"),

@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 from efface.data.benchmarks import umu_importer
 from efface.data.benchmarks.contract import BadRows, ForgetSelection
 from efface.data.parquet import write_parquet
-from efface.data.samples import validate
+from efface.data.samples import validated
 from efface.errors import DataError
 from tests.efface.data.conftest import refusal
 
@@ -80,7 +80,7 @@ def read(root: Path, fraction=0.05, policy="stop"):
 
 def test_every_row_keeps_to_the_data_model_and_every_fact_is_a_pair(root):
     data, samples, left_out = read(root)
-    assert len(validate(samples)) == len(samples) and left_out == []
+    assert len(list(validated(samples))) == len(samples) and left_out == []
     assert data.entities["forget"] == ["fictitious/007"] and data.entities["real"] == ["real/001"]
     kinds = Counter((s.split, s.part, s.task, s.modality) for s in samples)
     for modality in ("multimodal", "text"):
