@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from efface.errors import ArtifactError
 from tasks.runtime.sharing import is_first
 
-_CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,15 +61,10 @@ def remove_stale_partials(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    with contextlib.suppress(OSError, IndexError):  # a zombie has a process id, but is dead
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:
@@ -116,22 +112,14 @@ def digest(path: Path) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return _file_digest(path)
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
     if not path.is_dir():
         raise ArtifactError(f"{path} does not exist; make or restore it with: dvc repro")
     total = hashlib.sha256()
-    for file in sorted(
-        (f for f in path.rglob("*") if f.is_file()), key=lambda f: f.relative_to(path).as_posix()
-    ):
-        total.update(f"{file.relative_to(path).as_posix()}\0{_file_digest(file)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            total.update(chunk)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
 
 

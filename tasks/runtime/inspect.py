@@ -18,7 +18,6 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     from dataclasses import asdict, replace
 
     from efface.models import anatomy
-    from efface.models.lora import Lora
     from efface.models.memory import estimate_memory, lora_parameters, meta_model
     from efface.models.source import resolve
 
@@ -33,7 +32,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
     groups = params.saliency.groups
     measured = set(parts.maskable) & {key for group in groups for key in parts.groups[group]}
     section = params.unlearn.lora
-    lora = None if section is None else Lora(section.rank, section.alpha, section.dropout, section.components)
+    lora = None if section is None else section.shape
     factors = None if lora is None else lora_parameters(model, parts, lora)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     typer.echo(f"{source.id}: {type(model).__name__}, {sum(sizes.values()):,} parameters, {dtype}\n")
@@ -52,33 +51,25 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
 def _table(parts: Anatomy, sizes: dict[str, int], measured: set[str], factors: dict[str, int] | None) -> str:
     """One line per group: parameters, share of the model, shares of the group that train and that a saliency
     mask may select, MLP blocks. With LoRA the factors train, and a mask selects among them."""
-    total = sum(sizes.values())
-    rows = [("group", "tensors", "parameters", "share", "trained", "maskable", "MLP blocks", "neurons")]
+    import pandas as pd
+
+    total, rows = sum(sizes.values()), []
     for group, names in parts.groups.items():
         count = sum(sizes[name] for name in names)
-        selectable = sum(sizes[name] for name in names if name in measured)
         blocks = [mlp for mlp in parts.mlps if mlp.tower == group]
         widths = sorted({mlp.width for mlp in blocks})
         trained = count if factors is None else factors[group]
-        selectable = selectable if factors is None else trained
+        selectable = sum(sizes[name] for name in names if name in measured) if factors is None else trained
         rows.append(
-            (
-                group,
-                str(len(names)),
-                f"{count:,}",
-                f"{count / total:.1%}",
-                f"{trained / count:.1%}" if count else "-",
-                f"{selectable / count:.1%}" if count else "-",
-                f"{len(blocks)} of {' or '.join(map(str, widths))}" if blocks else "-",
-                f"{sum(mlp.width for mlp in blocks):,}",
-            )
+            {
+                "group": group,
+                "tensors": len(names),
+                "parameters": f"{count:,}",
+                "share": f"{count / total:.1%}",
+                "trained": f"{trained / count:.1%}" if count else "-",
+                "maskable": f"{selectable / count:.1%}" if count else "-",
+                "MLP blocks": f"{len(blocks)} of {' or '.join(map(str, widths))}" if blocks else "-",
+                "neurons": f"{sum(mlp.width for mlp in blocks):,}",
+            }
         )
-    column_widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [
-            row[0].ljust(column_widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], column_widths[1:], strict=True)),
-        ]
-        for row in rows
-    ]
-    return "\n".join("  ".join(row) for row in aligned)
+    return pd.DataFrame(rows).to_string(index=False)

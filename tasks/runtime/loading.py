@@ -54,10 +54,6 @@ def _load(params: Params, folder: Path, lora: Lora | None) -> LoadedModel:
 
 
 def _add_factors(loaded: LoadedModel, lora: Lora | None, seed: int) -> Adapter | None:
-    from efface.models.lora import Lora as Shape
     from efface.models.lora import add_lora
 
-    if lora is None:
-        return None
-    shape = Shape(lora.rank, lora.alpha, lora.dropout, lora.components)
-    return add_lora(loaded.model, shape, seed=seed)
+    return None if lora is None else add_lora(loaded.model, lora.shape, seed=seed)

@@ -36,7 +36,6 @@ def require_memory(
     import torch
 
     from efface.models import anatomy
-    from efface.models.lora import Lora as Shape
     from efface.models.memory import estimate_memory, lora_parameters, meta_model
     from efface.models.source import resolve
 
@@ -53,7 +52,7 @@ def require_memory(
     else:
         parts = anatomy(model)
         measured = set(parts.maskable) & {key for g in params.saliency.groups for key in parts.groups[g]}
-        shape = None if lora is None else Shape(lora.rank, lora.alpha, lora.dropout, lora.components)
+        shape = None if lora is None else lora.shape
         quantization = None if lora is None else lora.quantization
         estimate = estimate_memory(model, parts, measured=measured, lora=shape, quantization=quantization)
         needed = estimate.saliency

@@ -41,7 +41,7 @@ def read_scores(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ArtifactError(
             f"{path} does not exist: expected the score table of {model}; make it with: dvc repro"
         )
-    return _table(path), _summary(path.with_suffix(".json"))
+    return _table(path), read_json(path.with_suffix(".json"))
 
 
 def read_attacks(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
@@ -51,7 +51,7 @@ def read_attacks(root: Path, model: str) -> tuple[pd.DataFrame, dict[str, Any]] 
         ArtifactError: if either file is damaged.
     """
     path = root / "attacks" / f"{model}.parquet"
-    return (_table(path), _summary(path.with_suffix(".json"))) if path.is_file() else None
+    return (_table(path), read_json(path.with_suffix(".json"))) if path.is_file() else None
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -67,13 +67,6 @@ def _table(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    summary = read_json(path)
-    if not isinstance(summary, dict):
-        raise ArtifactError(f"{path}: expected an object, got {type(summary).__name__}; {RESTORE}")
-    return summary
-
-
 def prepared_files(root: Path) -> dict[str, Path]:
     """The table of samples and the split, as inputs of a stage."""
     return {"prepared": root / "prepared" / "samples.parquet", "split": root / "prepared" / "splits.json"}
@@ -83,15 +76,9 @@ def read_splits(root: Path) -> dict[str, Any]:
     """Who is in which split, as ``split`` wrote it.
 
     Raises:
-        ArtifactError: if the file is missing, damaged or lacks a key.
+        ArtifactError: if the file is missing or damaged.
     """
-    path = root / "prepared" / "splits.json"
-    splits = read_json(path)
-    keys = ("benchmark", "seed", "forget_fraction", "entities", "names")
-    missing = [key for key in keys if not isinstance(splits, dict) or key not in splits]
-    if missing:
-        raise ArtifactError(f"{path} lacks {', '.join(missing)}; {RESTORE}")
-    return dict(splits)
+    return dict(read_json(root / "prepared" / "splits.json"))
 
 
 def read_records(root: Path) -> list[Record]:
@@ -100,15 +87,8 @@ def read_records(root: Path) -> list[Record]:
     Raises:
         ArtifactError: if a record is damaged.
     """
-    records = []
-    for path in sorted((root / "runs").glob("*.json")):
-        content = read_json(path)
-        if not isinstance(content, dict) or "stage" not in content:
-            raise ArtifactError(
-                f"{path} is not the record of a run: expected an object with `stage`; {RESTORE}"
-            )
-        records.append(Record(content["stage"], content.get("name"), content))
-    return records
+    contents = [read_json(path) for path in sorted((root / "runs").glob("*.json"))]
+    return [Record(content["stage"], content.get("name"), content) for content in contents]
 
 
 def mask_metadata(path: Path) -> dict[str, Any] | None:
@@ -132,26 +112,13 @@ def mask_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def locked_digests(project: Path) -> dict[str, str]:
-    """md5 of every output that dvc.lock records, by path; empty without a lock file.
-
-    Raises:
-        ArtifactError: if the lock file is not YAML.
-    """
-    from ruamel.yaml import YAML, YAMLError
+    """md5 of every output that dvc.lock records, by path; empty without a lock file."""
+    from ruamel.yaml import YAML
 
     path = project / "dvc.lock"
-    if not path.is_file():
-        return {}
-    try:
-        stages = (YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
-        return {
-            out["path"]: out["md5"]
-            for stage in stages.values()
-            for out in stage.get("outs", ())
-            if out.get("md5")
-        }
-    except (YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); restore it with: git checkout dvc.lock") from error
+    stages = YAML(typ="safe").load(path)["stages"] if path.is_file() else {}
+    outs = [out for stage in stages.values() for out in stage.get("outs", ())]
+    return {out["path"]: out["md5"] for out in outs if out.get("md5")}
 
 
 def project_of(root: Path) -> Path:

@@ -38,7 +38,7 @@ from tasks.tracking.client import TrackingError, mlflow_client, redact, tracking
 from tasks.tracking.registry import TEXT_LIMIT, ModelPayload, Registry, Version, alias_of, registered_name
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment
+    from mlflow.entities import DatasetInput, Experiment
     from mlflow.tracking import MlflowClient
 
     from tasks.studies.cells import Finished
@@ -59,19 +59,6 @@ PAGE_QUERY = "workflowType=machine_learning"
 """Query that opens MLflow's pages for model training; their default is GenAI."""
 VIEW = "efface"
 """Share key of an experiment's view with a group per method and its ten metrics (`?viewStateShareKey=`)."""
-_BATCH = 1000
-_TAG_BATCH = 100
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Data that a run read."""
-
-    name: str
-    context: str
-    path: Path
-    digest: str
-    """At most 36 characters."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +80,7 @@ class RunPayload:
     """File and the artifact folder it goes to."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Artifact path to text; secrets in it are redacted."""
-    datasets: Sequence[Dataset] = ()
+    datasets: Sequence[DatasetInput] = ()
     model: ModelPayload | None = None
     children: Sequence[RunPayload] = ()
     report: Path | None = None
@@ -226,26 +213,12 @@ def _log(client: MlflowClient, run_id: str, payload: RunPayload) -> None:
     ]
     params = [Param(key, redact(value)) for key, value in payload.params.items()]
     tags = [RunTag(key, redact(value)[:TEXT_LIMIT]) for key, value in payload.tags.items()]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-    for start in range(0, max(len(params), len(tags)), _TAG_BATCH):
-        part = slice(start, start + _TAG_BATCH)
-        client.log_batch(run_id, params=params[part], tags=tags[part])
-    client.log_inputs(run_id, [_dataset_input(dataset) for dataset in payload.datasets])
+    client.log_batch(run_id, metrics, params, tags)
+    client.log_inputs(run_id, list(payload.datasets))
     for path, folder in payload.files:
         client.log_artifact(run_id, str(path), folder)
     for name, text in payload.texts.items():
         client.log_text(run_id, redact(text), name)
-
-
-def _dataset_input(dataset: Dataset) -> Any:
-    """A dataset identified by its path and hash; the data itself is not read."""
-    from mlflow.entities import Dataset as Entity
-    from mlflow.entities import DatasetInput, InputTag
-
-    source = json.dumps({"uri": str(dataset.path)})
-    entity = Entity(dataset.name, dataset.digest, source_type="local", source=source)
-    return DatasetInput(entity, [InputTag("mlflow.data.context", dataset.context)])
 
 
 def _experiment(client: MlflowClient, name: str, project: Path) -> Experiment:
@@ -535,16 +508,28 @@ def _params(record: Record) -> dict[str, str]:
     return flat if seed is None else flat | {f"{record.stage}.seed": str(seed)}
 
 
-def _datasets(model: str, benchmark: str, root: Path, data: str) -> list[Dataset]:
-    """What a model was trained on, unlearned and evaluated with."""
+def _datasets(model: str, benchmark: str, root: Path, data: str) -> list[DatasetInput]:
+    """What a model was trained on, unlearned and evaluated with, by path and hash; no data is read.
+
+    Args:
+        model: its name.
+        benchmark: its benchmark.
+        root: the data folder.
+        data: digest of the table of samples, at most 36 characters.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     contexts = {
         "base": {"real": "training"},
         "vanilla": {"forget": "training", "retain": "training"},
         "retrained": {"retain": "training"},
     }.get(model, {"forget": "forget", "retain": "retain"})
-    path = (root / "prepared").absolute()
+    source = json.dumps({"uri": str((root / "prepared").absolute())})
     return [
-        Dataset(f"{benchmark}-{name}", context, path, data)
+        DatasetInput(
+            Dataset(f"{benchmark}-{name}", data, source_type="local", source=source),
+            [InputTag("mlflow.data.context", context)],
+        )
         for name, context in (contexts | {"evaluation": "evaluation"}).items()
     ]
 
