@@ -23,8 +23,9 @@ FOLDER = Path("requests")
 """Under the data folder."""
 _LARGEST_FILE = 1 << 20
 _DEEPEST = 4
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^\P{Cc}*[^\s\p{Cc}]\P{Cc}*$")]
-"""One line of text without control characters."""
+_LINE = r"[^\p{Cc}\p{Zl}\p{Zp}\u202A-\u202E\u2066-\u2069]*"
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=rf"^{_LINE}[^\s\p{{C}}]{_LINE}$")]
+"""One line of text without control characters, among them those that reverse what a reader sees."""
 
 
 class RequestError(EffaceError):

@@ -230,7 +230,7 @@ def confirm(root: Path, request: str, reason: str) -> None:
         RequestError: if there is no such request, or it is closed or already carried out.
     """
     state = read_states(root).get(request) or RequestState(status="pending", time=now())
-    exists = (root / FOLDER / f"{request}.yaml").is_file()
+    exists = request in [path.stem for path in (root / FOLDER).glob("*.yaml")]  # an id may be no path
     if not exists or state.status not in ("pending", "needs-attention"):
         status = state.status if exists else "unknown"
         raise RequestError(f"request {request} is {status}: expected one that is pending or needs attention")

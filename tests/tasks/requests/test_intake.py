@@ -75,6 +75,10 @@ def test_no_file_keeps_others_from_being_read(tmp_path):
         "number": f"reason: {'9' * 5000}",
         "date": "due: 2026-13-45",
         "keys": "1: a\n? [b]\n: c",
+        "duplicate": "id: duplicate\nid: duplicate",
+        "object": "!!python/object/apply:os.system [id]",
+        "tag": "reason: !!binary aGVsbG8=",
+        "documents": "id: a\n---\nid: b",
     }.items():
         (folder / f"{name}.yaml").write_text(text)
     (folder / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
@@ -84,7 +88,7 @@ def test_no_file_keeps_others_from_being_read(tmp_path):
     os.symlink(folder / "loop.yaml", folder / "loop.yaml")
     requests, problems = read_requests(tmp_path)
     assert list(requests) == ["A"]
-    assert len(problems) == 14
+    assert len(problems) == 18
     assert all(f"{name}.yaml" in problem for name, problem in problems.items())
 
 
@@ -101,6 +105,9 @@ def test_no_file_keeps_others_from_being_read(tmp_path):
         ({"subjects": [42]}, ["subjects.0", "42"]),
         ({"reason": "  "}, ["reason", "'  '"]),
         ({"reason": "a\x1b[31mb"}, ["reason", "x1b"]),
+        ({"reason": "a\u202eb"}, ["reason", "u202e"]),
+        ({"requester": "case 7\u2028case 8"}, ["requester", "u2028"]),
+        ({"subjects": ["../../etc/passwd\0"]}, ["subjects.0", "x00"]),
         ({"colour": "red"}, ["colour", "id, subjects, selector"]),
         ({"id": "../A"}, ["id", "'../A'"]),
     ],

@@ -152,6 +152,19 @@ def test_an_invalid_request_is_withdrawn_and_another_may_name_its_people(project
     assert "A" in read_overview(project.root).problems
 
 
+def test_a_path_is_no_request(project):
+    project.add("A", PEOPLE[1])
+    before = sorted(project.root.parent.rglob("*"))
+    for name in ("../requests/A", "../../params", "/A", "A.yaml", ""):
+        for command in (promotion.confirm, promotion.withdraw):
+            with pytest.raises(RequestError) as error:
+                command(project.root, name, "a test")
+            assert f"request {name} is unknown" in str(error.value)
+        with pytest.raises(RequestError):
+            promotion.retry(project.root, name)
+    assert sorted(project.root.parent.rglob("*")) == before
+
+
 def test_a_request_that_a_model_carries_out_is_not_withdrawn(project):
     project.forget("A", PEOPLE[1])
     with pytest.raises(RequestError) as error:
