@@ -142,11 +142,6 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
     Raises:
         DataError: if a configuration is missing, or a row cannot be used and is not to be skipped.
     """
-    if forget.percent not in PERCENTS:
-        raise DataError(
-            f"forget share {forget.percent} %: CLEAR has {', '.join(map(str, PERCENTS))} %; set "
-            "forget_fraction to 0.01, 0.05 or 0.1"
-        )
     for configuration in {**_of_share(forget.percent), **_SHARED}:
         parquet_files(root / "data" / configuration)
     return _ClearReader(root / "data", name, forget.percent, bad_rows).read()

@@ -71,14 +71,9 @@ def read_benchmark(root: Path, *, name: str, forget: ForgetSelection, bad_rows: 
     All others are retained. FIUBench itself retains none of the people of the other two lists.
 
     Raises:
-        DataError: if a file is missing, the share is none of the lists, or a row cannot be used.
+        DataError: if a file is missing, or a row cannot be used.
     """
     folder, lists = root / "data", _forget_lists(root / "data")
-    if forget.percent not in PERCENTS:
-        raise DataError(
-            f"forget share {forget.percent} %: FIUBench has 1, 5 and 10 %; set forget_fraction to 0.01, 0.05 "
-            "or 0.1"
-        )
     people = dict(_people(folder, bad_rows))
     to_forget = {f"fictitious/{identity}" for identity in lists[f"forget{forget.percent}"]}
     if not to_forget & people.keys():

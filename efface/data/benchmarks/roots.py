@@ -117,10 +117,16 @@ def import_benchmark(
     with tqdm(total=total, desc=f"import {name}", unit="B", unit_scale=True, mininterval=0.5) as progress:
         for role, root in roots.items():
             base = root.path if root.path.is_dir() else root.path.parent
-            entries = {}
+            entries: dict[str, Any] = {}
             for file in files[role]:
                 path = file.relative_to(base).as_posix()
-                entries[path] = _copy(file, target / role / path, progress)
+                copy = target / role / path
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)  # of a link, what it points to
+                with copy.open("rb") as content:
+                    sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+                entries[path] = {"bytes": copy.stat().st_size, "sha256": sha256}
+                progress.update(entries[path]["bytes"])
             index["roots"][role] = {
                 "source": sources[role],
                 "commit": root.commit,
@@ -130,13 +136,3 @@ def import_benchmark(
     text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False)
     (target / "index.json").write_text(text + "\n", encoding="utf-8")
     return index
-
-
-def _copy(source: Path, target: Path, progress: tqdm) -> dict[str, Any]:
-    """Copy a file; for a link, what it points to."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    size = target.stat().st_size
-    progress.update(size)
-    with target.open("rb") as copy:
-        return {"bytes": size, "sha256": hashlib.file_digest(copy, "sha256").hexdigest()}

@@ -93,11 +93,6 @@ def test_every_share_has_its_people(original, fraction, forget):
     assert data.names["fictitious/Zoë Al-Marek"] == "Zoë Al-Marek"
 
 
-def test_a_share_that_clear_does_not_have(original):
-    with refusal("15 %", "1, 5, 10 %", "forget_fraction"):
-        read(original, 0.15)
-
-
 def test_texts_belong_to_the_author_of_their_block(whole):
     _, samples, _ = whole
     for sample in samples:

@@ -155,8 +155,6 @@ def test_a_bad_line_is_named_or_left_out(root, text):
 
 
 def test_a_folder_that_is_not_fiubench_is_refused_with_what_to_do(root):
-    with refusal("forget_fraction"):
-        read(root, 0.15)
     (root / "split.json").write_text('{"forget5": []}')
     with refusal("forget1"):
         read(root)
