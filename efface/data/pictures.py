@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are decoded. Others are refused: decoding some, such as EPS, runs other programs."""
+
+_ORIENTATION = 0x0112  # EXIF tag
+_DAMAGED = (SyntaxError, ValueError, TypeError, AttributeError, KeyError, struct.error)
+"""What Pillow raises at EXIF data and tags of the wrong type, among others."""
 
 CACHE_BYTES = 1 << 30
 """Memory that decoded pictures may take."""
@@ -29,10 +34,10 @@ def decode_picture(encoded: bytes) -> Image:
         DataError: if the picture is damaged, not in one of `FORMATS`, or has 32 bits per pixel, whose range
             no file states.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded), formats=FORMATS))
+        picture = _upright(Image.open(io.BytesIO(encoded), formats=FORMATS))
         if picture.mode in ("I", "F"):
             raise ValueError("the range of 32-bit pixels is unknown; save it with 8 or 16 bits")
         if picture.mode.startswith("I;16"):
@@ -41,12 +46,37 @@ def decode_picture(encoded: bytes) -> Image:
             return picture.convert("RGB")
         pixels = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGED, OSError) as error:
         reason = str(error).split("<")[0].strip()
         raise DataError(
             f"the picture cannot be decoded ({len(encoded)} bytes: {reason}); expected a complete file in "
             f"one of the formats {', '.join(FORMATS)}"
         ) from error
+
+
+def _upright(picture: Image) -> Image:
+    """The picture turned as its EXIF orientation says; as stored if the EXIF data are damaged.
+
+    `PIL.ImageOps.exif_transpose` also writes the other EXIF data anew, and fails if one of them is damaged.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    picture.load()  # turns a TIFF, whose orientation is then gone
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except _DAMAGED:
+        return picture
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bits(picture: Image) -> Image:
@@ -74,7 +104,7 @@ def cached_picture(encoded: bytes) -> Image:
 def picture_fault(encoded: bytes | None) -> str | None:
     """Why a picture is unusable, or None. It does not stay in memory."""
     if not encoded:
-        return "the picture is missing"
+        return "the picture is missing" if encoded is None else "the picture's file is empty (0 bytes)"
     try:
         decode_picture(encoded)
     except DataError as error:

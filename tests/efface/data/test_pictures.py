@@ -1,6 +1,7 @@
 """Pictures are decoded as a viewer shows them, from an explicit list of formats, and held by bytes."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -34,6 +35,44 @@ def test_a_picture_is_turned_as_its_exif_says(orientation, format):
     expected = load_image(Image.open(io.BytesIO(encoded)))
     assert decode_picture(encoded).tobytes() == expected.tobytes()
     assert decode_picture(encoded).size == ((6, 9) if orientation > 4 else (9, 6))
+
+
+def with_exif(*entries, format="JPEG"):
+    """A picture of 4 x 2 pixels, the left half white, with EXIF entries (tag, type, count, value)."""
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + b"abcdefgh" * 8
+    image = Image.new("RGB", (4, 2))
+    image.paste("white", (0, 0, 2, 2))
+    return encode(image, format, exif=exif)
+
+
+UPRIGHT = (0x0112, 3, 1, 6)
+DAMAGED_TAGS = {
+    "a fraction as the camera's name": (0x010F, 5, 1, 46),
+    "a number as the camera's name": (0x010F, 11, 1, 46),
+    "bytes as the resolution": (0x011A, 1, 1, 46),
+    "text as the resolution": (0x011A, 2, 1, 46),
+    "bytes as a number": (0x0213, 1, 1, 46),
+    "a number out of range": (0x0213, 4, 2, 46),
+    "a place outside the file": (0x010F, 2, 900, 100_000),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("damage", DAMAGED_TAGS)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_other_damaged_exif_data_do_not_matter(damage, format):
+    """A viewer shows such a photo, upright."""
+    decoded = decode_picture(with_exif(UPRIGHT, DAMAGED_TAGS[damage], format=format))
+    assert decoded.size == (2, 4)
+    assert decoded.getpixel((0, 0))[0] > 200 and decoded.getpixel((0, 3))[0] < 50
+
+
+@pytest.mark.parametrize(
+    "orientation", [(0x0112, 3, 1, 0), (0x0112, 3, 1, 9), (0x0112, 2, 1, 54), (0x0112, 5, 1, 46)]
+)
+def test_an_orientation_that_is_none_turns_nothing(orientation):
+    assert decode_picture(with_exif(orientation)).size == (4, 2)
 
 
 OPAQUE = [
@@ -112,6 +151,26 @@ def test_the_first_frame_of_an_animation_is_shown():
         frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     encoded = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_picture(encoded).getpixel((0, 0)) == (0, 0, 0)
+
+
+MODES = [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("RGB", "TIFF")]
+MODES += [("RGB", "WEBP"), ("P", "GIF"), ("RGB", "BMP")]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is damaged
+@pytest.mark.parametrize(("mode", "format"), MODES)
+def test_a_damaged_picture_is_decoded_or_refused(mode, format):
+    """Whatever its bytes are, no other error than DataError leaves."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(opaque(mode), format, **({} if format in ("GIF", "BMP") else {"exif": exif}))
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 5)):
+            damaged[place % rng.choice([60, len(whole)])] = rng.integers(256)
+        fault = picture_fault(bytes(damaged))
+        assert fault is None or "picture" in fault
 
 
 @pytest.mark.parametrize("encoded", [None, b"", b"no picture", encode(opaque("RGB"))[:-30]])
