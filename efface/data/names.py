@@ -22,6 +22,9 @@ _NAME_QUESTION = re.compile(
 _LOOKALIKES = str.maketrans("авекмнорстухіјѕαβεζηικμνορτυχ", "abekmhopctyxijsabezhikmnoptyx")
 
 
+_TITLES = {"dr", "dame", "lady", "lord", "miss", "mr", "mrs", "ms", "prof", "professor", "sir"}
+
+
 def name_key(name: str) -> str:
     """A key that ignores the Unicode form, case, and kind and number of spaces of a name."""
     letters = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
@@ -39,11 +42,15 @@ def similarity_key(name: str) -> str:
 
 
 def _unordered_key(name: str) -> str:
-    """A key that also ignores the order of words: `Stone, Ada` and `Ada Stone`."""
+    """A key that also ignores the order of words and titles (`Stone, Dr Ada` and `Ada Stone`) and what
+    spreadsheets make of a number (007 and 7 and 7.0)."""
     key = name_key(name.partition("/")[2] or name)
+    if number := re.fullmatch(r"(\d+)(?:\.0+)?", key):
+        return number[1].lstrip("0") or "0"
     if any(map(str.isdigit, key)):
         return key
-    return " ".join(sorted(filter(None, map(similarity_key, re.split(r"[\s,]+", key)))))
+    words = sorted(filter(None, map(similarity_key, re.split(r"[\s,]+", key))))
+    return " ".join([word for word in words if word not in _TITLES] or words)
 
 
 def similar_people(people: Iterable[str], names: Mapping[str, str]) -> list[tuple[str, ...]]:

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset, Image
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
-from efface.data.names import asks_for_name, named, text_rendering
+from efface.data.names import asks_for_name, named, similarity_key, text_rendering
 from efface.data.parquet import column_names, read_parquet
 from efface.data.samples import SPLITS, Sample
 from efface.errors import DataError
@@ -37,7 +38,11 @@ COLUMNS = ("question", "answer", "person")
 """Columns that every table has; `image`, a path beside the table or, in parquet, the picture, is optional."""
 _TEXTS = (*COLUMNS, "name", "part", "attribute", "paraphrase")
 _LISTS = ("options", "wrong_answers")
+_SPELLINGS = {similarity_key(column): column for column in (*_TEXTS, *_LISTS, "image", "file_name")}
+_MISSING = ("nan", "NaN", "none", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>", "NaT", "undefined")
+"""What programs write into a table for a missing value."""
 _KINDS = (".csv", ".jsonl", ".parquet", ".arrow")
+_THIS_PERSON = re.compile(r"\bthis (?:person|individual)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"^(?:\s*<image>)+\s*|\s*(?:<image>\s*)+$")
 _STREAM = 22
 
@@ -61,8 +66,8 @@ def tables(root: Path) -> list[Path]:
     Raises:
         DataError: if there is none or more than one, or a column is missing.
     """
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in _KINDS)
-    kinds = {file.suffix for file in files}
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _kind(p) in _KINDS)
+    kinds = {_kind(file) for file in files}
     if not files or not kinds <= set(_KINDS) or (len(files) > 1 and kinds not in ({".parquet"}, {".arrow"})):
         names = ", ".join(p.name for p in files[:5]) or "none"
         raise DataError(
@@ -71,21 +76,35 @@ def tables(root: Path) -> list[Path]:
             "its folder"
         )
     for file in files:
-        if file.suffix == ".parquet":
+        if _kind(file) == ".parquet":
             columns = column_names(file)
-        elif file.suffix == ".arrow":
+        elif _kind(file) == ".arrow":
             columns = _arrow(file).column_names
         else:
             rows = (row for row in _rows(file) if not isinstance(row, str))
             columns = list(dict.fromkeys(name for row in rows for name in row))
             if not columns:
                 raise DataError(f"{file} has no readable row; write one row per question")
+        present = {*columns, *(["file_name"] if "image" in columns else [])}
+        if otherwise := {c: n for c in columns if (n := _meant(c)) is not None and n not in present}:
+            spelt = ", ".join(f"{column!a} for {name}" for column, name in otherwise.items())
+            raise DataError(f"{file} has columns spelt otherwise than expected: {spelt}; rename them")
         if missing := [name for name in COLUMNS if name not in columns]:
             raise DataError(
                 f"{file} lacks the columns {', '.join(missing)} (its columns: {', '.join(columns)}): "
                 f"expected {', '.join(COLUMNS)}; rename or add them, and separate the cells of csv by commas"
             )
     return files
+
+
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
+
+
+def _meant(column: str) -> str | None:
+    """The column whose name differs from this one only in case, accents, punctuation or a plural s."""
+    key = similarity_key(column)
+    return next((_SPELLINGS[k] for k in (key, key.removesuffix("s"), f"{key}s") if k in _SPELLINGS), None)
 
 
 def _path(base: Path, name: str) -> Path | None:
@@ -166,8 +185,10 @@ class _TableReader:
                 return f"{column} is {value!r} ({type(value).__name__}); expected text"
             if any("\ud800" <= c <= "\udfff" for c in _text(value)):
                 return f"{column} holds half a character (a lone surrogate): {value!r}"
-            if "\0" in _text(value):
-                return f"{column} holds a NUL character: {value!r}"
+            if control := [c for c in _text(value) if unicodedata.category(c) == "Cc" and c not in "\t\n\r"]:
+                return f"{column} holds the control character {control[0]!r}: {value!r}"
+            if column in ("person", "name") and value in _MISSING:
+                return f"{column} is {value!r}, which stands for a missing value; expected a person"
         for column in COLUMNS:
             if not _text(row.get(column)):
                 return f"empty {column}; expected some text"
@@ -188,6 +209,8 @@ class _TableReader:
         if name and self._names.get(person, name) != name:
             return f"person {person} has the names {self._names[person]!r} and {name!r}; expected one"
         image = row.get("image")
+        if not isinstance(image, (str, bytes, dict, type(None))):
+            return f"image is {image!r} ({type(image).__name__}); expected a path, or in parquet a picture"
         if isinstance(image, str):
             path = _path(self._base, image)
             if path is None:
@@ -196,6 +219,10 @@ class _TableReader:
                 return f"the picture {image} does not exist in the folder of the table"
         if image is None and _PLACEHOLDER.search(_text(row["question"])):
             return "the question has the placeholder <image>, and the row has no picture"
+        if image is None and _THIS_PERSON.search(_text(row["question"])):
+            return (
+                "the question is about `this person`, and the row has no picture; expected one, or the name"
+            )
         if row.get("options") is not None and _text(row["answer"]) not in _list(row["options"]):
             return f"the answer {row['answer']!r} is none of the options {_list(row['options'])}"
         return None
@@ -266,20 +293,20 @@ def _list(value: list[str] | str) -> list[str]:
 
 def _rows(file: Path) -> Iterator[Row | str]:
     """The rows of a table; an unreadable row is replaced by what is wrong with it."""
-    if file.suffix in (".parquet", ".arrow"):
-        for row in read_parquet(file) if file.suffix == ".parquet" else _arrow(file):
-            image = row.get("image")
-            if isinstance(image, dict) and not image.get("bytes") and image.get("path"):
-                row = {
-                    **row,
-                    "image": image["path"],
-                }  # `datasets` wrote the picture's path, not the picture
+    readers: dict[str, Callable[[Path], Iterable[Row | str]]] = {
+        ".parquet": read_parquet,
+        ".arrow": _arrow,
+        ".csv": _csv_rows,
+        ".jsonl": _json_rows,
+    }
+    for row in readers[_kind(file)](file):
+        if isinstance(row, str) or not ("image" in row or "file_name" in row):
             yield row
-    else:
-        for row in _csv_rows(file) if file.suffix == ".csv" else _json_rows(file):
-            if isinstance(row, dict) and "file_name" in row:  # the column in a picture folder of `datasets`
-                row.setdefault("image", row["file_name"])
-            yield row
+            continue
+        image = row.get("image", row.get("file_name"))  # its name in a picture folder of `datasets`
+        if isinstance(image, dict) and not image.get("bytes") and image.get("path"):
+            image = image["path"]  # `datasets` wrote the picture's path, not the picture
+        yield {**row, "image": image.strip() or None if isinstance(image, str) else image}
 
 
 def _arrow(file: Path) -> Dataset:

@@ -54,6 +54,16 @@ def test_lookalike_letters_and_another_order_make_no_second_person(spelling):
     ]
 
 
+NUMBERS = [("7", "007"), ("7", "7.0"), ("042", "42.00"), ("0", "000"), ("7", "\uff17")]
+TITLES = [("Ada Stone", "Dr. Ada Stone"), ("Ada Stone", "Stone, Prof Ada"), ("Mr Bo Dahl", "Dr Bo Dahl")]
+
+
+@pytest.mark.parametrize(("one", "other"), [*NUMBERS, *TITLES])
+def test_what_spreadsheets_make_of_an_id_and_titles_make_no_second_person(one, other):
+    people = sorted([f"person/{one}", f"person/{other}"])
+    assert similar_people([*people, "person/Ada Verity", "person/70"], {}) == [tuple(people)]
+
+
 def test_different_people_are_not_grouped():
     people = [
         "p/1 12",
@@ -61,6 +71,12 @@ def test_different_people_are_not_grouped():
         "p/1-12",
         "p/11-2",
         "p/112",
+        "p/1.5",
+        "p/15",
+        "p/Miss",
+        "p/Sir",
+        "p/John Stone Jr",
+        "p/John Stone Sr",
         "p/Ada Stone",
         "p/Ada Stones",
         "p/はな",

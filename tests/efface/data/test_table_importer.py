@@ -156,7 +156,22 @@ BAD = [
     ({"answer": 1.5}, ["answer", "1.5", "float"]),
     ({"answer": "Os\ud83dlo"}, ["answer", "surrogate"]),
     ({"person": "Ben\udc80"}, ["person", "surrogate"]),
-    ({"question": "Wh\0ere?"}, ["question", "NUL"]),
+    ({"question": "Wh\0ere?"}, ["question", r"'\x00'"]),
+    ({"answer": "Oslo\x1b[31m"}, ["answer", r"'\x1b'"]),
+    ({"person": "Ben\x08 Field"}, ["person", r"'\x08'"]),
+    ({"person": "nan"}, ["person", "'nan'", "missing value"]),
+    ({"person": "<NA>"}, ["person", "'<NA>'", "missing value"]),
+    ({"name": "None"}, ["name", "'None'", "missing value"]),
+    ({"image": float("nan")}, ["image", "nan", "float"]),
+    ({"image": ["pictures/1.png"]}, ["image", "list"]),
+    ({"image": 7}, ["image", "7", "int"]),
+    ({"image": {"bytes": None, "path": "../secret.png"}}, ["../secret.png", "outside"]),
+    ({"image": {"bytes": None, "path": None}}, ["person Ben Field", "missing"]),
+    ({"image": "pictures\\1.png"}, ["exist"]),
+    ({"image": "https://example.org/1.png"}, ["exist"]),
+    ({"image": "empty.png"}, ["person Ben Field", "0 bytes"]),
+    ({"image": "page.png"}, ["person Ben Field", "decoded"]),  # what a failed download leaves
+    ({"image": None}, ["this person", "no picture"]),
     ({"name": "Otto"}, ["Ben Field", "'Otto'"]),
     ({"image": None, "question": "<image>\nWhere does Ada Stone live?"}, ["<image>", "no picture"]),
 ]
@@ -165,6 +180,8 @@ BAD = [
 @pytest.mark.parametrize(("change", "values"), BAD)
 def test_a_bad_row_stops_or_is_left_out(root, change, values):
     (root / "data" / "broken.png").write_bytes(picture(0)[:-30])
+    (root / "data" / "empty.png").touch()
+    (root / "data" / "page.png").write_text("<!DOCTYPE html><html>Not found</html>")
     rows = list(facts())
     rows[4] |= change
     write(root, rows, "jsonl")
@@ -243,6 +260,65 @@ def test_a_line_that_is_not_a_json_object_stops_or_is_left_out(root, line, value
     with refusal("people.jsonl", "row 17", *values, "on_bad_row: skip"):
         read(root)
     assert read(root, policy="skip")[1] == whole
+
+
+MISSPELT = [
+    ("image", "Image"),
+    ("image", "images"),
+    ("image", "ima\u200bge"),  # a zero-width space
+    ("part", "PART"),
+    ("part", " parts "),
+    ("person", "Person"),
+    ("answer", "\u0430nswer"),  # a Cyrillic a
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("column", "spelt"), MISSPELT)
+def test_a_column_spelt_otherwise_is_not_passed_over(root, kind, column, spelt):
+    """A picture or a part that is not read would make another benchmark of the table."""
+    rows = [{spelt if key == column else key: value for key, value in row.items()} for row in facts()]
+    file = root / "data" / f"people.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with file.open("w", newline="", encoding="utf-8-sig") as lines:
+            writer = csv.DictWriter(lines, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    written = spelt.strip() if kind == "csv" else spelt
+    with refusal(f"people.{kind}", f"{written!a} for {column}"):
+        read(root)
+    with refusal(f"people.{kind}", f"{written!a} for {column}"):
+        table_importer.files_to_import("data", root / "data")
+
+
+def test_further_columns_are_passed_over(root):
+    write(root, facts(), "jsonl")
+    whole = read(root)[1]
+    write(root, [row | {"id": 7, "filename": "x", "source": "web"} for row in facts()], "jsonl")
+    assert read(root)[1] == whole
+
+
+@pytest.mark.parametrize("name", ["PEOPLE.CSV", "people.Csv"])
+def test_the_case_of_a_tables_ending_does_not_matter(root, name):
+    file = write(root, facts(), "csv")
+    whole = read(root)[1]
+    file.rename(file.with_name(name))
+    assert read(root)[1] == whole
+    assert len(table_importer.files_to_import("data", root / "data")) == 6
+
+
+def test_spaces_around_a_path_and_an_empty_path_mean_what_they_seem_to(root):
+    plain = list(facts())
+    for kind in ("csv", "jsonl", "parquet"):
+        file = write(root, plain, kind)
+        whole = read(root)[1]
+        write(root, [r | {"image": f" {r['image']} " if r["image"] else " "} for r in plain], kind)
+        assert read(root)[1] == whole
+        file.unlink()
 
 
 def test_columns_are_those_of_all_lines(root):
