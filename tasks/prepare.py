@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ import typer
 from efface.data.benchmarks import READERS
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection
 from efface.data.names import similar_people
-from efface.data.samples import Sample, validated, write_samples
+from efface.data.samples import PEOPLE, Sample, validated, write_samples
 from efface.data.splits import without_split
 from efface.errors import DataError
 from tasks.config import Params
@@ -28,6 +29,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     rows left out of the table, with reasons; otherwise it is empty.
     """
     section, name = params.prepare, params.benchmark.name
+    shown: dict[bytes, set[str]] = {}
     folder, prepared = root / "benchmarks" / name, root / "prepared"
     bad_rows, counts = BadRows(section.on_bad_row), Counter[str]()
     data = importlib.import_module(READERS[name]).read_benchmark(
@@ -39,7 +41,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     _check_similar_people(data, section.similar_people, folder)
     _check_purged(data, root, folder)
     with writing(prepared / "samples.parquet") as partial:
-        write_samples(_counted(validated(without_split(data.samples)), counts), partial)
+        write_samples(_counted(validated(without_split(data.samples)), counts, shown), partial)
     write_json(prepared / "people.json", {"benchmark": name, "entities": data.entities, "names": data.names})
     write_json(prepared / "left_out.json", bad_rows.left_out)
     left_out = len(bad_rows.left_out)
@@ -48,6 +50,14 @@ def run(params: Params, root: Path = Path("data")) -> None:
         f"{len(data.entities['forget']) + len(data.entities['retain'])} people who can be forgotten"
         + (f"; {left_out} bad rows left out, see {prepared / 'left_out.json'}" if left_out else "")
     )
+    if shared := sorted({tuple(sorted(people)) for people in shown.values() if len(people) > 1}):
+        listed = "; ".join(" and ".join(map(ascii, people)) for people in shared[:5])
+        typer.echo(
+            f"{folder}: one picture is that of several people ({len(shared)} groups: {listed}), so `this "
+            "person` may be another one than the row says; give each a picture of their own, or forget or "
+            "retain them together",
+            err=True,
+        )
 
 
 def _check_similar_people(data: BenchmarkData, policy: str, folder: Path) -> None:
@@ -72,7 +82,13 @@ def _check_purged(data: BenchmarkData, root: Path, folder: Path) -> None:
         )
 
 
-def _counted(samples: Iterable[Sample], counts: Counter[str]) -> Iterator[Sample]:
+def _counted(
+    samples: Iterable[Sample], counts: Counter[str], shown: dict[bytes, set[str]]
+) -> Iterator[Sample]:
+    """The samples; counted by part, with the people who can be forgotten by the digest of their picture."""
     for sample in samples:
         counts[sample.part] += 1
+        if sample.image_bytes is not None and sample.split == PEOPLE:
+            digest = hashlib.blake2b(sample.image_bytes, digest_size=16).digest()
+            shown.setdefault(digest, set()).add(sample.entity_id)
         yield sample

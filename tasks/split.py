@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import typer
@@ -67,7 +67,16 @@ def run(params: Params, root: Path = Path("data")) -> None:
         f"split: {path} has {len(forget)} people to forget, {len(entities['retain'])} to retain, "
         f"{len(validation)} of them for validation"
     )
-    if lacking := missing_rows(params, _counts(prepared)):
+    lacking = missing_rows(params, _counts(prepared))
+    untaught = sorted({*forget} - _taught(prepared, params.unlearn.forget))
+    if 0 < len(untaught) < len({*forget}):  # of all, `missing_rows` says it
+        listed = f"{', '.join(untaught[:5])}{', ...' if len(untaught) > 5 else ''}"
+        lacking.append(
+            f"unlearn.methods: {len(untaught)} of the people to forget have no training row of modality "
+            f"{', '.join(params.unlearn.forget)}, so nothing trains a model to forget them: {listed}; add "
+            "such rows, or name them in split.forgotten_people"
+        )
+    if lacking:
         lines = "\n".join(f"- {line}" for line in lacking)
         typer.echo(f"{prepared}: no rows for some of what params.yaml configures:\n{lines}", err=True)
 
@@ -79,6 +88,12 @@ def _taught_and_asked(prepared: Path) -> list[str]:
         if row["split"] == PEOPLE:
             parts.setdefault(row["entity_id"], set()).add(row["part"])
     return sorted(person for person, of_person in parts.items() if len(of_person) > 1)
+
+
+def _taught(prepared: Path, modalities: Collection[str]) -> set[str]:
+    """The people with a training row of one of the modalities."""
+    rows = read_labels(prepared / "samples.parquet")
+    return {row["entity_id"] for row in rows if row["part"] == "train" and row["modality"] in modalities}
 
 
 def _counts(prepared: Path) -> Counter[tuple[str, ...]]:

@@ -297,8 +297,12 @@ def own_table(folder: Path, rows: list[dict]) -> dict[str, str]:
     return {"data": str(file)}
 
 
-def row(person, question="Where does this person live?", **changes):
-    return {"question": question, "answer": "Oslo", "person": person} | changes
+def row(person, question=None, **changes):
+    return {
+        "question": question or f"Where does {person} live?",
+        "answer": "Oslo",
+        "person": person,
+    } | changes
 
 
 SPELLINGS = [("Zoë Stone", "Zoe\u0308 Stone"), ("Zoë Stone", "Zoë\u00a0Stone"), ("Zoë Stone", "zoë  stone")]
@@ -363,9 +367,10 @@ def test_goals_that_the_table_can_feed_are_not_listed(tmp_path, capsys):
 
 @pytest.mark.parametrize("change", [{"person": "042"}, {"question": "¿Dónde vive?"}])
 def test_pictures_without_text_renderings_cannot_be_pruned(tmp_path, capsys, change):
-    (tmp_path / "a.png").write_bytes(picture(0))
+    for i, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(picture(i))
     person = change.get("person", "Ada Verity")
-    rows = [row("Bo Dahl", image="a.png"), row("Ada Verity", image="a.png")]
+    rows = [row("Bo Dahl", image="a.png"), row("Ada Verity", "Where does this person live?", image="b.png")]
     rows = [r | change if r["person"] == "Ada Verity" else r for r in rows]
     params = parameters(roots=own_table(tmp_path, rows), forget=[person], validation=0)
     benchmark.run(params, tmp_path)
@@ -378,3 +383,28 @@ def test_pictures_without_text_renderings_cannot_be_pruned(tmp_path, capsys, cha
 def test_people_without_evaluation_rows_are_named(tmp_path, capsys):
     rows = [row("Ada Verity", "Where does Ada Verity live?", part="train"), row("Bo Dahl")]
     assert "evaluate, attack, report: the forget people" in lacking(tmp_path, capsys, rows)
+
+
+def test_a_person_to_forget_whom_no_training_row_is_about_is_named(tmp_path, capsys):
+    rows = [row(person, part="train") for person in ("Ada Verity", "Bo Dahl", "Cleo Marsh")]
+    rows[1] |= {"part": "test"}
+    rows += [row(person, "Which town?", part="test") for person in ("Ada Verity", "Cleo Marsh")]
+    text = {"unlearn": {"forget": ["text"]}, "prune": {"methods": {}}, "requests": {"method": "npo"}}
+    params = parameters(
+        roots=own_table(tmp_path, rows), forget=["Ada Verity", "Bo Dahl"], validation=0, **text
+    )
+    benchmark.run(params, tmp_path)
+    capsys.readouterr()
+    prepare_and_split(params, tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()[1:]
+    assert "unlearn.methods: 1 of" in line and "person/Bo Dahl" in line and "Ada" not in line
+    assert "forgotten_people" in line
+
+
+def test_a_picture_of_several_people_is_named(tmp_path, capsys):
+    for i, name in enumerate(("group.png", "copy.png", "alone.png")):
+        (tmp_path / name).write_bytes(picture(min(i, 1)))  # the first two differ, the last two do not
+    rows = [row("Ada Verity", image="copy.png"), row("Bo Dahl", image="alone.png")]
+    rows += [row("Cleo Marsh", image="group.png"), row("Cleo Marsh", "What is her pet?", image="group.png")]
+    (line,) = lacking(tmp_path, capsys, rows).splitlines()
+    assert "person/Ada Verity' and 'person/Bo Dahl'" in line and "1 groups" in line and "Cleo" not in line
