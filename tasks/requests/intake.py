@@ -192,7 +192,11 @@ def read_request(path: Path) -> ForgetRequest:
 def read_requests(root: Path) -> tuple[dict[str, ForgetRequest], dict[str, str]]:
     """All requests by id, the earliest due date first; and the reasons why others cannot be read."""
     requests, problems = [], {}
-    for path in sorted((root / FOLDER).glob("*.yaml")):
+    for path in sorted((root / FOLDER).glob("*")):
+        if path.suffix != ".yaml":
+            if path.suffix.lower() in (".yaml", ".yml") and not path.with_suffix(".yaml").exists():
+                problems[path.stem] = f"{path} ends in {path.suffix}; rename it to {path.stem}.yaml"
+            continue
         try:
             requests.append(read_request(path))
         except RequestError as error:

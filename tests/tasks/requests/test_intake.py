@@ -92,6 +92,24 @@ def test_no_file_keeps_others_from_being_read(tmp_path):
     assert all(f"{name}.yaml" in problem for name, problem in problems.items())
 
 
+@pytest.mark.parametrize("ending", [".yml", ".YAML", ".Yml"])
+def test_a_request_in_a_file_of_another_ending_is_not_passed_over(tmp_path, ending):
+    path = write_request(tmp_path, request_with())
+    path.rename(path.with_suffix(ending))
+    (path.parent / "notes.txt").write_text("no request")
+    requests, problems = read_requests(tmp_path)
+    assert requests == {} and list(problems) == ["A"]
+    assert f"A{ending}" in problems["A"] and "A.yaml" in problems["A"]
+
+
+def test_files_as_editors_of_other_systems_save_them_are_read(tmp_path):
+    path = write_request(tmp_path, request_with(reason="“withdrew” consent"))
+    text = path.read_text(encoding="utf-8")
+    for content in ("\ufeff" + text, text.replace("\n", "\r\n"), text + "...\n"):
+        path.write_bytes(content.encode())
+        assert read_request(path) == request_with(reason="“withdrew” consent")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
