@@ -76,14 +76,21 @@ def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: b
 
 
 def check_template(processor: ProcessorMixin) -> None:
-    """Refuse a chat template that writes no picture, or no answer after its prompt.
+    """Refuse a chat template that writes no picture, no answer after its prompt, or no generation prompt.
 
     Raises:
         DataError: saying what it does not write.
     """
-    prompt_of(processor, "?", image=True)
-    if not takes_suffix(processor):
-        full_text(processor, "?", "Yes", image=True)
+    prompt = prompt_of(processor, "?", image=True)
+    if takes_suffix(processor):
+        return
+    begin = full_text(processor, "?", "Yes", image=True)[len(prompt) :].partition("Yes")[0].strip()
+    if begin and prompt == str(processor.apply_chat_template([_user_turn("?", 1)])):
+        raise DataError(
+            f"the chat template of {type(processor).__name__} writes {begin!r} before an answer, but not "
+            "at the end of a prompt (add_generation_prompt), so the model would have to write it itself; set "
+            "`base.chat_template` to a template that ends in it if add_generation_prompt is true"
+        )
 
 
 def takes_suffix(processor: ProcessorMixin) -> bool:

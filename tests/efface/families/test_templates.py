@@ -114,6 +114,24 @@ def test_the_labels_decode_to_what_the_template_writes(processor, family, pictur
 ANSWERS = ["red", "a red, and (green) one.", "Ünïcode: 1\u202f000 €", "two\n\nlines"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] }}: " + _PARTS + "\n{% endfor %}",
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + _PARTS + "<|im_end|>\n{% endfor %}",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}ASSISTANT: {% endif %}"
+        + _STRICT
+        + "{{ eos_token }}{% endfor %}",
+    ],
+)
+def test_a_template_without_a_generation_prompt_is_refused(processor, template):
+    """Trained to begin an answer by its own role, a model would seem to have forgotten everything."""
+    processor.chat_template = template
+    with pytest.raises(DataError) as error:
+        check_template(processor)
+    assert "add_generation_prompt" in str(error.value) and "ssistant" in str(error.value).lower()
+
+
 def test_the_sandbox_writes_answers_as_ever(processor):
     example = sample(0, answer="red and green")
     (row,) = encode(processor, [example])
