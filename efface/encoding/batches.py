@@ -17,7 +17,8 @@ from efface.errors import DataError
 
 Inputs = dict[str, Tensor]
 IGNORED = -100
-_ALONG_TOKENS = ("cross_attention_mask",)  # (B, T, pictures, tiles); all others along tokens are (B, T)
+# (B, T, pictures, tiles) and (B, T, pictures); all others along tokens are (B, T)
+_ALONG_TOKENS = ("cross_attention_mask", "image_attention_mask")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from torch import Tensor
 
 from efface.encoding.batches import IGNORED, Inputs
@@ -13,6 +15,8 @@ from efface.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
+
+_REJECTIONS = (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError, OSError, AttributeError)
 
 
 def process(
@@ -136,26 +140,62 @@ def _call(
         options["return_mm_token_type_ids"] = True
     if hasattr(processor, "return_for_text_completion"):  # Chameleon appends a token to the text otherwise
         options["return_for_text_completion"] = True
-    if pictures is not None:
+    inputs: list[Any] = list(texts)
+    if pictures is not None and hasattr(processor, "default_image_dims"):
+        # IDEFICS puts pictures that are given apart behind the text, so behind the answer.
+        inputs = [_interleaved(text, album) for text, album in zip(texts, pictures, strict=True)]
+    elif pictures is not None:
         options["images"] = [list(album) for album in pictures]
         if hasattr(processor, "multi_page") and all(len(album) == 1 for album in pictures):
             options["images"] = [album[0] for album in pictures]  # GOT-OCR takes a list for pages of one text
     try:
-        encoded = processor(text=list(texts), **options)
-    except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError, OSError) as error:
+        encoded = processor(text=inputs, **options)
+    except _REJECTIONS as error:
         if pictures is None:
             raise
-        sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures[0])
-        several = len(pictures[0]) > 1
-        what = f"{len(pictures[0])} pictures" if several else "a picture"
-        advice = "give it a larger or less elongated picture, or leave the sample out"
-        if several:
-            advice = "if this family takes one picture per question, ask about one at a time; else " + advice
-        raise DataError(
-            f"{type(processor).__name__} rejects {what} of {sizes} pixels (text {texts[0][:60]!r}): {error}; "
-            f"{advice}"
-        ) from error
+        raise _rejection(processor, texts[0], pictures[0], options, error) from error
     return _with_labels(_tensors(encoded), suffixes)
+
+
+def _interleaved(text: str, pictures: Sequence[Any]) -> list[Any]:
+    """A text with its pictures in the places of the placeholders."""
+    parts: list[Any] = re.split("(?:<fake_token_around_image>)*<image>(?:<fake_token_around_image>)*", text)
+    if len(parts) != len(pictures) + 1:
+        raise DataError(
+            f"the chat template writes {len(parts) - 1} times <image> for {len(pictures)} pictures; set "
+            "`base.chat_template` to a template that writes it once for each picture"
+        )
+    items = [item for pair in zip(parts, pictures, strict=False) for item in pair]
+    return [item for item in [*items, parts[-1]] if item != ""]
+
+
+def _rejection(
+    processor: ProcessorMixin,
+    text: str,
+    pictures: Sequence[Any],
+    options: dict[str, Any],
+    error: Exception,
+) -> DataError:
+    """Why a processor takes no text with its pictures: the pictures, their number, or the processor."""
+    sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
+    what = f"{len(pictures)} pictures" if len(pictures) > 1 else "a picture"
+    advice = "give it a larger or less elongated picture, or leave the sample out"
+    if len(pictures) > 1:
+        advice = "if this family takes one picture per question, ask about one at a time; else " + advice
+    elif "images" in options:
+        plain = Image.new("RGB", (512, 512), "grey")
+        album = [plain] if isinstance(options["images"][0], list) else plain
+        try:
+            processor(text=[text], **options | {"images": [album]})
+        except _REJECTIONS:
+            advice = (
+                "it rejects a plain one of 512 x 512 pixels as well: the chat template may write another "
+                "placeholder than it expects (set `base.chat_template`), or it does not work with this "
+                "version of transformers: choose another model"
+            )
+    return DataError(
+        f"{type(processor).__name__} rejects {what} of {sizes} pixels (text {text[:60]!r}): {error}; {advice}"
+    )
 
 
 def _tensors(encoded: Any) -> Inputs:

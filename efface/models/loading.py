@@ -227,13 +227,21 @@ def auto_class(source: Source, config: PreTrainedConfig) -> Any:
             f"{source.id} is a {config.model_type!r} model, which writes text by diffusion, not token after "
             "token; choose a model that continues its prompt, such as llava-hf/llava-1.5-7b-hf"
         )
+    classifiers = [name for name in config.architectures or [] if name.endswith("Classification")]
+    if classifiers:
+        raise ModelError(
+            f"{source.id} is a {classifiers[0]}, which classifies and does not write answers; choose the "
+            "image-text-to-text model that it was made from"
+        )
     remote = getattr(config, "auto_map", None) or {}
-    sees = _has_vision(config.to_dict())
+    values = config.to_dict()
+    sees = _has_vision(values)
+    reads_pictures = sees or any("image" in key for key in values)  # without a tower: Fuyu, Chameleon
     for name in _AUTO_CLASSES:
         mapping = getattr(transformers, name)._model_mapping
         registered = name != "AutoModel" and type(config) in mapping
         writes = registered and mapping[type(config)].can_generate()
-        if name in remote or (writes and (sees or name == "AutoModelForImageTextToText")):
+        if name in remote or (writes and (reads_pictures if name == "AutoModelForImageTextToText" else sees)):
             return getattr(transformers, name)
     raise ModelError(
         f"{source.id} is a {config.model_type!r} model, which does not answer questions about pictures; "

@@ -106,6 +106,11 @@ def _read(source: Source) -> ProcessorMixin:
             )
     except Exception as error:  # tokenizers and image processors each raise errors of their own
         raise loading_error(source, error) from error
+    if images is None and getattr(processor, "video_processor", None) is not None:
+        raise ModelError(
+            f"{source.id} has a {type(processor).__name__}, which reads videos and no pictures; choose a "
+            "model that reads pictures"
+        )
     if images is None or getattr(processor, "tokenizer", None) is None:
         raise ModelError(
             f"{source.id} has a {type(processor).__name__} that does not read pictures and text; expected "

@@ -52,7 +52,7 @@ _VISION = (
     (r"hidden_size|embed_dim|d_model|width|adapter_in_dim", WIDTH // 2),
     (r"head_dim", WIDTH // 2 // HEADS),
 )
-_WITHOUT_RULE: dict[str, dict[str, Any]] = {
+WITHOUT_RULE: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {900: 256}},
     "chameleon": {
         "vq_config": {"num_embeddings": 8},
@@ -66,6 +66,7 @@ _WITHOUT_RULE: dict[str, dict[str, Any]] = {
         "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
         "vision_config": {"sam_config": {"downsample_channels": [64, 64], "image_size": 1024}},
     },
+    "dots3_note": {"vision_config": {"temporal_patch_size": 1}},
     "emu3": {
         "vq_config": {"codebook_size": 8, "hidden_size": 128},
         "vocabulary_map": {"<image>": 4, "<|extra_200|>": 499}
@@ -78,19 +79,22 @@ _WITHOUT_RULE: dict[str, dict[str, Any]] = {
     },
     "gemma4_unified": {"vision_config": {"output_proj_dims": WIDTH, "mm_embed_dim": WIDTH}},
     "granite4_vision": {
-        "vision_config": {"hidden_size": 64},
+        "vision_config": {"hidden_size": 64, "patch_size": 14, "image_size": 56},
         "deepstack_layer_map": [(-1, 0)],
         "spatial_target_layers": [0, 0, 1, 1],
         "downsample_rate": "1/2",
-        "vision_feature_select_strategy": "full",
     },
     "kimi_k25": {"projection_hidden_size": WIDTH // 2},
-    "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768}},
+    "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768, "max_patches": 64}},
     "llama4": {"vision_config": {"intermediate_size": 128}},
     "molmo2": {"adapter_config": {"hidden_size": WIDTH // 2}},
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
-    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "nemotron_h_omni": {
+        "image_token_id": VOCABULARY - 1,
+        "vision_hidden_size": WIDTH,
+        "vision_config": {"video_temporal_patch_size": 2},
+    },
     "perception_lm": {
         "vision_config": {
             "architecture": "vit_tiny_patch16_224",
@@ -99,6 +103,7 @@ _WITHOUT_RULE: dict[str, dict[str, Any]] = {
         },
         "projector_pooling_ratio": 2,
     },
+    "shieldgemma2": {"architectures": ["ShieldGemma2ForImageClassification"]},
     "qwen4_exp": {
         "text_config": {
             "indexer_n_heads": 2,
@@ -132,7 +137,7 @@ def tiny_config(kind: str) -> PreTrainedConfig:
     """The default configuration of a model type with a tiny value for every size."""
     from transformers import CONFIG_MAPPING
 
-    return _shrunk(CONFIG_MAPPING[kind](), itertools.count(VOCABULARY - 40), _WITHOUT_RULE.get(kind, {}))
+    return _shrunk(CONFIG_MAPPING[kind](), itertools.count(VOCABULARY - 40), WITHOUT_RULE.get(kind, {}))
 
 
 def tiny_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -432,6 +437,8 @@ def _with_sizes(kind: Any, config: PreTrainedConfig) -> Any:
         getattr(part, "patch_size", None), int
     ):
         part.patch_size = patch
+    if hasattr(default, "vision_patch_size") and isinstance(side, int):  # what it calls a patch is a tile
+        part.patch_size = side
     return part
 
 

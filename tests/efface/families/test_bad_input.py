@@ -30,6 +30,18 @@ def test_a_picture_that_the_processor_rejects_is_named(tiny, pictured):
     assert "Qwen2VLProcessor" in str(error.value) and "2000 x 2" in str(error.value)
 
 
+@pytest.mark.parametrize("placeholder", ["", "<image><image>"])
+def test_a_template_with_another_placeholder_is_not_laid_to_the_pictures_charge(
+    tiny, pictured, placeholder, monkeypatch
+):
+    _, processor = tiny("qwen2_vl")
+    template = processor.chat_template
+    monkeypatch.setattr(processor, "chat_template", template.replace("<|image_pad|>", placeholder))
+    with pytest.raises(DataError) as error:
+        Encoder(processor, [pictured[0]]).batch([0])
+    assert "base.chat_template" in str(error.value) and "512 x 512" in str(error.value)
+
+
 def test_missing_torchvision_is_not_an_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr("efface.torchvision_shim._libraries", [])

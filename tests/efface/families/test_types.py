@@ -42,6 +42,7 @@ def sample(number):
     [
         "aya_vision",  # stores patch size times downsampling
         "git",  # gives logits for pictures without tokens
+        "idefics",  # puts pictures that are given apart behind the text
         "got_ocr2",  # takes a list of pictures for pages
         pytest.param("llama4", marks=pytest.mark.slow),  # writes another token than it is given, in bfloat16
         pytest.param("chameleon", marks=pytest.mark.slow),  # writes a token behind the text by default

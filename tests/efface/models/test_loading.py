@@ -141,6 +141,29 @@ def test_types_whose_answers_do_not_continue_the_prompt_are_refused(kind):
         auto_class(Source("someone/model"), CONFIG_MAPPING[kind]())
 
 
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        ("mistral4", "Mistral4ForCausalLM"),  # registered for pictures, and reads none
+        ("shieldgemma2", "ShieldGemma2ForImageClassification"),
+        ("qwen2_5_vl", "Qwen2_5_VLForSequenceClassification"),  # a reward model
+        ("gemma3", "Gemma3ForSequenceClassification"),
+    ],
+)
+def test_types_that_read_no_pictures_or_write_no_answers_are_refused(kind, architecture):
+    from transformers import CONFIG_MAPPING
+
+    with pytest.raises(ModelError, match=f"{kind}|{architecture}"):
+        auto_class(Source("someone/model"), CONFIG_MAPPING[kind](architectures=[architecture]))
+
+
+@pytest.mark.parametrize("kind", ["fuyu", "chameleon", "gemma4_unified"])
+def test_models_that_read_pictures_without_a_tower_are_loaded(kind):
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    assert auto_class(Source("someone/model"), CONFIG_MAPPING[kind]()) is AutoModelForImageTextToText
+
+
 def test_a_decoder_that_reads_from_an_encoder_of_its_own_is_refused():
     """BLIP-2 comes with OPT, which continues its prompt, and with T5, which does not."""
     from transformers import Blip2Config, OPTConfig, T5Config
