@@ -62,6 +62,8 @@ ui: $(READY)              ## MLflow's pages on http://127.0.0.1:5000
 	mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 server: $(READY) $(LOGIN) ## Prefect on http://127.0.0.1:4200; its pages ask for the line in .prefect/login
+	@python3 -c 'import socket; socket.create_server(("127.0.0.1", $(PORT))).close()' 2>/dev/null || \
+	    { echo "port $(PORT) is in use or is none; take another, for deploy and worker too: PORT=4300" >&2; exit 1; }
 	prefect server start
 
 deploy: $(READY)          ## the pool and the deployments of prefect.yaml, on that server

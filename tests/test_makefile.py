@@ -1,6 +1,7 @@
 """What make cannot set up, it names at the first command, before anything is installed."""
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -64,3 +65,12 @@ def test_no_repository(clone):
     assert "git init" in refusal(
         clone, PATH=f"{Path(shutil.which('git')).parent}", GIT_CEILING_DIRECTORIES=str(clone.parent)
     )
+
+
+def test_a_port_that_the_server_cannot_take(clone):
+    command = ["make", "READY=ready", "-o", "ready", "server"]
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        for port in (str(busy.getsockname()[1]), "99999", "http"):
+            done = subprocess.run([*command, f"PORT={port}"], cwd=clone, capture_output=True, text=True)
+            assert done.returncode != 0
+            assert f"port {port} " in done.stderr and "PORT=4300" in done.stderr
