@@ -41,7 +41,7 @@ def copy(published, tmp_path):
 def read(root, policy="stop", fraction=0.1):
     bad_rows = BadRows(policy)
     data = read_benchmark(root, name="mllmu", forget=ForgetSelection(fraction), bad_rows=bad_rows)
-    return data, list(validated(data.samples, pictures=True)), bad_rows.left_out
+    return data, list(validated(data.samples)), bad_rows.left_out
 
 
 @pytest.fixture(scope="module")
