@@ -15,7 +15,7 @@ from efface.unlearning.settings import TrainingSettings
 class GradDiffSettings(TrainingSettings):
     """Settings of gradient difference."""
 
-    learning_rate: float = 3.5e-5
+    learning_rate: float = 2.5e-5
 
 
 METHOD = Method(name="grad_diff", paper="arXiv:2203.12817", settings=GradDiffSettings)

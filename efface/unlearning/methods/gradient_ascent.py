@@ -16,7 +16,7 @@ class GradientAscentSettings(TrainingSettings):
     """Settings of gradient ascent; the retain set is not used."""
 
     epochs: int = 1
-    learning_rate: float = 6.0e-5
+    learning_rate: float = 4.2e-5
     retain_weight: float = 0.0
     retain_batches_per_forget_batch: int = 0
 

@@ -37,7 +37,7 @@ EPS = 1e-12
 class KVWSettings:
     """Settings of KVW; nothing trains."""
 
-    gamma: float = 0.01
+    gamma: float = 0.005
     """Strength, at least 0; 0 changes nothing. 0.02 in the paper, with a range of 0.01 to 0.03. Its effect
     grows with the number of batches."""
     passes: int = 1

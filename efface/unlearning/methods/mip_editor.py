@@ -55,8 +55,8 @@ class MIPEditorSettings(TrainingSettings):
     """Settings of MIP-Editor."""
 
     epochs: int = 1
-    learning_rate: float = 5.0e-4
-    neurons_per_layer: int = 5
+    learning_rate: float = 1.0e-3
+    neurons_per_layer: int = 10
     """Neurons of each layer that join the path (k), at least 1; 5 in the released code."""
     path_steps: int = 4
     """Points of the path integral (m), at least 1; 4 in the released code."""

@@ -26,7 +26,7 @@ Variant = Literal["paper", "official_code"]
 class MMUnlearnerSettings(TrainingSettings):
     """Settings of MMUnlearner."""
 
-    learning_rate: float = 1.1e-4
+    learning_rate: float = 8.0e-5
     clip: Clip = "apart"
     variant: Variant = "paper"
     """``paper``: one step on both gradients. ``official_code``: forget and retain steps take turns."""

@@ -35,8 +35,8 @@ from efface.unlearning.training.gradients import training_only
 class ProjectedDiffSettings(TrainingSettings):
     """Settings of projected difference."""
 
-    learning_rate: float = 2.0e-4
-    energy: float = 0.95
+    learning_rate: float = 1.0e-3
+    energy: float = 0.9
     """Share of the retain inputs' squared length that the protected span holds, in [0, 1]."""
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from efface.unlearning.settings import TrainingSettings, require
 class VGIDSettings(TrainingSettings):
     """Settings of VGID."""
 
+    learning_rate: float = 1.6e-4
     noise: float = 1.0
     """Share of noise in the teacher's picture, in (0, 1]."""
     instruction: str = "You do not know this person."

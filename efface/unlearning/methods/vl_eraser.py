@@ -43,12 +43,12 @@ from efface.unlearning.training.gradients import training_only
 class VLEraserSettings(TrainingSettings):
     """Settings of VL-Eraser; the retain set enters only through its statistic."""
 
-    learning_rate: float = 1.0e-3
+    learning_rate: float = 2.0e-3
     rank: int = 64
     """Rank of the student, at least 1 and at most the number of directions that the retain set leaves."""
     similarity_weight: float = 0.5
     """Share of the cosine term (lambda), in [0, 1]."""
-    energy: float = 0.8
+    energy: float = 0.95
     """Share of the retain inputs' squared length that the protected span holds, in (0, 1]."""
 
     def __post_init__(self) -> None:
