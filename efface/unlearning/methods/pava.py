@@ -67,6 +67,7 @@ class PAVASettings(NPOSettings):
     """Settings of PAVA; ``retain_weight`` is the weight of the attribute answers, 1 to 5 in the paper."""
 
     learning_rate: float = 2.0e-4
+    beta: float = 0.1
     retain_weight: float = 3.0
     retain_batches_per_forget_batch: int = 1
     layers: int = 2

@@ -222,7 +222,8 @@ def test_the_measured_mask_is_that_of_the_two_fishers(model, processor, facts, f
     expected = saliency_mask(*fishers)
     assert list(masks) == list(expected)
     for name in expected:
-        assert (masks[name] != expected[name]).float().mean() <= 1e-3, name
+        if not name.endswith("k_proj.bias"):  # without a gradient, so its ratios are of rounding errors
+            assert (masks[name] != expected[name]).float().mean() <= 1e-3, name
     assert metadata["thresholds"] == [1.0] and metadata["unmasked"] == []
     assert metadata["density"] == masks.density(anatomy(model))
 
