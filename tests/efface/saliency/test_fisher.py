@@ -27,8 +27,8 @@ def slow_fisher(model, processor, samples, names):
 
 
 def assert_close(fisher, expected, relative):
-    """Within a share of each tensor's largest entry. A key's bias has no gradient, as softmax ignores it: what
-    is there is rounding, which differs between processors, so it is held to the largest entry of all."""
+    """Within a share of each tensor's largest entry. A key's bias has no gradient, as softmax ignores it:
+    what is there is rounding, which differs between processors, so it is held to the largest entry of all."""
     whole = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
         scale = whole if name.endswith("k_proj.bias") else value.abs().max()
