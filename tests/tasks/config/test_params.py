@@ -237,7 +237,7 @@ def test_a_new_file_is_a_new_profile(tmp_path):
     )
     methods = use_profile("mine", project).unlearn.methods
     assert list(methods) == ["mmunlearner", "gradient_ascent", "npo", "kl_min"]
-    assert (methods["npo"].epochs, methods["npo"].settings.beta) == (9, 0.1)
+    assert (methods["npo"].epochs, methods["npo"].settings.beta) == (9, 0.4)
 
 
 def test_an_unknown_or_wrong_profile_changes_nothing(tmp_path):
