@@ -69,8 +69,9 @@ def decide(params: Params, root: Path, registry: Registry, candidate: Version) -
             raise RequestError(f"version {candidate.number} is no longer the candidate; nothing was changed")
         if decision.approve:
             number, requests = promotion.promote(root, registry)
-            done = [f"request {name}: version {number} forgot them and is in production" for name in requests]
-            return [*done, *tell_done(params, root, registry, requests)]
+            promoted = f"version {number} forgot them and is in production"
+            lines = [f"request {name}: {promoted}" for name in requests]
+            return lines + tell_done(params, root, registry, requests)
         number, requests = promotion.decline(root, registry, decision.reason)
     for name in requests:
         tell(NEEDS_ATTENTION, name)

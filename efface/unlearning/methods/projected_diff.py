@@ -15,20 +15,17 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from efface.models.anatomy import MLP
-from efface.neurons.retained import RetainStatistic, plain_mlps, span_of
+from efface.neurons.retained import plain_mlps, span_of
 from efface.unlearning.method import Job, Method
 from efface.unlearning.settings import TrainingSettings, require
 from efface.unlearning.training.config import TrainingResult
-from efface.unlearning.training.gradients import training_only
+from efface.unlearning.training.gradients import training_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,7 @@ class Change(nn.Module):
         self.register_buffer("span", span, persistent=False)
         self.weight = nn.Parameter(torch.zeros_like(down.weight, dtype=torch.float32))
 
-    def add(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def replace(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """A forward hook of the projection."""
         x = args[0].float()
         return output + ((x - x @ self.span.T @ self.span) @ self.weight.T).to(output.dtype)
@@ -77,28 +74,16 @@ def edit(job: Job) -> TrainingResult:
     Raises:
         ModelError: if a projection is not a plain linear layer.
     """
-    mlps = plain_mlps(job.model)
-    with changes(job, mlps, job.statistic) as attached:
+    statistic, changes = job.statistic, {}
+    for mlp in plain_mlps(job.model):
+        down: Any = job.model.get_submodule(mlp.down)
+        span = span_of(statistic.span[mlp.name], job.settings.energy)
+        changes[mlp.down] = Change(down, span).to(down.weight.device)
+    with training_beside(job.model, changes):
         result = job.train(job.forget, job.retain)
-    for change in attached:
+    for change in changes.values():
         change.apply_to_weight()
     return result
-
-
-@contextmanager
-def changes(job: Job, mlps: Sequence[MLP], statistic: RetainStatistic) -> Iterator[list[Change]]:
-    """Give each block a change of zero; within this context only the changes train."""
-    with ExitStack() as stack:
-        stack.enter_context(training_only(job.model, ()))
-        attached = []
-        for mlp in mlps:
-            down: Any = job.model.get_submodule(mlp.down)
-            span = span_of(statistic.span[mlp.name], job.settings.energy)
-            down.change = Change(down, span).to(down.weight.device)
-            stack.callback(delattr, down, "change")
-            stack.callback(down.register_forward_hook(down.change.add).remove)
-            attached.append(down.change)
-        yield attached
 
 
 METHOD = Method(

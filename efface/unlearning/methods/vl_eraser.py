@@ -21,7 +21,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from efface.neurons.retained import RetainStatistic, plain_mlps, pooled_neurons,
 from efface.unlearning.method import Batch, Job, Method, Term
 from efface.unlearning.settings import TrainingSettings, require
 from efface.unlearning.training.config import TrainingResult
-from efface.unlearning.training.gradients import training_only
+from efface.unlearning.training.gradients import training_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +137,11 @@ def students(job: Job, mlps: Sequence[MLP], statistic: RetainStatistic) -> Itera
                 f"rank is {settings.rank} and the retain set leaves {free} of {mlp.width} directions of "
                 f"{mlp.down}: expected a rank up to that; lower rank or energy"
             )
-    with ExitStack() as stack:
-        stack.enter_context(training_only(job.model, ()))
-        attached = []
-        for mlp in mlps:
-            down: Any = job.model.get_submodule(mlp.down)
-            student = Student(down, spans[mlp.name].to(down.weight.device), settings.rank)
-            down.student = student
-            stack.callback(delattr, down, "student")
-            stack.callback(down.register_forward_hook(student.replace).remove)
-            attached.append(student)
+    attached = []
+    for mlp in mlps:
+        down: Any = job.model.get_submodule(mlp.down)
+        attached.append(Student(down, spans[mlp.name].to(down.weight.device), settings.rank))
+    with training_beside(job.model, dict(zip((mlp.down for mlp in mlps), attached, strict=True))):
         yield attached
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,20 @@ def training_only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def training_beside(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within this context only these modules train, each attached to the model's module of its key as
+    ``trained``; its method ``replace``, a forward hook, says what that module's output becomes."""
+    with ExitStack() as stack:
+        stack.enter_context(training_only(model, ()))
+        for name, trained in modules.items():
+            place = model.get_submodule(name)
+            place.add_module("trained", trained)
+            stack.callback(delattr, place, "trained")
+            stack.callback(place.register_forward_hook(trained.replace).remove)  # type: ignore[arg-type]
+        yield
 
 
 @contextmanager

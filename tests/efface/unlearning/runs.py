@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from efface.unlearning import METHODS, TrainingConfig
+from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.training.loop import train
 
 DEFAULTS = {"learning_rate": 1e-3, "retain_batches_per_forget_batch": 1, "batch_size": 2}
@@ -38,3 +39,18 @@ def fit(model, terms, *, checkpoints=None, adapter=None, evaluation=None, **valu
 def weights(model):
     """A copy of every weight."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def interrupted(folder):
+    """Checkpoints under a folder that are interrupted instead of saved for the second time."""
+    checkpoints = Checkpoints(folder, key="k")
+    save, saved = checkpoints.save, []
+
+    def save_once(*arguments):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(True)
+        save(*arguments)
+
+    checkpoints.save = save_once
+    return checkpoints

@@ -15,7 +15,7 @@ from efface.neurons.retained import decoder_mlps, measure_retained, span_of
 from efface.unlearning import METHODS, TrainingConfig
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.unlearn import unlearn
-from tests.efface.unlearning.runs import weights
+from tests.efface.unlearning.runs import interrupted, weights
 
 
 def run(model, processor, forget, retain, *, statistic=None, checkpoints=None, **values):
@@ -102,18 +102,8 @@ def test_only_the_down_projections_change_and_no_module_stays(model, processor, 
 def test_it_resumes_to_the_same_weights(model, processor, pictured, tmp_path):
     whole, broken, again = (copy.deepcopy(model) for _ in range(3))
     run(whole, processor, pictured[:2], pictured[2:])
-    checkpoints = Checkpoints(tmp_path / "checkpoint", key="k")
-    save, steps = checkpoints.save, []
-
-    def save_once(*arguments):
-        if steps:
-            raise KeyboardInterrupt
-        steps.append(1)
-        save(*arguments)
-
-    checkpoints.save = save_once
     with pytest.raises(KeyboardInterrupt):
-        run(broken, processor, pictured[:2], pictured[2:], checkpoints=checkpoints)
+        run(broken, processor, pictured[:2], pictured[2:], checkpoints=interrupted(tmp_path / "checkpoint"))
     resumed = Checkpoints(tmp_path / "checkpoint", key="k")
     assert run(again, processor, pictured[:2], pictured[2:], checkpoints=resumed).steps == 6
     assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(again).items())

@@ -18,7 +18,7 @@ from efface.unlearning.methods import vl_eraser
 from efface.unlearning.training.checkpoint import Checkpoints
 from efface.unlearning.unlearn import unlearn
 from tests.efface.neurons.test_retained import slow_values
-from tests.efface.unlearning.runs import weights
+from tests.efface.unlearning.runs import interrupted, weights
 
 RANK = 4
 
@@ -112,18 +112,8 @@ def test_training_brings_the_student_to_the_forget_answers(model, processor, pic
 def test_it_resumes_to_the_same_weights(model, processor, pictured, tmp_path):
     whole, broken = copy.deepcopy(model), copy.deepcopy(model)
     run(whole, processor, pictured[:2], pictured[2:])
-    checkpoints = Checkpoints(tmp_path / "checkpoint", key="k")
-    save, steps = checkpoints.save, []
-
-    def save_once(*arguments):
-        if steps:
-            raise KeyboardInterrupt
-        steps.append(1)
-        save(*arguments)
-
-    checkpoints.save = save_once
     with pytest.raises(KeyboardInterrupt):
-        run(broken, processor, pictured[:2], pictured[2:], checkpoints=checkpoints)
+        run(broken, processor, pictured[:2], pictured[2:], checkpoints=interrupted(tmp_path / "checkpoint"))
     again = copy.deepcopy(model)
     result = run(
         again,
