@@ -99,7 +99,7 @@ def _train(params: Params, root: Path) -> None:
     """Train the sandbox's model."""
     import torch
 
-    from efface.models import save_model
+    from efface.models import default_device, save_model
     from efface.sandbox.pretraining import pretrain_vision
 
     section = params.base
@@ -114,6 +114,7 @@ def _train(params: Params, root: Path) -> None:
         samples = read_samples(table)
         torch.manual_seed(params.seed)  # draws the weights
         model, processor, decoder = _untrained(section, samples)
+        model.to(default_device())  # type: ignore[arg-type]
         _check_texts(root, processor)
         if section.attention is not None:
             model.set_attn_implementation(section.attention)

@@ -1,7 +1,7 @@
 """Loading multimodal LLMs and finding their parts."""
 
 from efface.models.anatomy import Anatomy, anatomy
-from efface.models.loading import LoadedModel, load_model, save_model, weights_digest
+from efface.models.loading import LoadedModel, default_device, load_model, save_model, weights_digest
 from efface.models.mlps import MLP
 from efface.models.source import Source
 
@@ -11,6 +11,7 @@ __all__ = [
     "LoadedModel",
     "Source",
     "anatomy",
+    "default_device",
     "load_model",
     "save_model",
     "weights_digest",

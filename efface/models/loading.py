@@ -73,7 +73,6 @@ def load_model(
         ModelError: if the model is missing, incomplete or damaged, is not a multimodal LLM, or its processor
             does not belong to it.
     """
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -87,11 +86,18 @@ def load_model(
         )
     config = load_config(base)
     processor = load_processor(where)
-    model = _load_weights(base, config, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = _load_weights(base, config, device or default_device())
     if base is not where:
         model = merge_adapter(model, where.id, tokens=len(processor.tokenizer))
     check_processor(model, processor)
     return LoadedModel(model=model.eval(), processor=processor, source=where.id)
+
+
+def default_device() -> str:
+    """The GPU if there is one, else the processor."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

@@ -46,11 +46,14 @@ def pretrain_vision(
     """
     tower = vision_tower(model)
     targets, classes = _encode_labels(labels)
+    pixels = pixels.to(model.device)  # pictures of a sandbox, which are small
+    targets = {name: values.to(model.device) for name, values in targets.items()}
     held_out = max(1, len(pixels) // 10)
     trained = len(pixels) - held_out
     torch.manual_seed(seed)
     width = model.config.vision_config.hidden_size
     heads = nn.ModuleDict({name: nn.Linear(width, len(names)) for name, names in classes.items()})
+    heads.to(model.device)
     optimizer = torch.optim.AdamW(
         [*tower.parameters(), *heads.parameters()], lr=learning_rate, weight_decay=0.01, fused=True
     )
