@@ -18,8 +18,8 @@ from efface.encoding.forward import supports_batches
 
 Layer = nn.Linear | nn.Conv2d
 
-_CHUNK_BYTES = 2**28
-"""Per-sample gradients held at a time."""
+_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Per-sample gradients held at a time, by type of device."""
 _LARGE = 2**19
 """Number of weights from which a layer on a processor is processed in tiles."""
 _TILE = (256, 512)
@@ -112,23 +112,34 @@ def add_layer(
         padding, dilation, stride = layer.padding, layer.dilation, layer.stride
         inputs = nn.functional.unfold(inputs, layer.kernel_size, dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
         gradient = gradient.flatten(2).transpose(1, 2)
-    inputs, gradient = inputs.flatten(1, -2).float(), gradient.flatten(1, -2).float()
+    inputs, gradient = inputs.flatten(1, -2), gradient.flatten(1, -2)
+    if not inputs.is_cuda or inputs.dtype != gradient.dtype:
+        inputs, gradient = inputs.float(), gradient.float()
     weight, bias = total.get(f"{name}.weight"), total.get(f"{name}.bias")
     if weight is not None:
         large = weight.numel() >= _LARGE and inputs.device.type == "cpu"
         add = _add_in_tiles if large else _add_in_chunks
         add(weight.view(len(weight), -1), gradient, inputs, scale)
     if bias is not None:
-        bias.add_(gradient.sum(dim=1).square().sum(dim=0).to(bias.device), alpha=scale)
+        sums = gradient.sum(dim=1, dtype=torch.float32)
+        bias.add_(sums.square().sum(dim=0).to(bias.device), alpha=scale)
 
 
 def _add_in_chunks(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
     """Add as many samples at a time as fit into ``_CHUNK_BYTES``."""
-    samples = max(1, _CHUNK_BYTES // (4 * total.numel()))
+    samples = max(1, _CHUNK_BYTES["cuda" if inputs.is_cuda else "cpu"] // (4 * total.numel()))
     for start in range(0, len(inputs), samples):
         chunk = slice(start, start + samples)
-        per_sample = torch.bmm(gradient[chunk].transpose(1, 2), inputs[chunk])
-        total.add_(per_sample.square_().sum(dim=0).to(total.device), alpha=scale)
+        outer, inner = gradient[chunk].transpose(1, 2), inputs[chunk]
+        if inner.dtype == torch.float32:
+            per_sample = torch.bmm(outer, inner)
+        else:  # on a GPU, products of half-precision numbers add up in float32 at many times its speed
+            per_sample = torch.bmm(outer, inner, out_dtype=torch.float32)
+        if inner.is_cuda:  # memory costs most, and the norm reads the gradients once and writes none back
+            squares = torch.linalg.vector_norm(per_sample, dim=0).square_()
+        else:
+            squares = per_sample.square_().sum(dim=0)
+        total.add_(squares.to(total.device), alpha=scale)
 
 
 def _add_in_tiles(total: Tensor, gradient: Tensor, inputs: Tensor, scale: float) -> None:
