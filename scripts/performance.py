@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import typer
@@ -48,10 +48,12 @@ class Clock:
     def __init__(self, device: str, rounds: int):
         self.device, self.rounds = device, rounds
 
-    def seconds(self, jobs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    def seconds(
+        self, jobs: Mapping[str, Callable[[], object]], *, warm_up: bool = True
+    ) -> dict[str, list[float]]:
         """Seconds of each job in each round."""
         seconds: dict[str, list[float]] = {name: [] for name in jobs}
-        for number in range(self.rounds + 1):
+        for number in range(0 if warm_up else 1, self.rounds + 1):
             for name in list(jobs)[:: 1 if number % 2 else -1]:
                 started = self._now()
                 jobs[name]()
@@ -76,19 +78,26 @@ def ratio(
 
 
 def fisher(subject: Subject, clock: Clock) -> Iterator[Row]:
-    """The Fisher pass against a forward and backward pass, and the ways it replaces."""
-    from efface.saliency import fisher_diagonal
+    """The Fisher pass against a forward and backward pass, and the ways it replaces.
+
+    The check of a first batch against single samples, which every Fisher pass makes once, falls into the
+    warm-up.
+    """
+    from efface.saliency.fisher import SquaredGradients
 
     model, names = subject.model, anatomy(subject.model).maskable
     batches = subject.batches if subject.size == "tiny" else subject.batches[:1]
     pairs = [{key: value[:2] for key, value in batch.items()} for batch in batches]
-    seconds = clock.seconds(
+    squares = SquaredGradients(model, parameters=names)
+    seconds = _with_released(
+        subject,
+        clock,
         {
+            "fisher": lambda: squares.add(batches),
             "plain": lambda: backward(model, batches, names),
-            "fisher": lambda: fisher_diagonal(model, batches, parameters=names),
             "loop": lambda: single_sample_fisher(model, pairs, names),
-            "released": lambda: released_fisher(model, batches),
-        }
+        },
+        lambda: released_fisher(model, batches),
     )
     yield ("Fisher / forward + backward", subject.size, *ratio(seconds, "fisher", "plain"))
     yield ("loop over single samples / Fisher", subject.size, *ratio(seconds, "loop", "fisher", scale=4))
@@ -100,12 +109,15 @@ def neurons(subject: Subject, clock: Clock) -> Iterator[Row]:
     from efface.neurons import activation_statistics
 
     model, mlps, batches = subject.model, anatomy(subject.model).mlps, subject.batches
-    seconds = clock.seconds(
+    batches = batches[:1] if subject.size == "7B" else batches  # the released recipe stores every activation
+    seconds = _with_released(
+        subject,
+        clock,
         {
-            "plain": lambda: forward(model, batches),
             "statistics": lambda: activation_statistics(model, batches, mlps=mlps, active_above=0.1),
-            "released": lambda: released_statistics(model, batches, mlps),
-        }
+            "plain": lambda: forward(model, batches),
+        },
+        lambda: released_statistics(model, batches, mlps),
     )
     yield ("neuron statistics / forward", subject.size, *ratio(seconds, "statistics", "plain"))
     yield ("released recipe / neuron statistics", subject.size, *ratio(seconds, "released", "statistics"))
@@ -150,7 +162,7 @@ def epoch(subject: Subject, clock: Clock) -> Iterator[Row]:
             settings=METHODS[method].settings(
                 learning_rate=1e-9, epochs=1, retain_batches_per_forget_batch=1, **settings
             ),
-            config=TrainingConfig(batch_size=8),
+            config=TrainingConfig(batch_size=8, precision=precision(clock.device)),
         )
 
     seconds = clock.seconds(
@@ -189,6 +201,22 @@ def scoring(subject: Subject, clock: Clock) -> Iterator[Row]:
     value, spread = ratio(seconds, "single", "batched", scale=4)
     note = f"{spread}; largest difference {difference:.1e} nats"
     yield ("one answer at a time / batches", subject.size, value, note)
+
+
+def precision(device: str) -> Literal["fp32", "bf16"]:
+    """The precision of training that a device computes fast."""
+    return "fp32" if device == "cpu" else "bf16"
+
+
+def _with_released(
+    subject: Subject, clock: Clock, jobs: Mapping[str, Callable[[], object]], released: Callable[[], object]
+) -> dict[str, list[float]]:
+    """Seconds of the jobs and of the released recipe; at 7B, where that takes minutes, it runs once."""
+    if subject.size != "7B":
+        return clock.seconds({**jobs, "released": released})
+    seconds = clock.seconds(jobs)
+    once = Clock(clock.device, 1).seconds({"released": released}, warm_up=False)
+    return seconds | {"released": once["released"] * clock.rounds}
 
 
 CASES = {"fisher": fisher, "neurons": neurons, "masks": masks, "epoch": epoch, "scoring": scoring}

@@ -15,7 +15,7 @@ from scripts.subjects import build
 def test_a_processor_agrees_with_itself():
     rows = list(gpu.parity("cpu"))
     assert [met for *_, met in rows] == [True] * len(rows)
-    assert len(rows) == 6
+    assert len(rows) == 8
 
 
 def test_weights_that_differ_are_missed(monkeypatch):
@@ -36,3 +36,25 @@ def test_lora_costs_are_measured_and_named():
     subject = build("tiny", samples=32, device="cpu")
     [(case, value, goal, _)] = gpu.lora_costs(subject, Clock("cpu", 1))
     assert "LoRA" in case and value.split()[1] == "x" and goal == "at most 1.2 x"
+
+
+def test_memory_is_what_a_batch_of_no_samples_would_take(monkeypatch):
+    def run(size):
+        return 2**30 * (10 + 3 * size)
+
+    monkeypatch.setattr(gpu, "_peak", lambda job: job())
+    [(_, value, _, met)] = gpu._against("memory", "cuda", run, estimate=9 * 2**30)
+    assert value.startswith("10.0 GiB and 3.00 per sample") and met
+    [(*_, met)] = gpu._against("memory", "cuda", run, estimate=8 * 2**30)
+    assert not met
+
+
+def test_a_part_that_breaks_is_a_missed_row():
+    def rows():
+        yield ("first", "1 x", "", True)
+        raise RuntimeError("no kernel\nfor this card")
+
+    assert list(gpu._part("costs", rows)) == [
+        ("first", "1 x", "", True),
+        ("costs", "RuntimeError: no kernel", "", False),
+    ]
