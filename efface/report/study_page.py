@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from efface.report.rendering import markdown_table, number, render_page
 
 DIGITS = {"score": 1, EXACT_SCORE: 1, COSTS[1]: 0}
 """Digits after the decimal point, if not two."""
+LARGEST = {"score": 100.0, EXACT_SCORE: 100.0, **dict.fromkeys((*SCORES[1:], *COLUMNS), 1.0)}
+"""The largest value of numbers that lie between 0 and a bound; intervals and differences end there."""
 GAPS = "exact match after an attack, above retrained after the same"
 
 
@@ -195,8 +198,15 @@ def _pair_words(pair: Pair, verdicts: Mapping[str, str], comparison: StudyCompar
         "–" if interval is None else f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}",
         number(pair.p_value),
         verdicts.get(pair.verdict, pair.verdict),
-        number(pair.detectable, digits) if pair.verdict == "not settled" else "",
+        _detectable(pair, digits) if pair.verdict == "not settled" else "",
     ]
+
+
+def _detectable(pair: Pair, digits: int) -> str:
+    """The smallest detectable difference; none, if no difference that can be is large enough."""
+    if pair.detectable is not None and pair.detectable > LARGEST.get(pair.number, math.inf):
+        return "none"
+    return number(pair.detectable, digits)
 
 
 def mean_tables(
@@ -230,10 +240,18 @@ def _mean_words(line: MethodLine, column: str) -> tuple[str, str]:
     mean, digits = line.numbers.get(column), DIGITS.get(column, 2)
     if mean is None:
         return number(None), ""
-    interval = mean.interval()
+    interval = _interval(mean, column)
     return number(mean.mean, digits), "" if interval is None else " to ".join(
         number(x, digits) for x in interval
     )
+
+
+def _interval(mean: FoldMean, column: str) -> tuple[float, float] | None:
+    """The interval of a mean, cut off where the number itself ends."""
+    interval, largest = mean.interval(), LARGEST.get(column)
+    if interval is None or largest is None:
+        return interval
+    return max(0.0, interval[0]), min(largest, interval[1])
 
 
 def setting_rows(page: StudyPage) -> list[tuple[str, str]]:
@@ -264,7 +282,7 @@ def _estimates(line: MethodLine) -> Estimates:
     for column, (kind, modality) in COLUMNS.items():
         mean = line.numbers.get(column)
         if mean is not None:
-            low, high = mean.interval() or (None, None)
+            low, high = _interval(mean, column) or (None, None)
             cell = Cell(mean.mean, low, high, mean.folds, mean.folds)
             estimates.setdefault(kind, {}).setdefault(modality, {})["exact_match"] = cell
     return estimates

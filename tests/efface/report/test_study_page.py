@@ -99,6 +99,26 @@ def test_tables_hold_what_is_known_and_only_that(page):
     assert "forget-retain curve" not in mean_tables(compared(curves=False))
 
 
+def test_intervals_and_differences_end_where_the_number_does():
+    two = [Fold(0, 0), Fold(1, 0)]
+    outcomes = [
+        Outcome(at, False, None, method, {"score": score, EXACT_SCORE: score, "forget, picture": score / 100})
+        for method, scores in {"npo": (60.0, 95.0), "mmunlearner": (40.0, 96.0)}.items()
+        for at, score in zip(two, scores, strict=True)
+    ]
+    wide = compare_outcomes(
+        outcomes, goal="visual", methods=["npo", "mmunlearner"], folds=two, controls={}, fronts={}
+    )
+    tables = mean_tables(wide)
+    assert tables["score, goal visual"][1][0] == (
+        "npo",
+        [("77.5", "0.0 to 100.0"), ("77.5", "0.0 to 100.0"), ("2", "")],
+    )
+    assert tables["exact match"][1][0][1][0] == ("0.77", "0.00 to 1.00")
+    [row] = [row for row in pair_rows(wide)["score"] if row[0] == "npo – mmunlearner"]
+    assert row[-1] == "none" and row[2].startswith("-")
+
+
 def test_the_setting_is_named_with_how_many_were_tried(page):
     assert setting_rows(page) == [("npo", "beta 1.0, best of 3 with a score of 32.0 on the tuning folds")]
     refused = {"npo": Setting(0, {}, "npo: first of 3 settings; vanilla")}
