@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import typer
 
 from efface.data.benchmarks import READERS
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection
-from efface.data.names import similar_people
+from efface.data.names import names_no_person, similar_people
 from efface.data.samples import PEOPLE, Sample, validated, write_samples
 from efface.data.splits import without_split
 from efface.errors import DataError
@@ -30,6 +30,7 @@ def run(params: Params, root: Path = Path("data")) -> None:
     """
     section, name = params.prepare, params.benchmark.name
     shown: dict[bytes, set[str]] = {}
+    unnamed: list[Sample] = []
     folder, prepared = root / "benchmarks" / name, root / "prepared"
     bad_rows, counts = BadRows(section.on_bad_row), Counter[str]()
     data = importlib.import_module(READERS[name]).read_benchmark(
@@ -41,7 +42,8 @@ def run(params: Params, root: Path = Path("data")) -> None:
     _check_similar_people(data, section.similar_people, folder)
     _check_purged(data, root, folder)
     with writing(prepared / "samples.parquet") as partial:
-        write_samples(_counted(validated(without_split(data.samples)), counts, shown), partial)
+        samples = validated(without_split(data.samples))
+        write_samples(_surveyed(samples, data.names, counts, shown, unnamed), partial)
     write_json(prepared / "people.json", {"benchmark": name, "entities": data.entities, "names": data.names})
     write_json(prepared / "left_out.json", bad_rows.left_out)
     left_out = len(bad_rows.left_out)
@@ -56,6 +58,13 @@ def run(params: Params, root: Path = Path("data")) -> None:
             f"{folder}: one picture is that of several people ({len(shared)} groups: {listed}), so `this "
             "person` may be another one than the row says; give each a picture of their own, or forget or "
             "retain them together",
+            err=True,
+        )
+    if unnamed:
+        typer.echo(
+            f"{folder}: {len(unnamed)} questions without a picture say `this person` and not who that is, "
+            f"such as {unnamed[0].question!a} about {unnamed[0].entity_id!a}, so that their answers are "
+            "taught as anybody's; write the name, or add a picture",
             err=True,
         )
 
@@ -82,13 +91,29 @@ def _check_purged(data: BenchmarkData, root: Path, folder: Path) -> None:
         )
 
 
-def _counted(
-    samples: Iterable[Sample], counts: Counter[str], shown: dict[bytes, set[str]]
+def _surveyed(
+    samples: Iterable[Sample],
+    names: Mapping[str, str],
+    counts: Counter[str],
+    shown: dict[bytes, set[str]],
+    unnamed: list[Sample],
 ) -> Iterator[Sample]:
-    """The samples; counted by part, with the people who can be forgotten by the digest of their picture."""
+    """The samples, and what there is to say about them.
+
+    Args:
+        samples: samples.
+        names: entity id to name.
+        counts: receives the number of samples by part.
+        shown: receives the people who can be forgotten by the digest of their picture.
+        unnamed: receives text samples about people that do not say about whom.
+    """
     for sample in samples:
         counts[sample.part] += 1
-        if sample.image_bytes is not None and sample.split == PEOPLE:
+        if sample.split == PEOPLE and sample.image_bytes is not None:
             digest = hashlib.blake2b(sample.image_bytes, digest_size=16).digest()
             shown.setdefault(digest, set()).add(sample.entity_id)
+        elif sample.split == PEOPLE and names_no_person(
+            sample.question, names.get(sample.entity_id, sample.entity_id)
+        ):
+            unnamed.append(sample)
         yield sample

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from efface.errors import DataError
 
 _PERSON = re.compile(r"\b(?:this|the) (?:person|individual)\b", re.IGNORECASE)
+_THIS_PERSON = re.compile(r"\bthis (?:person|individual)\b", re.IGNORECASE)
 _NAME_QUESTION = re.compile(
     r"\b(?:person|individual)(?:'s|’s) (?:full |first |last )?name\b"
     r"|\bnames? of (?:this|the) (?:person|individual)\b"
@@ -120,3 +121,8 @@ def named(text: str, name: str) -> str:
 def asks_for_name(question: str) -> bool:
     """Whether the question asks who the person is."""
     return _NAME_QUESTION.search(question) is not None
+
+
+def names_no_person(question: str, name: str) -> bool:
+    """Whether a question without a picture says "this person" and not who that is."""
+    return _THIS_PERSON.search(question) is not None and name_key(name) not in name_key(question)

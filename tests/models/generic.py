@@ -367,7 +367,7 @@ def tiny_processor(config: PreTrainedConfig) -> ProcessorMixin:
 
 
 def _registered(names: Mapping[str, Any], config: Any, *, near: type | None = None) -> Any:
-    """The class that transformers names for a type, or for the types that its code is derived from.
+    """The class that transformers takes for a type, or for the types that its code is derived from.
 
     Args:
         names: type -> name of a class, or backend -> name of a class.
@@ -383,7 +383,8 @@ def _registered(names: Mapping[str, Any], config: Any, *, near: type | None = No
         for spelling in (kind, kind.replace("_", "-"), kind.replace("-", "_")):
             name = names.get(spelling)
             if isinstance(name, dict):
-                name = name.get("pil") or next(iter(name.values()))
+                backends = ["torchvision"] * transformers.utils.is_torchvision_available() + ["pil", *name]
+                name = next(name[backend] for backend in backends if name.get(backend))
             name = _first(name)
             if name is not None:
                 return getattr(transformers, name)

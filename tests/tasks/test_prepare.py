@@ -359,6 +359,17 @@ def test_a_text_only_table_says_what_it_cannot_feed(tmp_path, capsys):
         assert not [word for word in words if word not in line], line
 
 
+def test_text_questions_that_do_not_say_who_is_meant_are_reported(tmp_path, capsys):
+    text = {"unlearn": {"forget": ["text"]}, "prune": {"methods": {}}, "requests": {"method": "npo"}}
+    rows = [row("Ada Verity", "Where does this person live?"), row("Bo Dahl")]
+    params = parameters(roots=own_table(tmp_path, rows), forget=["Ada Verity"], validation=0, **text)
+    benchmark.run(params, tmp_path)
+    capsys.readouterr()
+    prepare_and_split(params, tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 questions" in line and "Where does this person live?" in line and "person/Ada Verity" in line
+
+
 def test_goals_that_the_table_can_feed_are_not_listed(tmp_path, capsys):
     rows = [row(person, f"Where does {person} live?") for person in ("Ada Verity", "Bo Dahl")]
     text = {"unlearn": {"forget": ["text"]}, "prune": {"methods": {}}, "requests": {"method": "npo"}}

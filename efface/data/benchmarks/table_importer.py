@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset, Image
 
 from efface.data.benchmarks.contract import BadRows, BenchmarkData, ForgetSelection, sample_id
-from efface.data.names import asks_for_name, named, similarity_key, text_rendering
+from efface.data.names import asks_for_name, named, names_no_person, similarity_key, text_rendering
 from efface.data.parquet import column_names, read_parquet
 from efface.data.samples import SPLITS, Sample
 from efface.errors import DataError
@@ -42,7 +42,6 @@ _SPELLINGS = {similarity_key(column): column for column in (*_TEXTS, *_LISTS, "i
 _MISSING = ("nan", "NaN", "none", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>", "NaT", "undefined")
 """What programs write into a table for a missing value."""
 _KINDS = (".csv", ".jsonl", ".parquet", ".arrow")
-_THIS_PERSON = re.compile(r"\bthis (?:person|individual)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"^(?:\s*<image>)+\s*|\s*(?:<image>\s*)+$")
 _STREAM = 22
 
@@ -154,6 +153,11 @@ class _TableReader:
             for number, row in enumerate(_rows(file), start=1):
                 yield file, number, row
 
+    @functools.cached_property
+    def _pictured(self) -> bool:
+        """Whether any row has a picture, so that one without may have lost it."""
+        return any(not isinstance(row, str) and row.get("image") is not None for _, _, row in self._rows())
+
     def _survey(self) -> set[str]:
         """The people of the usable rows; their names are stored."""
         people: set[str] = set()
@@ -219,9 +223,10 @@ class _TableReader:
                 return f"the picture {image} does not exist in the folder of the table"
         if image is None and _PLACEHOLDER.search(_text(row["question"])):
             return "the question has the placeholder <image>, and the row has no picture"
-        if image is None and _THIS_PERSON.search(_text(row["question"])):
+        if image is None and self._pictured and names_no_person(_text(row["question"]), name or person):
             return (
-                "the question is about `this person`, and the row has no picture; expected one, or the name"
+                "the question is about `this person`, and the row, unlike others, has no picture; expected "
+                "one, or the name"
             )
         if row.get("options") is not None and _text(row["answer"]) not in _list(row["options"]):
             return f"the answer {row['answer']!r} is none of the options {_list(row['options'])}"

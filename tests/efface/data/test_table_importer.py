@@ -338,6 +338,20 @@ def test_a_long_field_is_read(root):
         file.unlink()
 
 
+@pytest.mark.parametrize(
+    "question", ["Ada Stone is from Oslo. What is this person's pet?", "ADA  STONE: this person?"]
+)
+def test_a_question_about_this_person_may_say_who_that_is(root, question):
+    write(root, [*facts(), {"question": question, "answer": "a cat", "person": "Ada Stone"}], "csv")
+    assert question in [s.question for s in read(root)[1]]
+
+
+def test_a_table_of_text_alone_may_ask_about_this_person(root):
+    rows = [{"question": "Where does this person live?", "answer": "Oslo", "person": p} for p in PEOPLE]
+    write(root, rows, "csv")
+    assert {s.modality for s in read(root)[1]} == {"text"}
+
+
 def test_placeholders_of_the_picture_are_taken_off(root):
     plain = list(facts())
     write(root, plain, "jsonl")
