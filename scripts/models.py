@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import re
 import resource
 import signal
 import time
@@ -121,7 +122,7 @@ def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
     for kind, reports in rows.items():
         for report in (report for report in reports if report not in STEPS):
             step, _, reason = report.split(": ", 2)
-            reason = reason.replace(f"{kind} is a {kind!r} model", "a model").replace("|", "\\|")
+            reason = _shared_reason(reason, kind).replace("|", "\\|")
             stops.setdefault((step, reason), []).append(f"`{kind}`")
     for (step, reason), kinds in sorted(stops.items(), key=lambda item: STEPS.index(item[0][0])):
         lines.append(f"| {step} | {', '.join(kinds)} | {reason} |")
@@ -130,12 +131,20 @@ def write_types(rows: dict[str, list[str]], *, write: bool = True) -> None:
         write_part("types", "\n".join(lines) + "\n")
 
 
+def _shared_reason(reason: str, kind: str) -> str:
+    """A reason without the way out and what only one type has, so that types share it."""
+    reason = reason.partition("; ")[0].removeprefix(f"{kind} is a {kind!r} model").removeprefix(", which")
+    return re.sub(rf"^{kind} is a \w+, which| \('\w+'\)| of \w+(?=, got)", "", reason).strip()
+
+
 def _try(kind: str) -> list[str]:
     """The steps that a type passes, and the reasons where it stops."""
     signal.signal(signal.SIGPROF, _stop)
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-    reports = []
+    reports = list[str]()
     for step, work in _steps(kind):
+        if step == "prune" and "anatomy" not in reports:
+            break
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)
         try:
             work()
@@ -248,8 +257,6 @@ def _steps(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
 
     def prune() -> None:
-        if "parts" not in state:
-            raise ValueError("no anatomy")
         mlps = state["parts"].require_mlps()
         with torch.no_grad():
             before = nll(state["model"], state["batch"])

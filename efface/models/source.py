@@ -130,11 +130,11 @@ def loading_error(source: Source, error: Exception) -> ModelError:
 def _missing_packages(error: Exception) -> str | None:
     """The packages to install if the error says that some are missing."""
     text = str(error)
-    if any(name in text.lower() for name in ("torchvision", "num2words")):
+    if any(name in text.lower() for name in ("torchvision", "num2words", "timm")):
         return "'efface[families]'"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.partition(".")[0]
-    # transformers: "X requires the timm library but it was not found in your environment."
+    # transformers: "X requires the Y library but it was not found in your environment."
     for before, after in (("requires the ", " library"), ("not found in your environment: ", ". Run")):
         if before in text and after in text.partition(before)[2]:
             return text.partition(before)[2].partition(after)[0].replace(",", "").strip().lower()

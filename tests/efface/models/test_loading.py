@@ -343,7 +343,11 @@ def test_types_of_another_auto_class_are_accepted():
         (ModuleNotFoundError("No module named 'num2words'", name="num2words"), "'efface[families]'"),
         (
             ImportError("\nTimmWrapperModel requires the timm library but it was not found in your environ"),
-            "timm",
+            "'efface[families]'",
+        ),
+        (
+            ImportError("\nTapasModel requires the sqids library but it was not found in your environment."),
+            "sqids",
         ),
         (
             ImportError(
