@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.section import UNIQUE, UNLISTED, Count, Section
+from tasks.config.section import UNIQUE, UNLISTED, Count, Name, Section
 from tasks.config.unlearning import validated_methods
 
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -26,7 +26,7 @@ class Study(Section):
     """The seed that chooses among the settings of `grid`; it is in no reported number."""
     tuning_folds: Annotated[Count, UNLISTED] = 2
     """Folds of the tuning seed that the settings are tried on."""
-    methods: dict[str, Any] = {}
+    methods: dict[Name, Any] = {}
     """Methods that a study runs beside those of `unlearn.methods` and `prune.methods`; same form as
     `unlearn.methods`."""
     grid: dict[str, dict[str, Values]] = {}

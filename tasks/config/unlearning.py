@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from tasks.config.section import UNIQUE, UNLISTED, Count, Section, Share
+from tasks.config.section import UNIQUE, UNLISTED, Count, Name, Section, Share
 
 if TYPE_CHECKING:
     from efface.models.lora import Lora as Shape
@@ -163,7 +163,7 @@ class Unlearn(Section):
     curve: Curve | None = None
     """Measure the forget-retain curve while training; null: never. Changes no weight."""
     stop: Stop = Stop()
-    methods: dict[str, Any] = {
+    methods: dict[Name, Any] = {
         "mmunlearner": {"start": "vanilla", "mask": "saliency"},
         "grad_diff": {"start": "vanilla", "mask": "none"},
         "gradient_ascent": {"start": "vanilla", "mask": "none"},
