@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from efface.errors import DataError
+from efface.models.chat_template import RENDERING_ERRORS
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -62,7 +61,7 @@ def full_text(processor: ProcessorMixin, question: str, answer: str, *, image: b
         turns: list[Any] = [_user_turn(question, int(image)), {"role": "assistant", "content": content}]
         try:
             text = str(processor.apply_chat_template(turns)).rstrip()
-        except (TemplateError, TypeError):
+        except RENDERING_ERRORS:
             continue
         if text.startswith(prompt) and answer.strip() in text[len(prompt) :] and repr(parts) not in text:
             ends = not text.endswith(answer.strip())
@@ -107,8 +106,9 @@ def _prompt(processor: ProcessorMixin, question: str, pictures: int) -> str:
     turns = [_user_turn(question, pictures)]
     try:
         return str(processor.apply_chat_template(turns, add_generation_prompt=True))
-    except TemplateError as error:
+    except RENDERING_ERRORS as error:
         raise DataError(
-            f"the chat template of {type(processor).__name__} refuses a question with {pictures} pictures: "
-            f"{error}; set `base.chat_template` to a template that writes it"
+            f"the chat template of {type(processor).__name__} cannot write a question with {pictures} "
+            f"pictures ({type(error).__name__}: {error}); set `base.chat_template` to a template that writes "
+            "it"
         ) from error

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RENDER_SECONDS = 20
 RENDER_BYTES = 1 << 30
 """Time and memory that a template may need to write one question."""
+RENDERING_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""What a template raises that cannot write a conversation: its own refusal, or an expression that fails."""
 _QUESTION = {"type": "text", "text": "?"}
 _USERS = [{"role": "user", "content": [*images, _QUESTION]} for images in ([], [{"type": "image"}])]
 _DATE = {
@@ -174,8 +176,8 @@ def _is_written_apart(processor: ProcessorMixin, content: Any, words: str, user:
 
 
 def _render(processor: ProcessorMixin, turns: list[dict[str, Any]]) -> str | None:
-    """The turns as the template writes them; None if it refuses a role, an order or a kind of content."""
+    """The turns as the template writes them; None if it cannot write a role, an order or a content."""
     try:
         return str(processor.apply_chat_template(turns))
-    except (TemplateError, TypeError):
+    except RENDERING_ERRORS:
         return None

@@ -141,7 +141,7 @@ def test_pictures_and_text_in_one_batch(family, tiny, pictured, written):
         with pytest.raises(DataError) as error:
             encoder.batch(range(4))
         assert "cross-attention" in str(error.value)
-        pytest.skip("pictures enter by cross-attention: forced apart")
+        pytest.skip("pictures enter by cross-attention: in batches of their own")
     with torch.no_grad():
         together = answer_log_probs(model, encoder.batch(range(4))).total
         alone = torch.cat([answer_log_probs(model, encoder.batch([i])).total for i in range(4)])

@@ -219,3 +219,22 @@ def test_a_template_that_takes_too_much_is_refused(processor, monkeypatch, loop)
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
     processor.chat_template = sandbox.CHAT_TEMPLATE
     check_rendering(processor)
+
+
+@pytest.mark.parametrize(
+    ("expression", "error"),
+    [
+        ("range(10**6)", "OverflowError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("'x' + 1", "TypeError"),
+        ("'{'.format()", "ValueError"),
+        ("''.__class__.mro()", "SecurityError"),
+        ("raise_exception('no pictures')", "no pictures"),
+    ],
+)
+def test_a_template_that_fails_is_refused_with_its_error(processor, expression, error):
+    processor.chat_template = "{{ " + expression + " }}" + processor.chat_template
+    check_rendering(processor)  # of time and memory alone
+    with pytest.raises(DataError) as refusal:
+        check_template(processor)
+    assert error in str(refusal.value) and "base.chat_template" in str(refusal.value)
