@@ -74,8 +74,10 @@ deploy: $(READY)          ## the pool and the deployments of prefect.yaml, on th
 	prefect automation inspect "crashed flow runs" >/dev/null 2>&1 || \
 	    prefect automation create --from-file flows/crashed.yaml
 
+# Prefect turns the first SIGTERM into SIGINT, which a shell ignores in what it starts in the background.
+INTERRUPTIBLE := import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])
 worker: $(READY)          ## runs what is scheduled, on this machine
-	prefect worker start --pool gpu
+	python -c '$(INTERRUPTIBLE)' prefect worker start --pool gpu
 
 $(LOGIN):
 	@mkdir -p $(@D)

@@ -1,8 +1,10 @@
 """What make cannot set up, it names at the first command, before anything is installed."""
 
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,24 @@ def test_a_port_that_the_server_cannot_take(clone):
             done = subprocess.run([*command, f"PORT={port}"], cwd=clone, capture_output=True, text=True)
             assert done.returncode != 0
             assert f"port {port} " in done.stderr and "PORT=4300" in done.stderr
+
+
+def test_a_worker_started_in_the_background_can_be_interrupted(clone):
+    """A shell lets background jobs ignore SIGINT, by which Prefect stops a worker."""
+    programs = clone / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    prefect = programs / "prefect"
+    prefect.write_text(
+        f"#!{sys.executable}\nimport signal\nprint(signal.getsignal(signal.SIGINT) != signal.SIG_IGN)\n"
+    )
+    prefect.chmod(0o755)
+    (clone / ".venv" / ".ready").touch()
+    done = subprocess.run(
+        ["make", "--silent", "worker"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert done.stdout == "True\n", done.stderr
