@@ -181,6 +181,14 @@ def _print_remaining(params: "Params") -> None:
             typer.echo(line)
 
 
+def _memory_is_full(error: Exception) -> bool:
+    """Whether Python, or torch on a processor or a GPU, was refused memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    )
+
+
 @contextlib.contextmanager
 def _short_errors() -> Iterator[None]:
     """Print a foreseen error as its message alone; any other keeps its traceback."""
@@ -190,9 +198,15 @@ def _short_errors() -> Iterator[None]:
         from tasks.runtime.artifacts import disk_is_full
 
         foreseen = isinstance(error, (ValueError, FileNotFoundError))
-        if os.environ.get("EFFACE_DEBUG") or not (foreseen or disk_is_full(error)):
+        if os.environ.get("EFFACE_DEBUG") or not (foreseen or disk_is_full(error) or _memory_is_full(error)):
             raise
         message = str(error)
+        if _memory_is_full(error):
+            message = (
+                f"out of memory ({' '.join(message.split())[:200] or type(error).__name__}); lower "
+                "batch_size, or set gradient_checkpointing or unlearn.lora; `python -m tasks inspect MODEL` "
+                "estimates what each kind of work needs"
+            )
         if disk_is_full(error):
             message += "; make room and run again: finished stages are kept, half-written files are not"
         typer.echo(f"error: {message}", err=True)
