@@ -64,6 +64,8 @@ VIEW = "efface"
 """Share key of an experiment's view: scores and ten metrics, a group per method (`?viewStateShareKey=`)."""
 SCORES = (*(f"score/{goal}" for goal in GOALS), "study/score")
 """Score of a model by goal against retrained and, of a study's cell, by the study's goal against base."""
+DIGITS = 4
+"""Decimals of scores and their parts; MLflow's columns are narrow."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ def _experiment_tags() -> dict[str, str]:
 
     MLflow documents no format of a shared view; this is what its pages (3.17) store for one.
     """
+    columns = [f"metrics.`{key}`" for key in (*SCORES, *METRICS_FILE, "fluency")]
     state = {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -272,13 +275,14 @@ def _experiment_tags() -> dict[str, str]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"metrics.`{key}`" for key in (*SCORES, *METRICS_FILE, "fluency")],
+        "selectedColumns": columns,
+        "columnOrder": columns,  # else by the alphabet
         "groupBy": {
             "aggregateFunction": "average",  # over seeds and folds
             "groupByKeys": [{"mode": "tag", "groupByData": "efface.method"}],
         },
         **{key: {} for key in ("columnWidths", "groupsExpanded", "runsExpanded", "runsVisibilityMap")},
-        **{key: [] for key in ("columnOrder", "runsHidden", "runsPinned")},
+        **{key: [] for key in ("runsHidden", "runsPinned")},
         "runsHiddenMode": "FIRST_20_RUNS",
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
@@ -391,13 +395,11 @@ def _report_scores(line: Mapping[str, Any]) -> dict[str, float]:
     """The score by each goal as ``score/<goal>``, with its interval, its parts, and that by exact match."""
     metrics = {}
     for goal, score in line.get("score", {}).items():
-        metrics[f"score/{goal}"] = float(score["value"])
-        for key in ("low", "high", *PARTS):
-            if score[key] is not None:
-                metrics[f"score/{goal}_{key}"] = float(score[key])
+        metrics[f"score/{goal}"] = score["value"]
+        metrics |= {f"score/{goal}_{key}": score[key] for key in ("low", "high", *PARTS)}
     for goal, score in line.get("score_exact_match", {}).items():
-        metrics[f"score/{goal}_exact_match"] = float(score["value"])
-    return metrics
+        metrics[f"score/{goal}_exact_match"] = score["value"]
+    return {key: round(float(value), DIGITS) for key, value in metrics.items() if value is not None}
 
 
 def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunPayload:
@@ -476,7 +478,11 @@ def study_payload(cells: Sequence[Finished], folder: Path) -> RunPayload:
             outcome = numbers.get(
                 (cell.seed, cell.fold, None if model in REFERENCE_MODELS else cell.setting, model), {}
             )
-            scores = {f"study/{key}": float(outcome[key]) for key in ("score", *PARTS) if key in outcome}
+            scores = {
+                f"study/{key}": round(float(outcome[key]), DIGITS)
+                for key in ("score", *PARTS)
+                if key in outcome
+            }
             children.append(
                 replace(
                     child,
