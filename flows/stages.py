@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -42,6 +43,11 @@ def run_stage(stage: str, current: bool, upstream: list[Any], stages: Stages) ->
     return row if outcome == "ran" else Completed(name=outcome.capitalize(), data=row)
 
 
+def _is_of_a_stage_that_ran(record: logging.LogRecord) -> bool:
+    """Whether a record is not Prefect's line for a stage after a failed one; `finish` logs one for all."""
+    return not record.getMessage().startswith("Finished in state NotReady")
+
+
 def _uses_model(stage: str) -> bool:
     """Whether a stage of dvc.yaml computes with a model, and so needs a GPU if there is one."""
     name = stage.partition("@")[0]
@@ -68,6 +74,7 @@ class Stages:
         # `dvc dag TARGET` draws the target and everything it needs.
         self._target = set(re.findall(r'"([^"]+)"', query("dag", "--dot", target))) if target else None
         self._futures: dict[str, PrefectFuture[Any]] = {}
+        logging.getLogger("prefect.task_runs").addFilter(_is_of_a_stage_that_ran)
 
     def __call__(self, stage: str, *upstream: PrefectFuture[Any] | None) -> PrefectFuture[Any] | None:
         """Submit a stage that reads the upstream stages' outputs; None if the target does not need it."""
@@ -97,6 +104,8 @@ class Stages:
         if self._remote:
             share()
         publish(rows)
+        if missing := [row.name for row in rows if row.outcome == "not run"]:
+            get_run_logger().error("not run, as a stage that they need failed: %s", ", ".join(missing))
         if failures:
             return Failed(message="\n".join(failures))
         return Completed(data=[f"{row.name}: {row.outcome}" for row in rows])

@@ -71,6 +71,9 @@ def mlflow_links() -> dict[str, tuple[str, str]]:
     root = f"{redact(pages).replace('***@', '').rstrip('/')}/#/experiments/{experiment}/runs"
     return {
         "report": ("Report", f"{root}/{run}/artifacts/report/index.html?{PAGE_QUERY}"),
-        "models": ("Models compared by ten metrics", f"{root}?{PAGE_QUERY}&viewStateShareKey={VIEW}"),
+        "models": (
+            "Models compared by score and ten metrics",
+            f"{root}?{PAGE_QUERY}&viewStateShareKey={VIEW}",
+        ),
         "mlflow": ("All numbers in MLflow", f"{root}/{run}?{PAGE_QUERY}"),
     }

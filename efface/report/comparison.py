@@ -241,9 +241,11 @@ def conclusions(comparison: Comparison, estimates: Mapping[str, Estimates]) -> l
         if line.model not in REFERENCE_MODELS and line.attack_gap is not None
     ]
     if attacked:
+        methods, gaps = f"{len(attacked)} methods answer", f"{min(attacked):+.2f} to {max(attacked):+.2f}"
+        if len(attacked) == 1:
+            methods, gaps = "one method answers", f"{attacked[0]:+.2f}"
         hidden = (
-            f"After the worst attack on each, {len(attacked)} methods answer {min(attacked):+.2f} to "
-            f"{max(attacked):+.2f} more than a retrained model after the same; "
+            f"After the worst attack on each, {methods} {gaps} more than retrained after the same attack; "
         )
     else:
         hidden = "No method was attacked, so whether facts are gone or hidden is open (attack.models); "

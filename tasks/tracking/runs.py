@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from efface.errors import ArtifactError
+from efface.evaluation.goals import GOALS, PARTS
 from efface.evaluation.side_effects import metrics_of
 from efface.evaluation.summary import METRICS_FILE, model_metrics
 from efface.model_card import without_metadata
@@ -38,7 +41,7 @@ from tasks.tracking.client import TrackingError, mlflow_client, redact, tracking
 from tasks.tracking.registry import TEXT_LIMIT, ModelPayload, Registry, Version, alias_of, registered_name
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, Experiment
+    from mlflow.entities import DatasetInput, Experiment, Run
     from mlflow.tracking import MlflowClient
 
     from tasks.studies.cells import Finished
@@ -58,7 +61,11 @@ _DESCRIPTIONS = {
 PAGE_QUERY = "workflowType=machine_learning"
 """Query that opens MLflow's pages for model training; their default is GenAI."""
 VIEW = "efface"
-"""Share key of an experiment's view with a group per method and its ten metrics (`?viewStateShareKey=`)."""
+"""Share key of an experiment's view: scores and ten metrics, a group per method (`?viewStateShareKey=`)."""
+SCORES = (*(f"score/{goal}" for goal in GOALS), "study/score")
+"""Score of a model by goal against retrained and, of a study's cell, by the study's goal against base."""
+DIGITS = 4
+"""Decimals of scores and their parts; MLflow's columns are narrow."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,7 @@ def _send_run(
     complete = [run for run in runs if run.data.tags.get(COMPLETE) == "true"]
     if complete:
         tags, run_id = complete[0].data.tags, complete[0].info.run_id
+        sent.counts.update({"updates": 1} if _update(client, complete[0], payload) else {})
     else:
         tags = {DIGEST: payload.digest, ROLE: payload.role, "mlflow.source.name": "python -m tasks track"}
         tags |= {"mlflow.parentRunId": parent} if parent else {}
@@ -221,6 +229,18 @@ def _log(client: MlflowClient, run_id: str, payload: RunPayload) -> None:
         client.log_text(run_id, redact(text), name)
 
 
+def _update(client: MlflowClient, run: Run, payload: RunPayload) -> bool:
+    """Log the metrics that a complete run lacks, or has with other values, as a later report found them."""
+    from mlflow.entities import Metric
+
+    logged, now = run.data.metrics, int(time.time() * 1000)
+    changed = {key: value for key, value in payload.metrics.items() if logged.get(key) != value}
+    metrics = [Metric(key, value, now, 0) for key, value in changed.items() if not math.isnan(value)]
+    if metrics:
+        client.log_batch(run.info.run_id, metrics)
+    return bool(metrics)
+
+
 def _experiment(client: MlflowClient, name: str, project: Path) -> Experiment:
     """The experiment, created or restored if necessary. A bare database stores its files in the project."""
     uri = tracking_uri(project)
@@ -246,6 +266,7 @@ def _experiment_tags() -> dict[str, str]:
 
     MLflow documents no format of a shared view; this is what its pages (3.17) store for one.
     """
+    columns = [f"metrics.`{key}`" for key in (*SCORES, *METRICS_FILE, "fluency")]
     state = {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -254,13 +275,14 @@ def _experiment_tags() -> dict[str, str]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"metrics.`{key}`" for key in (*METRICS_FILE, "fluency")],
+        "selectedColumns": columns,
+        "columnOrder": columns,  # else by the alphabet
         "groupBy": {
             "aggregateFunction": "average",  # over seeds and folds
             "groupByKeys": [{"mode": "tag", "groupByData": "efface.method"}],
         },
         **{key: {} for key in ("columnWidths", "groupsExpanded", "runsExpanded", "runsVisibilityMap")},
-        **{key: [] for key in ("columnOrder", "runsHidden", "runsPinned")},
+        **{key: [] for key in ("runsHidden", "runsPinned")},
         "runsHiddenMode": "FIRST_20_RUNS",
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
@@ -302,6 +324,7 @@ def pipeline_payload(params: Params, root: Path) -> RunPayload:
                 **child.metrics,
                 **metrics_of(side_effects.get(model, {})),
                 **_robustness(lines.get(model, {})),
+                **_report_scores(lines.get(model, {})),
             },
             tags={**tags, **hashes, **child.tags, "efface.method": model},
             datasets=_datasets(model, benchmark, root, data),
@@ -368,6 +391,17 @@ def _robustness(line: Mapping[str, Any]) -> dict[str, float]:
     )
 
 
+def _report_scores(line: Mapping[str, Any]) -> dict[str, float]:
+    """The score by each goal as ``score/<goal>``, with its interval, its parts, and that by exact match."""
+    metrics = {}
+    for goal, score in line.get("score", {}).items():
+        metrics[f"score/{goal}"] = score["value"]
+        metrics |= {f"score/{goal}_{key}": score[key] for key in ("low", "high", *PARTS)}
+    for goal, score in line.get("score_exact_match", {}).items():
+        metrics[f"score/{goal}_exact_match"] = score["value"]
+    return {key: round(float(value), DIGITS) for key, value in metrics.items() if value is not None}
+
+
 def model_payload(root: Path, model: str, records: Mapping[str, Record]) -> RunPayload:
     """The run of one model: how it was trained or pruned, and its scores."""
     scores, summary = read_scores(root, model)
@@ -429,6 +463,11 @@ def study_payload(cells: Sequence[Finished], folder: Path) -> RunPayload:
     Raises:
         ArtifactError: if a file of a cell or of the comparison is missing or damaged.
     """
+    results = read_json(folder / "results.json")
+    numbers = {
+        (*outcome["fold"], outcome["setting"], outcome["model"]): outcome["numbers"]
+        for outcome in results["outcomes"]
+    }
     children = []
     for cell in cells:
         records = {record.label: record for record in read_records(cell.folder)}
@@ -436,12 +475,21 @@ def study_payload(cells: Sequence[Finished], folder: Path) -> RunPayload:
             child, name = model_payload(cell.folder, model, records), f"{cell.title}, {model}"
             place = {"seed": str(cell.seed), "fold": str(cell.fold)}
             place |= {} if cell.setting is None else {"setting": str(cell.setting)}
+            outcome = numbers.get(
+                (cell.seed, cell.fold, None if model in REFERENCE_MODELS else cell.setting, model), {}
+            )
+            scores = {
+                f"study/{key}": round(float(outcome[key]), DIGITS)
+                for key in ("score", *PARTS)
+                if key in outcome
+            }
             children.append(
                 replace(
                     child,
                     name=name,
                     role="cell",
                     digest=_combined(name, child.digest),
+                    metrics={**child.metrics, **scores},
                     params={
                         **child.params,
                         **{f"study.{k}": v for k, v in place.items()},
@@ -455,7 +503,6 @@ def study_payload(cells: Sequence[Finished], folder: Path) -> RunPayload:
                     },
                 )
             )
-    results = read_json(folder / "results.json")
     identity = _combined("study", *(child.digest for child in children))
     seeds = sorted({cell.seed for cell in cells if cell.setting is None})
     return RunPayload(

@@ -76,9 +76,12 @@ def test_a_failing_stage_fails_the_flow_with_its_last_lines(project):
     code.write_text(
         re.sub(r"(?m)^def run\(.*\n(?:    \"\"\".*\"\"\"\n)?", r"\g<0>    raise ValueError('broken')\n", text)
     )
-    output = project.run("flows.pipeline", "--target", "prepare", success=False)
+    output = project.run("flows.pipeline", "--target", "split", success=False)
     assert "error: broken" in output.split("error: stage prepare")[1]
     assert re.search(r"│ prepare +│ failed", output)
+    assert re.search(r"│ split +│ not run", output)
+    assert "not run, as a stage that they need failed: split" in output
+    assert "NotReady" not in output
     code.write_text(text)
     assert project.flow("prepare") == CURRENT | {"prepare": "restored"}
 

@@ -87,6 +87,8 @@ def test_many_people_order_what_both_measures_show():
     assert not {("npo", "close"), ("close", "npo")} & set(comparison.orders["visual"])
     attacked = replace(comparison, lines=[replace(x, attack_gap=0.2) for x in comparison.lines])
     assert "3 methods answer +0.20 to +0.20" in conclusions(attacked, estimates)[2]
+    one = [replace(x, attack_gap=0.2 if x.model == "npo" else None) for x in comparison.lines]
+    assert "one method answers +0.20 more" in conclusions(replace(comparison, lines=one), estimates)[2]
     assert "npo before manu" in conclusions(comparison, estimates)[1]
     assert plain_comparison(comparison)["orders"]["visual"] == [list(p) for p in comparison.orders["visual"]]
 

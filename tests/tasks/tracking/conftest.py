@@ -15,7 +15,12 @@ def result_template(tmp_path_factory):
     (root / "report").mkdir()
     (root / "report" / "index.html").write_text("<h1>Report</h1>")
     effects = {"mmunlearner": {"kept": {"facts": {"value": 0.75}}, "worst": 0.5}}
-    lines = {"mmunlearner": {"attack_gap": 0.25, "attack_interval": [0.0, 0.5]}, "manu": {"attack_gap": None}}
+    parts = {"forget": 0.9, "text": 1.0, "retain": 0.5, "utility": 0.75}
+    score = {"value": 70.5, "low": 60.0, "high": None, **parts}
+    lines = {
+        "mmunlearner": {"attack_gap": 0.25, "attack_interval": [0.0, 0.5], "score": {"visual": score}},
+        "manu": {"attack_gap": None, "score": {}, "score_exact_match": {"full": {"value": 40.0}}},
+    }
     (root / "report" / "scores.json").write_text(json.dumps({"side_effects": effects, "models": lines}))
     (root / "report" / "summary.md").write_text("### Summary")
     create_database(root.parent / "mlflow.db")  # takes seconds, so tests copy it

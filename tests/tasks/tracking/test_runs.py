@@ -81,7 +81,7 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     tags = client.get_experiment_by_name("efface-avatars").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     columns = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])["selectedColumns"]
-    assert {f"metrics.`{key}`" for key in METRICS_FILE} < set(columns)
+    assert {f"metrics.`{key}`" for key in ("score/visual", "study/score", *METRICS_FILE)} < set(columns)
     (parent,) = runs_of(client, "pipeline")
     assert parent.data.tags["prefect.flow_run_id"] == "flow-7"
     assert parent.data.tags["dvc/data/prepared/samples.parquet"] == "ab12"
@@ -108,6 +108,13 @@ def test_everything_of_a_result_arrives_and_a_second_call_sends_nothing(root, mo
     gap = "attack/worst_gap"
     assert robustness == {gap: 0.25, f"{gap}_low": 0.0, f"{gap}_high": 0.5}
     assert not [key for key in children["manu"].data.metrics if key.startswith("attack/")]
+    scores = {
+        name: {k: v for k, v in run_.data.metrics.items() if k.startswith("score/")}
+        for name, run_ in children.items()
+    }
+    parts = {"forget": 0.9, "text": 1.0, "retain": 0.5, "utility": 0.75, "low": 60.0}
+    assert scores["mmunlearner"] == {"score/visual": 70.5} | {f"score/visual_{k}": parts[k] for k in parts}
+    assert scores["manu"] == {"score/full_exact_match": 40.0} and scores["vanilla"] == {}
     assert children["mmunlearner"].data.tags["efface.status"] == "finished"
     assert "efface.status" not in children["manu"].data.tags
     contexts = {d.dataset.name: d.tags[0].value for d in children["mmunlearner"].inputs.dataset_inputs}
@@ -177,6 +184,23 @@ def test_a_new_report_on_the_same_result_replaces_the_old_page(root, capsys):
     (parent,) = runs_of(client_of(root), "pipeline")
     artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "report" / "index.html").read_text() == "<h1>Better</h1>"
+
+
+def test_a_later_report_corrects_the_score_of_a_complete_run(root, capsys):
+    run(params_for(), root)
+    scores = read_json(root / "report" / "scores.json")
+    scores["models"]["mmunlearner"]["score"]["visual"]["value"] = 65.0
+    scores["models"]["manu"]["score"] = {"full": scores["models"]["mmunlearner"]["score"]["visual"]}
+    write_json(root / "report" / "scores.json", scores)
+    capsys.readouterr()
+    run(params_for(), root)
+    assert "sent 2 updates, 1 reports to" in capsys.readouterr().out
+    runs = by_name(client_of(root))
+    assert len(runs) == len(FEW)
+    assert runs["mmunlearner"].data.metrics["score/visual"] == 65.0
+    assert runs["manu"].data.metrics["score/full"] == 65.0
+    run(params_for(), root)
+    assert "nothing new" in capsys.readouterr().out
 
 
 KILLED = """

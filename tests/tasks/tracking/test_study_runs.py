@@ -31,7 +31,16 @@ def test_every_model_of_every_cell_is_a_run_below_the_study(cells, tmp_path, cap
     (folder / "index.html").write_text("<h1>Study</h1>")
     (folder / "summary.md").write_text("### Summary")
     lines = {"mmunlearner": {"numbers": {"forget, picture": {"mean": 0.25, "interval": None}}}}
-    (folder / "results.json").write_text(json.dumps({"goal": "visual", "lines": lines}))
+    outcomes = [
+        {"fold": [0, fold], "setting": None, "model": model, "numbers": numbers}
+        for fold, model, numbers in (
+            (0, "vanilla", {"score": 0.0}),
+            (1, "vanilla", {"score": 1.0}),
+            (1, "mmunlearner", {"score": 70.5, "forget": 0.9, "density": 0.5}),
+        )
+    ]
+    results = {"goal": "visual", "lines": lines, "outcomes": outcomes}
+    (folder / "results.json").write_text(json.dumps(results))
     create_database(tmp_path / "mlflow.db")
     for _ in range(2):
         track(study_payload(cells, folder), "efface-avatars", tmp_path)
@@ -58,3 +67,9 @@ def test_every_model_of_every_cell_is_a_run_below_the_study(cells, tmp_path, cap
     scores = json.loads((tmp_path / "two" / "scores" / "mmunlearner.json").read_text())
     exact = scores["metrics"]["forget"]["multimodal"]["exact_match"]["value"]
     assert child.data.metrics["forget/multimodal/exact_match"] == exact
+    scores = {
+        name: {k: v for k, v in run.data.metrics.items() if k.startswith("study/")}
+        for name, run in children.items()
+    }
+    assert scores["seed 0, fold 1, mmunlearner"] == {"study/score": 70.5, "study/forget": 0.9}
+    assert scores["seed 0, fold 0, vanilla"] == {"study/score": 0.0}
