@@ -38,8 +38,12 @@ QUESTIONS = {
 }
 
 
-def render_certificate(certificate: Mapping[str, Any]) -> str:
+def render_certificate(certificate: Mapping[str, Any], *, stamp: str | None = None) -> str:
     """One HTML document without scripts; the same certificate always gives the same bytes.
+
+    Args:
+        certificate: with its digest and signature.
+        stamp: name of the file of its RFC 3161 time stamp; None: it has none.
 
     Raises:
         KeyError: if the certificate lacks a part.
@@ -51,6 +55,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     try:
         return template.render(
             c=certificate,
+            stamp=stamp,
             columns={name: title for name, title in MODELS.items() if name in scores[request]},
             own=scores[request],
             other_requests={name: values for name, values in scores.items() if name != request},
@@ -62,8 +67,8 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
         raise KeyError(f"the certificate lacks a part: {error}") from error
 
 
-def render_purge_record(record: Mapping[str, Any]) -> str:
-    """A purge record as one HTML document without scripts.
+def render_purge_record(record: Mapping[str, Any], *, stamp: str | None = None) -> str:
+    """A purge record as one HTML document without scripts; `stamp` as for a certificate.
 
     Raises:
         KeyError: if the record lacks a part.
@@ -71,7 +76,8 @@ def render_purge_record(record: Mapping[str, Any]) -> str:
     from jinja2 import UndefinedError
 
     try:
-        return environment().get_template("purge_record.html.j2").render(c=record, purge=record["purge"])
+        template = environment().get_template("purge_record.html.j2")
+        return template.render(c=record, purge=record["purge"], stamp=stamp)
     except UndefinedError as error:
         raise KeyError(f"the record lacks a part: {error}") from error
 

@@ -15,15 +15,24 @@ DIGEST = "digest"
 SIGNATURE = "signature"
 
 
-def digest_of(certificate: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything except digest and signature, as JSON with sorted keys and no spaces.
+def content_of(certificate: Mapping[str, Any]) -> bytes:
+    """Everything except digest and signature, as JSON with sorted keys and no spaces, in UTF-8.
 
     Raises:
         ValueError: if a value is NaN or infinite, which JSON cannot hold.
     """
     body = {key: value for key, value in certificate.items() if key not in (DIGEST, SIGNATURE)}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text.encode()
+
+
+def digest_of(certificate: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the content.
+
+    Raises:
+        ValueError: if a value is NaN or infinite, which JSON cannot hold.
+    """
+    return hashlib.sha256(content_of(certificate)).hexdigest()
 
 
 def sealed(body: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:

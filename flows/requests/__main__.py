@@ -199,6 +199,7 @@ def purge(
         from flows.server import require_server
         from tasks.config import load_params
         from tasks.requests.notify import tell_done
+        from tasks.requests.timestamps import add_stamps
 
         require_server()
         if dry_run:
@@ -209,7 +210,7 @@ def purge(
         record = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
         for line in purges.lines_of(record["purge"]):
             typer.echo(line)
-        for line in tell_done(load_params(), root, registry, [identifier]):
+        for line in add_stamps(load_params(), root) + tell_done(load_params(), root, registry, [identifier]):
             typer.echo(line)
         typer.echo(f"the data of request {identifier} are deleted; record {record['number']} says what")
 
@@ -266,6 +267,25 @@ def certificate(identifier: Id) -> None:
 
 
 @app.command()
+def stamp() -> None:
+    """Add a time stamp to each certificate that has none, from requests.timestamp_server."""
+    with _errors_in_words():
+        from tasks.config import load_params
+        from tasks.requests.state import production_lock
+        from tasks.requests.timestamps import add_stamps
+
+        params = load_params()
+        if params.requests.timestamp_server is None:
+            typer.echo("error: requests.timestamp_server is null: expected an address", err=True)
+            raise typer.Exit(2)
+        with production_lock(Path(), "stamp"):
+            lines = add_stamps(params, ROOT)
+        typer.echo("\n".join(lines) or "every certificate has a time stamp")
+        if lines:
+            raise typer.Exit(1)
+
+
+@app.command()
 def verify(
     public_key: Annotated[
         str | None, typer.Option(help="Trust this key alone, in hex; by default those in public_keys.txt.")
@@ -285,7 +305,8 @@ def verify(
         if result.faults:
             raise typer.Exit(1)
         typer.echo(
-            f"{result.certificates} certificates hold: {result.digests} digests and the chain are right"
+            f"{result.certificates} certificates hold: {result.digests} digests"
+            f"{f', {result.stamps} time stamps' if result.stamps else ''} and the chain are right"
         )
 
 

@@ -42,6 +42,7 @@ from tasks.requests.plan import (
 )
 from tasks.requests.promotion import resume
 from tasks.requests.state import RUNS, production_lock
+from tasks.requests.timestamps import add_stamps, check_timestamps
 from tasks.runtime.salt import SALT_VARIABLE, create_salt, read_salt
 from tasks.runtime.sharing import process_count
 from tasks.tracking.registry import Registry
@@ -141,6 +142,7 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
     """A line per request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
     read_salt(Path())  # reports a salt that is too short now, not after training
+    check_timestamps(params, ROOT)
     registry = registry_of(params, ROOT)
     if deployed:
         tell_overdue(ROOT)
@@ -177,6 +179,7 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
         refused.append(f"version {run.start.number} stays in production")
         return [*lines, *refused], False, folder
     number = accept(run, verdict, params, registry)
+    lines += add_stamps(params, ROOT)
     for name in run.batch if not params.requests.auto_promote else ():
         tell(WAITING, name)
     role = "in production" if params.requests.auto_promote else "the candidate"
@@ -197,7 +200,7 @@ def _purge(params: Params, registry: Registry) -> tuple[list[str], list[str]]:
             lines.append(f"request {name} is not purged: python -m flows.requests purge {name} says why")
         else:
             lines.append(f"request {name}: the data of its people are deleted")
-            lines += tell_done(params, ROOT, registry, [name])
+            lines += add_stamps(params, ROOT) + tell_done(params, ROOT, registry, [name])
     return lines, refused
 
 

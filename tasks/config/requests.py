@@ -64,6 +64,9 @@ class Requests(Section):
     """Share of the people that one request may name before it needs a confirmation."""
     recipients: Annotated[list[str], UNLISTED] = []
     """Who received the data or the model and is to be told of each request that is done."""
+    timestamp_server: Annotated[Annotated[str, Field(pattern=r"^https?://\S+$")] | None, UNLISTED] = None
+    """Address of a time stamp server (RFC 3161) that stamps each certificate; its root certificates belong in
+    data/requests/certificates/timestamp_roots.pem. Needs the extra timestamps; null: no stamps."""
     purge_after_days: Annotated[Annotated[int, Field(ge=0)] | None, UNLISTED] = None
     """Days after promotion on which the deployed flow deletes the data of a request's people, and models that
     know them; 0: with its next run; null: only the command `purge` does."""

@@ -29,6 +29,8 @@ KEY = Path(".efface") / "certificates.key"
 KEY_VARIABLE = "EFFACE_CERTIFICATES_KEY"
 """Variable with the path of the private key in PEM, instead of `KEY`."""
 PUBLIC_KEYS = "public_keys.txt"
+TIMESTAMP_ROOTS = "timestamp_roots.pem"
+"""Trusted root certificates of the server of time stamps; like the public keys beside the certificates."""
 _PARTS = {
     "number": int,
     "request": dict,
@@ -136,6 +138,11 @@ def certificate_path(root: Path, certificate: Mapping[str, Any]) -> Path:
     return certificate_folder(root) / f"{certificate['number']:04}-{certificate['request']['id']}.json"
 
 
+def stamp_path(root: Path, certificate: Mapping[str, Any]) -> Path:
+    """Its RFC 3161 time stamp, which may not exist."""
+    return certificate_path(root, certificate).with_suffix(".tsr")
+
+
 def write_certificate(root: Path, certificate: Mapping[str, Any]) -> None:
     """Write both files of a certificate, the JSON last."""
     write_page(root, certificate)
@@ -146,15 +153,16 @@ def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
     """Write a certificate's page."""
     page = certificate_path(root, certificate).with_suffix(".html")
     with writing(page) as partial:
-        partial.write_text(_page_of(certificate), encoding="utf-8")
+        partial.write_text(_page_of(root, certificate), encoding="utf-8")
     return page
 
 
-def _page_of(certificate: Mapping[str, Any]) -> str:
+def _page_of(root: Path, certificate: Mapping[str, Any]) -> str:
     from efface.certificates.render import render_certificate, render_purge_record
 
+    stamp = stamp_path(root, certificate)
     render = render_certificate if certificate["kind"] == KIND else render_purge_record
-    return render(certificate)
+    return render(certificate, stamp=stamp.name if stamp.is_file() else None)
 
 
 @dataclass
@@ -167,13 +175,15 @@ class Verification:
     certificates: int = 0
     digests: int = 0
     """Number of digests computed and compared."""
+    stamps: int = 0
+    """Number of time stamps checked."""
 
 
 def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> Verification:
     """Recompute every digest of every certificate, and the chain, without changing anything.
 
-    Checks the certificate's own digest and signature, its link to the previous one, its page, the hashes of
-    the subjects, its request's state, the files that it names, and the production model in MLflow.
+    Checks the certificate's own digest, signature and time stamp, its link to the previous one, its page, the
+    hashes of the subjects, its request's state, the files that it names, and the production model in MLflow.
 
     Args:
         root: the data folder.
@@ -201,6 +211,7 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
             if fault := signature_fault(certificate, trusted):
                 result.faults.append(fault)
             _check_page(root, certificate, result)
+            _check_stamp(root, certificate, result)
             if certificate["kind"] == RECORD_KIND:
                 _check_purged(root, certificate, states.get(name), result)
                 continue
@@ -237,11 +248,35 @@ def verify(root: Path, registry: Registry, *, public_key: str | None = None) -> 
 
 def _check_page(root: Path, certificate: Mapping[str, Any], result: Verification) -> None:
     page, name = certificate_path(root, certificate).with_suffix(".html"), certificate["request"]["id"]
-    if not page.is_file() or page.read_bytes() != _page_of(certificate).encode():
+    if not page.is_file() or page.read_bytes() != _page_of(root, certificate).encode():
         result.faults.append(
             f"certificate {name}: {page} is {'changed' if page.is_file() else 'missing'}; rewrite it "
             f"with: python -m flows.requests certificate {name}"
         )
+
+
+def _check_stamp(root: Path, certificate: Mapping[str, Any], result: Verification) -> None:
+    path, roots = stamp_path(root, certificate), certificate_folder(root) / TIMESTAMP_ROOTS
+    if not path.is_file():
+        if roots.is_file():
+            result.notes.append(
+                f"certificate {certificate['request']['id']} has no time stamp, {path}; add it with: "
+                "python -m flows.requests stamp"
+            )
+        return
+    try:
+        from efface.certificates.timestamp import stamp_time
+
+        stamp_time(path.read_bytes(), certificate[DIGEST], roots.read_bytes())
+    except ImportError:
+        result.notes.append(f"{path} was not checked: pip install -c constraints.txt -e '.[timestamps]'")
+    except (OSError, ValueError) as error:
+        result.faults.append(
+            f"certificate {certificate['request']['id']}: {path} is no valid time stamp of it ({error}); "
+            f"restore it and {roots.name} with: git checkout {path.parent}"
+        )
+    else:
+        result.stamps += 1
 
 
 def _check_files(
