@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efface.certificates.seal import DIGEST, SIGNATURE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 def create_key() -> bytes:
@@ -27,17 +30,34 @@ def signed(certificate: Mapping[str, Any], private_key: bytes) -> dict[str, Any]
     Raises:
         ValueError: if it is not an Ed25519 key.
     """
+    signature = {
+        "public_key": public_key_of(private_key),
+        "value": _load(private_key).sign(bytes.fromhex(certificate[DIGEST])).hex(),
+    }
+    return {**certificate, SIGNATURE: signature}
+
+
+def public_key_of(private_key: bytes) -> str:
+    """The public key in hex.
+
+    Raises:
+        ValueError: if the private key is not Ed25519 in PEM, without a password.
+    """
+    return _load(private_key).public_key().public_bytes_raw().hex()
+
+
+def _load(private_key: bytes) -> Ed25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    key = load_pem_private_key(private_key, password=None)
+    try:
+        key = load_pem_private_key(private_key, password=None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
+        raise ValueError(str(error)) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(f"private key is a {type(key).__name__}, expected Ed25519")
-    signature = {
-        "public_key": key.public_key().public_bytes_raw().hex(),
-        "value": key.sign(bytes.fromhex(certificate[DIGEST])).hex(),
-    }
-    return {**certificate, SIGNATURE: signature}
+    return key
 
 
 def signature_fault(certificate: Mapping[str, Any], public_keys: Collection[str]) -> str | None:

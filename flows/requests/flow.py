@@ -29,6 +29,7 @@ from flows.requests.purge import due_purges, purge_request
 from flows.sharing import has_remote, share
 from tasks.config import Params, load_params
 from tasks.requests import finish
+from tasks.requests.certificates import signing_key
 from tasks.requests.intake import RequestError, read_requests
 from tasks.requests.notify import tell_done
 from tasks.requests.plan import (
@@ -141,7 +142,8 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
 def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str | None]:
     """A line per request, whether all went well, and the folder of the run, if there was one."""
     params = load_params()
-    read_salt(Path())  # reports a salt that is too short now, not after training
+    read_salt(Path())  # what is wrong with the salt, the key or stamps is reported now, not after training
+    signing_key(ROOT)
     check_timestamps(params, ROOT)
     registry = registry_of(params, ROOT)
     if deployed:

@@ -26,7 +26,9 @@ from efface.errors import EffaceError
 from flows.commands import reproduce
 from tasks.config import Params
 from tasks.requests import purge
+from tasks.requests.certificates import signing_key
 from tasks.requests.plan import read_overview
+from tasks.requests.timestamps import check_timestamps
 from tasks.tracking.registry import Registry
 
 FLOWS = ("pipeline", "study", "requests")
@@ -48,6 +50,8 @@ def purge_request(
     Raises:
         EffaceError: if the model in production knows the people, or a place cannot be reached.
     """
+    signing_key(root)
+    check_timestamps(params, root)
     journal = purge.unfinished(root)
     if journal is None:
         purge.start(root, plan(params, root, registry, request))

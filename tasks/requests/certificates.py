@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.certificates.seal import DIGEST, SIGNATURE, chain_faults
-from efface.certificates.signature import create_key, signature_fault, signed
+from efface.certificates.signature import create_key, public_key_of, signature_fault, signed
 from efface.errors import ArtifactError
 from efface.subject_hashes import subject_hashes
 from tasks.requests.intake import FOLDER, RequestError
@@ -91,29 +91,50 @@ def public_keys(root: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
-def sign(root: Path, certificate: Mapping[str, Any]) -> dict[str, Any]:
-    """The certificate with its signature; creates the private key and lists the public one if necessary.
+def signing_key(root: Path) -> bytes:
+    """The private key in PEM; as long as no public key is listed, it is created if necessary, and listed.
 
     Raises:
-        ArtifactError: if the private key cannot be read.
+        ArtifactError: if it cannot be read, others may read it, or the repository does not list it.
     """
-    path = Path(os.environ.get(KEY_VARIABLE) or project_of(root) / KEY)
-    if not path.exists() and KEY_VARIABLE not in os.environ:
+    variable, trusted = os.environ.get(KEY_VARIABLE), public_keys(root)
+    path = Path(variable or project_of(root) / KEY)
+    if not (path.exists() or variable or trusted):
         with writing(path) as partial:
             partial.touch(mode=0o600)
             partial.write_bytes(create_key())
     try:
-        certificate = signed(certificate, path.read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+        key, mode = path.read_bytes(), path.stat().st_mode & 0o777
+        public_key = public_key_of(key)
+    except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path} is not an Ed25519 key in PEM ({error}); restore it, or set {KEY_VARIABLE} to the "
             "path of one"
         ) from error
-    keys = public_keys(root)
-    if certificate[SIGNATURE]["public_key"] not in keys:
-        with writing(certificate_folder(root) / PUBLIC_KEYS) as partial:
-            partial.write_text("\n".join([*keys, certificate[SIGNATURE]["public_key"], ""]), encoding="utf-8")
-    return dict(certificate)
+    if mode & 0o077:
+        raise ArtifactError(
+            f"{path}, the key that signs certificates, has mode {mode:o}, expected 600: whoever read it can "
+            f"forge certificates; chmod 600 {path}"
+        )
+    listing = certificate_folder(root) / PUBLIC_KEYS
+    if not trusted:
+        with writing(listing) as partial:
+            partial.write_text(f"{public_key}\n", encoding="utf-8")
+    elif public_key not in trusted:
+        raise ArtifactError(
+            f"{path} is not the key of the certificates before: restore that one, or append to {listing} the "
+            f"public key of this one: {public_key}"
+        )
+    return key
+
+
+def sign(root: Path, certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """The certificate with its signature.
+
+    Raises:
+        ArtifactError: as `signing_key`.
+    """
+    return signed(certificate, signing_key(root))
 
 
 def certificate_of(root: Path, request: str) -> dict[str, Any]:

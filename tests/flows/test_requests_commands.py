@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.requests.__main__ import app
+from tasks.requests.certificates import KEY_VARIABLE
 from tasks.requests.state import production_lock
 from tests.requests_project import NAMES, PEOPLE, make_project
 
@@ -111,6 +112,21 @@ def test_a_run_while_another_command_holds_the_production_model_changes_nothing(
     assert state.is_failed() and "promote, process" in state.message
     assert not (project.root.parent / "mlflow.db").exists()
     assert "pending" in output_of("list")
+
+
+def test_a_run_with_a_key_that_cannot_sign_ends_before_it_trains_anything(project, monkeypatch):
+    from flows.requests.flow import requests
+
+    project.add("A", PEOPLE[1])
+    key = project.root.parent / "certificates.key"
+    monkeypatch.setenv(KEY_VARIABLE, str(key))
+    for content in (None, "no key"):
+        if content is not None:
+            key.write_text(content)
+        state = requests.fn()
+        assert state.is_failed() and str(key) in state.message and KEY_VARIABLE in state.message
+    assert not (project.root.parent / ".requests").exists()
+    assert not (project.root.parent / "mlflow.db").exists()
 
 
 def test_mlflow_out_of_reach_is_one_line_and_nothing_is_changed(project, monkeypatch):

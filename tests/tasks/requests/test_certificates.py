@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from efface.certificates.seal import digest_of
-from efface.certificates.signature import create_key
+from efface.certificates.signature import create_key, public_key_of
 from efface.errors import ArtifactError
 from tasks.requests.certificates import (
     KEY,
     KEY_VARIABLE,
+    PUBLIC_KEYS,
     certificate_folder,
     certificate_of,
     public_keys,
     read_certificates,
     sign,
+    signing_key,
     verify,
     write_certificate,
 )
@@ -142,18 +144,62 @@ def test_a_chain_that_another_key_signed_is_a_fault(project, monkeypatch, tmp_pa
     (key,) = public_keys(project.root)
     assert verify(project.root, project.registry, public_key=key.upper()).faults == []
     assert ((project.root.parent / KEY).stat().st_mode & 0o777) == 0o600
-    path = tmp_path / "other.key"
-    path.write_bytes(create_key())
-    monkeypatch.setenv(KEY_VARIABLE, str(path))
+    foreign = write_key(tmp_path / "other.key")
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "other.key"))
+    with (certificate_folder(project.root) / PUBLIC_KEYS).open("a") as handle:
+        handle.write(f"{foreign}\n")
     certificate = sign(project.root, certificate_of(project.root, "A"))
     write_certificate(project.root, certificate)
     assert faults_of(project) == [], "listed in the repository, as a new key of the operator is"
     (fault,) = verify(project.root, project.registry, public_key=key).faults
-    assert certificate["signature"]["public_key"] in fault
-    path.write_text("no key")
-    with pytest.raises(ArtifactError) as error:
-        sign(project.root, certificate)
-    assert str(path) in str(error.value) and KEY_VARIABLE in str(error.value)
+    assert certificate["signature"]["public_key"] == foreign and foreign in fault
+
+
+def write_key(path, mode=0o600):
+    """Write a new private key; returns the public one."""
+    path.write_bytes(create_key())
+    path.chmod(mode)
+    return public_key_of(path.read_bytes())
+
+
+def test_the_first_use_creates_a_key_and_lists_it_also_after_a_kill(project):
+    key = signing_key(project.root)
+    (project.root / "requests" / "certificates" / PUBLIC_KEYS).unlink()
+    assert signing_key(project.root) == key and public_keys(project.root) == [public_key_of(key)]
+
+
+def test_a_missing_wrong_foreign_or_readable_key_is_refused_and_no_other_created(
+    project, monkeypatch, tmp_path
+):
+    signing_key(project.root)
+    own, other = project.root.parent / KEY, tmp_path / "other.key"
+    content, listed = own.read_bytes(), public_keys(project.root)
+
+    def refusal():
+        with pytest.raises(ArtifactError) as error:
+            signing_key(project.root)
+        assert public_keys(project.root) == listed
+        return str(error.value)
+
+    own.unlink()
+    assert str(own) in refusal() and KEY_VARIABLE in refusal() and not own.exists()
+    for wrong in (b"no key", content[:40], b""):
+        own.write_bytes(wrong)
+        own.chmod(0o600)
+        assert str(own) in refusal() and KEY_VARIABLE in refusal()
+    own.write_bytes(content)
+    for mode in (0o644, 0o640, 0o604):
+        own.chmod(mode)
+        assert f"chmod 600 {own}" in refusal() and f"{mode:o}" in refusal()
+    own.chmod(0o400)
+    assert signing_key(project.root) == content
+    monkeypatch.setenv(KEY_VARIABLE, str(other))
+    assert str(other) in refusal()
+    other.mkdir()
+    assert str(other) in refusal()
+    other.rmdir()
+    foreign = write_key(other)
+    assert foreign in refusal() and PUBLIC_KEYS in refusal()
 
 
 def test_without_the_salt_the_rest_is_verified_with_a_note(project):
