@@ -198,8 +198,6 @@ def purge(
         from flows.requests import purge as purges
         from flows.server import require_server
         from tasks.config import load_params
-        from tasks.requests.notify import tell_done
-        from tasks.requests.timestamps import add_stamps
 
         require_server()
         if dry_run:
@@ -207,10 +205,8 @@ def purge(
             for line in purges.lines_of(plan):
                 typer.echo(line)
             return
-        record = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
-        for line in purges.lines_of(record["purge"]):
-            typer.echo(line)
-        for line in add_stamps(load_params(), root) + tell_done(load_params(), root, registry, [identifier]):
+        record, told = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
+        for line in (*purges.lines_of(record["purge"]), *told):
             typer.echo(line)
         typer.echo(f"the data of request {identifier} are deleted; record {record['number']} says what")
 

@@ -27,8 +27,9 @@ from flows.commands import reproduce
 from tasks.config import Params
 from tasks.requests import purge
 from tasks.requests.certificates import signing_key
+from tasks.requests.notify import tell_done
 from tasks.requests.plan import read_overview
-from tasks.requests.timestamps import check_timestamps
+from tasks.requests.timestamps import add_stamps, check_timestamps
 from tasks.tracking.registry import Registry
 
 FLOWS = ("pipeline", "study", "requests")
@@ -39,13 +40,13 @@ _SECONDS = 60.0
 
 def purge_request(
     params: Params, root: Path, registry: Registry, request: str, *, log: Callable[[str], Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Delete everything that holds the data of a request's people, or complete an interrupted purge.
 
     The caller holds the lock on the production model.
 
     Returns:
-        The purge record.
+        The purge record, and lines about its time stamp and the letter.
 
     Raises:
         EffaceError: if the model in production knows the people, or a place cannot be reached.
@@ -65,7 +66,9 @@ def purge_request(
     _delete_runs(journal["deleted"][PLACE]["flow runs"])
     record = purge.carry_out(root)
     reproduce("split", log=log)  # the next run needs to know who is in the benchmark
-    return record
+    lines = add_stamps(params, root) + tell_done(params, root, registry, [request])
+    purge.complete(root, request)  # a purge killed before does all of this again
+    return record, lines
 
 
 def plan(params: Params, root: Path, registry: Registry, request: str) -> dict[str, Any]:

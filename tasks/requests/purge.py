@@ -189,7 +189,7 @@ def unfinished(root: Path) -> dict[str, Any] | None:
 
 
 def carry_out(root: Path) -> dict[str, Any]:
-    """Carry out the purge in the journal, and return its record; completed steps are not repeated.
+    """Carry out the purge in the journal, and return its record; it stays in the journal until `complete`.
 
     Raises:
         StorageError, TrackingError: if a DVC remote or MLflow does not answer; run it again to continue.
@@ -220,8 +220,12 @@ def carry_out(root: Path) -> dict[str, Any]:
             if name == journal["request"]:
                 update |= {"status": "purged", "purge_record": record[DIGEST], "reasons": []}
             write_state(root, name, state.model_copy(update=update))
-    write_json(project / JOURNAL, {"kind": "purge", "completed": True, "request": journal["request"]})
     return record
+
+
+def complete(root: Path, request: str) -> None:
+    """Take the purge from the journal, which also holds the names of its people."""
+    write_json(project_of(root) / JOURNAL, {"kind": "purge", "completed": True, "request": request})
 
 
 def mentions(files: Iterable[Path], words: Sequence[str]) -> list[Path]:

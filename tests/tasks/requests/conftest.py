@@ -4,6 +4,7 @@ import pytest
 
 from tasks.tracking.client import create_database
 from tests.requests_project import PEOPLE, make_project
+from tests.tasks.requests.purged_project import with_done_request
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,9 @@ def certified(tmp_path_factory, database):
     project = make_project(tmp_path_factory.mktemp("certified"), database)
     project.forget("A", PEOPLE[1])
     return project
+
+
+@pytest.fixture
+def done(project):
+    """Request A is done and B after it, with a DVC cache and a remote that hold their data."""
+    return with_done_request(project)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,84 +9,19 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from ruamel.yaml import YAML
 
 from tasks.requests import promotion, purge
 from tasks.requests.certificates import certificate_folder, certificate_of, public_keys, verify
 from tasks.requests.intake import RequestError
 from tasks.requests.plan import add_request, read_overview
-from tasks.requests.state import PRODUCTION, RUNS, read_states
+from tasks.requests.state import PRODUCTION, read_states
 from tasks.requests.storage import StorageError
 from tasks.runtime.artifacts import digest
 from tasks.runtime.purged import PURGED
 from tasks.runtime.salt import SALT
 from tasks.tracking.client import TrackingError, mlflow_client
 from tests.requests_project import NAMES, PEOPLE, params_with, write_benchmark
-from tests.traces import traces
-
-PERSON = PEOPLE[1]
-
-
-@pytest.fixture
-def done(project):
-    """Request A is done and B after it, with a DVC cache and a remote that hold their data."""
-    project.params = params_with(auto_promote=True)
-    folder = project.root.parent
-    picture = write_benchmark(project.root, PERSON)
-    Repo.init(str(folder), no_scm=True).close()
-    project.forget("A", PERSON)
-    project.forget("B", PEOPLE[2])
-    office_of(project).mkdir()
-    with Repo(str(folder)) as repo:
-        with repo.config.edit("local") as config:
-            config["remote"]["office"] = {"url": str(office_of(project))}
-            config["core"]["remote"] = "office"
-        for place in (folder, *(path for path in (folder / RUNS).iterdir() if path.is_dir())):
-            stages = {}
-            for name in (
-                "benchmarks",
-                "prepared",
-                "scores",
-                "models/vanilla",
-                "models/unlearned/mmunlearner",
-            ):
-                if not (path := place / "data" / name).exists():
-                    continue
-                repo.add(str(path))
-                out = YAML(typ="safe").load(path.with_name(f"{path.name}.dvc"))["outs"][0]
-                stages[name.replace("/", "-")] = {
-                    "cmd": "python -m tasks prepare",
-                    "params": {"params.yaml": {"split.forget_people": [PERSON]}},
-                    "outs": [out | {"path": f"data/{name}"}],
-                }
-            YAML().dump({"schema": "2.0", "stages": stages}, place / "dvc.lock")
-    with Repo(str(folder)) as repo:
-        repo.push()
-    for cache in (folder / ".dvc" / "cache", office_of(project)):
-        (cache / "runs" / "ab" / "abc").mkdir(parents=True)
-        shutil.copy(folder / "dvc.lock", cache / "runs" / "ab" / "abc" / "def")
-    for path in folder.rglob("*.dvc"):
-        if path.is_file():
-            path.unlink()
-    project.picture = picture
-    return project
-
-
-def office_of(project):
-    """The folder of its DVC remote."""
-    return project.root.parent.with_suffix(".office")
-
-
-def run_purge(project, request="A"):
-    if purge.unfinished(project.root) is None:
-        plan = purge.plan_purge(project.params, project.root, project.registry, request)
-        purge.start(project.root, plan)
-    return purge.carry_out(project.root)
-
-
-def all_traces(project, words=(PERSON, NAMES[PERSON])):
-    folders = (project.root.parent, office_of(project))
-    return set().union(*(traces(folder, words, [project.picture]) for folder in folders))
+from tests.tasks.requests.purged_project import PERSON, all_traces, office_of, run_purge
 
 
 def test_after_a_purge_neither_name_nor_id_nor_picture_is_left(done):
@@ -206,6 +140,7 @@ def killed(*args, **kwargs):
     return original(*args, **kwargs)
 setattr(module, name, killed)
 purge.carry_out(Path("data"))
+purge.complete(Path("data"), "A")
 """
 
 
@@ -225,7 +160,7 @@ def test_a_killed_purge_resumes_with_the_same_result(done, tmp_path):
         with pytest.raises(RequestError) as error:
             promotion.resume(done.root)
         assert "purge A" in str(error.value)
-    purge.carry_out(done.root)
+    run_purge(done)
     assert all_traces(done) == set() and verify(done.root, done.registry).faults == []
     records = list(certificate_folder(done.root).glob("0003-*.json"))
     assert len(records) == 1 and not list(certificate_folder(done.root).glob("0004-*"))
@@ -287,6 +222,27 @@ def test_with_the_remote_or_mlflow_away_nothing_is_deleted(done, monkeypatch):
         with pytest.raises(TrackingError):
             run_purge(done)
     assert all_traces(done) == before and purge.unfinished(done.root) is None
+
+
+def test_with_the_remote_or_mlflow_away_in_the_middle_a_later_call_completes_the_purge(done, monkeypatch):
+    purge.start(done.root, purge.plan_purge(done.params, done.root, done.registry, "A"))
+    office = office_of(done)
+    with monkeypatch.context() as patch:
+        patch.setattr(done.registry.__class__, "delete_files", away)
+        with pytest.raises(TrackingError):
+            purge.carry_out(done.root)
+    office.rename(office.with_suffix(".away"))
+    with pytest.raises(StorageError) as error:
+        purge.carry_out(done.root)
+    assert "office" in str(error.value) and read_states(done.root)["A"].status == "done"
+    assert (done.root / "prepared" / "samples.parquet").is_file(), "later steps wait"
+    office.with_suffix(".away").rename(office)
+    run_purge(done)
+    assert all_traces(done) == set() and verify(done.root, done.registry).faults == []
+
+
+def away(*args, **kwargs):
+    raise TrackingError("MLflow does not answer")
 
 
 def test_on_a_full_disk_nothing_is_deleted(done, monkeypatch):
