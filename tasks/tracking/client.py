@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from efface.errors import EffaceError
-from tasks.runtime.artifacts import writing
+from tasks.runtime.artifacts import disk_is_full, writing
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -86,6 +86,7 @@ def mlflow_client(project: Path) -> Iterator[MlflowClient]:
 
         if uri == f"sqlite:///{project / 'mlflow.db'}":
             create_database(project / "mlflow.db")
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs pages, and raises too
         yield MlflowClient(uri, uri)
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         raise _unavailable(uri, error) from error
@@ -93,9 +94,11 @@ def mlflow_client(project: Path) -> Iterator[MlflowClient]:
 
 def _unavailable(uri: str, error: Exception) -> TrackingError:
     reason = " ".join(str(error).partition("\n[SQL")[0].replace("<database_uri>", uri).split())
+    full = disk_is_full(error) or "disk is full" in reason  # SQLite's words
+    remedy = "make room" if full else "start it or correct MLFLOW_TRACKING_URI"
     return TrackingError(
         f"MLflow at {redact(uri)} does not answer as expected ({type(error).__name__}: "
-        f"{redact(reason)[:_REASON_CHARACTERS]}); nothing is lost: start it or correct MLFLOW_TRACKING_URI, "
+        f"{redact(reason)[:_REASON_CHARACTERS]}); nothing is lost: {remedy}, "
         "then run the same command again or, for the results of a pipeline, python -m tasks track"
     )
 

@@ -1,0 +1,106 @@
+"""On a disk that is really full, certifying and purging say so, and go on once there is room."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from efface.errors import EffaceError
+from tasks.requests import purge
+from tasks.requests.certificates import read_certificates, verify
+from tasks.requests.promotion import promote
+from tasks.requests.state import CANDIDATE, PRODUCTION, read_states
+from tasks.runtime.artifacts import disk_is_full
+from tests.requests_project import PEOPLE
+from tests.tasks.requests.purged_project import PERSON, all_traces, run_purge
+
+pytestmark = pytest.mark.slow
+KIB = 1024
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory):
+    """A folder on a disk of 64 MiB of its own, for the project and its remote."""
+    disk = tmp_path_factory.mktemp("disk")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") and subprocess.run(command, capture_output=True, check=False)
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    (disk / "project").mkdir()
+    yield disk / "project"
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def free_space(disk: Path, kib: int):
+    """Fill the disk up to so many KiB."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+        while True:
+            handle.write(b"x" * 4 * KIB)
+    os.truncate(filler, max(0, filler.stat().st_size - kib * KIB))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def repeated(disk: Path, call, check) -> int:
+    """Call on an ever less full disk until it succeeds; returns the number of failures.
+
+    Every failure is an error in words, or one that commands put into words, and `check` holds after it.
+    """
+    for number, kib in enumerate((0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 512)):
+        try:
+            with free_space(disk, kib):
+                call()
+        except (EffaceError, OSError) as error:
+            assert disk_is_full(error) or (isinstance(error, EffaceError) and "make room" in str(error)), (
+                error
+            )
+            check()
+        else:
+            return number
+    raise AssertionError("it never succeeded")
+
+
+def test_a_certificate_on_a_full_disk(project, tmp_path):
+    project.add("A", PEOPLE[1])
+    run = project.plan()
+    verdict = project.judge(run)
+
+    def check():
+        assert project.registry.aliases()[PRODUCTION] == 1
+        assert project.plan() == run, "the next run resumes this one"
+        if "A" in read_states(project.root):
+            assert verify(project.root, project.registry).faults == []
+
+    assert repeated(tmp_path.parent, lambda: project.accept(run, verdict), check) >= 3
+    assert project.registry.aliases() == {PRODUCTION: 1, CANDIDATE: 2}
+    assert len(project.registry.versions()) == 2 and len(read_certificates(project.root)) == 1
+    promoted = repeated(tmp_path.parent, lambda: promote(project.root, project.registry), lambda: None)
+    assert promoted >= 1 and read_states(project.root)["A"].status == "done"
+    assert verify(project.root, project.registry).faults == []
+
+
+def test_a_purge_on_a_full_disk_deletes_only_what_its_record_names(done, tmp_path):
+    folder, before = done.root.parent, all_traces(done)
+    files = {path for path in folder.rglob("*") if path.is_file()}
+
+    def check():
+        if purge.unfinished(done.root) is None:
+            assert all_traces(done) == before, "nothing is deleted that no plan names"
+        assert read_states(done.root)["A"].status in ("done", "purged")
+
+    assert repeated(tmp_path.parent, lambda: run_purge(done), check) >= 2
+    assert all_traces(done) == set()
+    assert verify(done.root, done.registry).faults == []
+    (record,) = [item for item in read_certificates(done.root) if "purge" in item]
+    recorded = [folder / name for name in record["purge"]["deleted"]["project"]]
+    recorded += [folder / name for name in ("mlartifacts", ".dvc/cache", ".dvc/tmp", ".efface")]
+    deleted = {path for path in files if not path.exists()}
+    assert deleted and [p for p in deleted if not any(p.is_relative_to(place) for place in recorded)] == []
+    assert PERSON not in str(record)
