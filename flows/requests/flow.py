@@ -44,6 +44,7 @@ from tasks.requests.plan import (
 from tasks.requests.promotion import resume
 from tasks.requests.state import RUNS, production_lock
 from tasks.requests.timestamps import add_stamps, check_timestamps
+from tasks.runtime.artifacts import disk_is_full
 from tasks.runtime.salt import SALT_VARIABLE, create_salt, read_salt
 from tasks.runtime.sharing import process_count
 from tasks.tracking.registry import Registry
@@ -130,6 +131,10 @@ def requests(only: list[str] | None = None) -> State[list[str]]:
                 lines, success = decide(load_params(), ROOT, registry, candidate), True
     except EffaceError as error:
         return Failed(message=str(error))
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        return Failed(message=f"{error}; make room and run again, which continues")
     lines.append(f"{time.monotonic() - started:.0f} seconds")
     create_markdown_artifact(
         key="requests",

@@ -97,10 +97,10 @@ def _flush(path: Path) -> None:
 
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error means that the disk is full, or a quota or file size limit is reached."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    # safetensors writes from Rust, and its error has the number only in its text.
-    number = re.search(r"\(os error (\d+)\)", str(error))
+    # safetensors, which writes from Rust, and shutil's copy of a folder have the number only in their texts.
+    number = re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(error))
     return number is not None and int(number[1]) in _FULL
 
 

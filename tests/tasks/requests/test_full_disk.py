@@ -1,9 +1,5 @@
 """On a disk that is really full, certifying and purging say so, and go on once there is room."""
 
-import contextlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,37 +11,28 @@ from tasks.requests.promotion import promote
 from tasks.requests.state import CANDIDATE, PRODUCTION, read_states
 from tasks.runtime.artifacts import disk_is_full
 from tests.requests_project import PEOPLE
+from tests.small_disk import free_space, small_disk
 from tests.tasks.requests.purged_project import PERSON, all_traces, run_purge
 
 pytestmark = pytest.mark.slow
-KIB = 1024
 
 
 @pytest.fixture
 def tmp_path(tmp_path_factory):
-    """A folder on a disk of 64 MiB of its own, for the project and its remote."""
-    disk = tmp_path_factory.mktemp("disk")
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
-    mounted = shutil.which("mount") and subprocess.run(command, capture_output=True, check=False)
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    (disk / "project").mkdir()
-    yield disk / "project"
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    """A folder on a disk of its own, for the project and its remote."""
+    with small_disk(disk := tmp_path_factory.mktemp("disk"), 64) as mounted:
+        if not mounted:
+            pytest.skip("mounting a small disk is not allowed here")
+        (disk / "project").mkdir()
+        yield disk / "project"
 
 
-@contextlib.contextmanager
-def free_space(disk: Path, kib: int):
-    """Fill the disk up to so many KiB."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
-        while True:
-            handle.write(b"x" * 4 * KIB)
-    os.truncate(filler, max(0, filler.stat().st_size - kib * KIB))
+def failure(call) -> Exception | None:
     try:
-        yield
-    finally:
-        filler.unlink()
+        call()
+    except (EffaceError, OSError) as error:
+        return error
+    return None
 
 
 def repeated(disk: Path, call, check) -> int:
@@ -54,16 +41,12 @@ def repeated(disk: Path, call, check) -> int:
     Every failure is an error in words, or one that commands put into words, and `check` holds after it.
     """
     for number, kib in enumerate((0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 512)):
-        try:
-            with free_space(disk, kib):
-                call()
-        except (EffaceError, OSError) as error:
-            assert disk_is_full(error) or (isinstance(error, EffaceError) and "make room" in str(error)), (
-                error
-            )
-            check()
-        else:
+        with free_space(disk, kib):
+            reason = failure(call)
+        if reason is None:
             return number
+        assert disk_is_full(reason) or (isinstance(reason, EffaceError) and "make room" in str(reason)), kib
+        check()
     raise AssertionError("it never succeeded")
 
 

@@ -1,8 +1,10 @@
 """Files are complete or absent, digests detect every change, and records hold what a stage did."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from efface.errors import ArtifactError
-from tasks.runtime.artifacts import digest, read_json, recording, write_json, writing
+from tasks.runtime.artifacts import digest, disk_is_full, read_json, recording, write_json, writing
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -274,3 +276,21 @@ def test_a_record_of_another_run_is_not_called_damage(tmp_path):
             recording("saliency", {}, root=root, inputs={"m": model}),
         ):
             pass
+
+
+def test_a_full_disk_is_recognised_in_every_kind_of_error(tmp_path):
+    (tmp_path / "from").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "from" / name).write_text("text")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(shutil.Error) as copying:
+        shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=full)
+    assert disk_is_full(copying.value)
+    assert disk_is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert disk_is_full(RuntimeError("Error while serializing: I/O error: File too large (os error 27)"))
+    denied = shutil.Error([("a", "b", "[Errno 13] Permission denied")])
+    for error in (OSError(errno.EACCES, "of disk (os error 28)"), denied, ValueError("28")):
+        assert not disk_is_full(error)
