@@ -54,12 +54,15 @@ def main(
 
 
 def clone_project(folder: Path, settings: Sequence[str]) -> Path:
-    """A clone with its vanilla model, in which requests that pass go straight into production."""
+    """A clone with its vanilla model, in which requests that pass go straight into production.
+
+    A request may name any number of people there: confirming one would drop its gate on similar people.
+    """
     if not folder.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
     yaml = YAML()
     params = yaml.load(Path("params.yaml"))
-    for setting in ["requests.auto_promote=true", *settings]:
+    for setting in ["requests.auto_promote=true", "requests.largest_share=1.0", *settings]:
         set_value(params, setting)
     yaml.dump(params, folder / "params.yaml")
     run(folder, "dvc", "config", "--local", "cache.dir", str(Path(".dvc/cache").absolute()))
@@ -83,17 +86,26 @@ def carry_out(folder: Path, request: str, people: Sequence[str]) -> list[str]:
         about = ["--reason", "measurement", "--legal-basis", "none", "--requester", "none"]
         run(folder, "flows.requests", "add", "--id", request, *subjects, *about, "--due", "2099-01-01")
     state = folder / f"data/requests/state/{request}.json"
-    if not state.exists():
+    if status_of(state) == "pending":  # also where an earlier run was killed
         run(folder, "flows.requests", "run", "--request", request, expected=state)
+    if status_of(state) == "pending":
+        raise typer.BadParameter(f"{folder}: request {request} was not carried out; the reason is above")
     outcome = json.loads(state.read_text())
     valid = run(folder, "flows.requests", "verify", expected=state) == 0
     version = outcome["version"] if outcome["status"] == "done" else None
     return row(request, people, result(folder, request, outcome), version, valid)
 
 
+def status_of(state: Path) -> str:
+    """Status in the file of a request's state, which the first run writes."""
+    return str(json.loads(state.read_text())["status"]) if state.exists() else "pending"
+
+
 def result(folder: Path, request: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Gates and scores: of the certificate, or of the run that was refused."""
     if outcome["certificate"] is None:
+        if not outcome["run"]:  # it ended before the gates
+            raise typer.BadParameter(f"{folder}: request {request}: {'; '.join(outcome['reasons'])}")
         return dict(json.loads((folder / ".requests" / outcome["run"] / "gates.json").read_text()))
     for path in (folder / "data/requests/certificates").glob(f"*-{request}.json"):
         certificate = json.loads(path.read_text())
