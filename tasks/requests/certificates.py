@@ -170,20 +170,20 @@ def write_certificate(root: Path, certificate: Mapping[str, Any]) -> None:
     write_json(certificate_path(root, certificate), certificate)
 
 
-def write_page(root: Path, certificate: Mapping[str, Any]) -> Path:
-    """Write a certificate's page."""
+def write_page(root: Path, certificate: Mapping[str, Any], *, stamped: bool = False) -> Path:
+    """Write a certificate's page, which names its stamp if it has one, or is to get one."""
     page = certificate_path(root, certificate).with_suffix(".html")
     with writing(page) as partial:
-        partial.write_text(_page_of(root, certificate), encoding="utf-8")
+        partial.write_text(_page_of(root, certificate, stamped=stamped), encoding="utf-8")
     return page
 
 
-def _page_of(root: Path, certificate: Mapping[str, Any]) -> str:
+def _page_of(root: Path, certificate: Mapping[str, Any], *, stamped: bool = False) -> str:
     from efface.certificates.render import render_certificate, render_purge_record
 
     stamp = stamp_path(root, certificate)
     render = render_certificate if certificate["kind"] == KIND else render_purge_record
-    return render(certificate, stamp=stamp.name if stamp.is_file() else None)
+    return render(certificate, stamp=stamp.name if stamped or stamp.is_file() else None)
 
 
 @dataclass

@@ -99,4 +99,4 @@ def _stamp(server: str, root: Path, certificate: Mapping[str, Any]) -> None:
         ) from error
     with writing(stamp_path(root, certificate)) as partial:
         partial.write_bytes(response.content)
-    write_page(root, certificate)
+        write_page(root, certificate, stamped=True)  # first: without the stamp, the next call writes both

@@ -141,6 +141,16 @@ def test_mlflow_out_of_reach_is_one_line_and_nothing_is_changed(project, monkeyp
     assert "pending" in output_of("list")
 
 
+def test_stamps_need_a_server_and_its_root_certificates(project):
+    assert "requests.timestamp_server is null" in output_of("stamp", code=2)
+    path = project.root.parent / "params.yaml"
+    path.write_text(
+        path.read_text().replace("\nrequests: ", "\nrequests:\n  timestamp_server: http://127.0.0.1:9\n#")
+    )
+    output = output_of("stamp", code=2)
+    assert "requests.timestamp_server" in output and "timestamp_roots.pem" in output
+
+
 def test_without_certificates_there_is_nothing_wrong_with_them(project):
     assert "0 certificates hold" in output_of("verify")
     assert "request A has no certificate" in output_of("certificate", "A", code=2)

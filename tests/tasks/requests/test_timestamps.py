@@ -15,6 +15,7 @@ from tasks.requests.certificates import (
     certificate_path,
     stamp_path,
     verify,
+    write_page,
 )
 from tasks.requests.intake import RequestError
 from tasks.requests.timestamps import add_stamps, check_timestamps
@@ -97,6 +98,23 @@ def test_without_an_answer_the_certificate_stays_and_a_later_call_stamps_it(trus
     with serving(authority) as address:
         assert add_stamps(params_with(timestamp_server=address), trusting.root) == []
     assert verify(trusting.root, trusting.registry).stamps == 1
+
+
+def test_a_stamp_that_was_interrupted_is_added_by_the_next_call(trusting, authority, monkeypatch):
+    def interrupt(*args, **kwargs):
+        write_page(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with serving(authority) as address:
+        params = params_with(timestamp_server=address)
+        with monkeypatch.context() as patch:
+            patch.setattr(timestamps, "write_page", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                add_stamps(params, trusting.root)
+        assert verify(trusting.root, trusting.registry).faults != []
+        assert add_stamps(params, trusting.root) == []
+    result = verify(trusting.root, trusting.registry)
+    assert (result.faults, result.stamps) == ([], 1)
 
 
 def test_an_answer_that_is_no_valid_stamp_is_not_stored(trusting, tmp_path, monkeypatch):
