@@ -186,7 +186,9 @@ def _carry_out(only: list[str], *, deployed: bool) -> tuple[list[str], bool, str
         refused.append(f"version {run.start.number} stays in production")
         return [*lines, *refused], False, folder
     number = accept(run, verdict, params, registry)
-    lines += add_stamps(params, ROOT)
+    for line in add_stamps(params, ROOT):
+        log.warning(line)  # a run that waits for approval returns no lines
+        lines.append(line)
     for name in run.batch if not params.requests.auto_promote else ():
         tell(WAITING, name)
     role = "in production" if params.requests.auto_promote else "the candidate"
