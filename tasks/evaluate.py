@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -68,12 +68,16 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
             scores.to_parquet(partial, index=False)
         write_json(path.with_suffix(".json"), summary)
         write_json(root / "metrics" / f"{name}.json", model_metrics(scores))
-    values = ", ".join(
-        f"{kind} {metrics[kind]['multimodal']['exact_match']['value']:.2f}"
-        for kind in ("forget", "retain")
-        if kind in metrics
-    )
+    values = by_picture(metrics)
     typer.echo(f"evaluate: {path} holds {len(scores)} answers of {name}; exact match by picture: {values}")
+
+
+def by_picture(metrics: Mapping[str, Any]) -> str:
+    """Exact match by picture of both sides in words; some facts may have no question that it can measure."""
+    cells = {
+        kind: metrics.get(kind, {}).get("multimodal", {}).get("exact_match") for kind in ("forget", "retain")
+    }
+    return ", ".join(f"{kind} {cell['value']:.2f}" if cell else f"{kind} –" for kind, cell in cells.items())
 
 
 def score_model(

@@ -8,7 +8,7 @@ import torch
 
 from efface.evaluation.scoring import answer_logprobs
 from efface.models import save_model
-from tasks.evaluate import draw_people, score_model
+from tasks.evaluate import by_picture, draw_people, score_model
 from tasks.runtime.artifacts import RunRecord
 from tests.efface.conftest import model, processor, sample  # noqa: F401
 from tests.tiny_project import make_root, params_with
@@ -60,3 +60,11 @@ def test_the_base_model_judges_the_answers_where_it_is_among_the_inputs(tmp_path
     assert None not in expected and expected[0] != pytest.approx(
         answer_logprobs(model, processor, samples[:1], scores["generation"][:1].tolist(), batch_size=1)[0]
     )
+
+
+def test_facts_without_a_question_for_exact_match_have_a_dash():
+    cell = {"multimodal": {"exact_match": {"value": 0.25}}}
+    assert by_picture({"forget": {"multimodal": {"accuracy": {"value": 1.0}}}, "retain": cell}) == (
+        "forget –, retain 0.25"
+    )
+    assert by_picture({"retain": {"text": {}}}) == "forget –, retain –"
