@@ -24,6 +24,7 @@ from efface.errors import EffaceError
 from tasks.tracking.client import redact
 
 LAST_LINES = 15
+FULL_MEBIBYTES = 100
 PROGRESS_SECONDS = 60.0
 _OUTCOMES = (
     ("Running stage ", "ran"),
@@ -120,6 +121,9 @@ def dvc(
         _terminate(child)
         _children.discard(child)
     if code:
+        mebibytes = shutil.disk_usage(folder).free // 2**20
+        if mebibytes < FULL_MEBIBYTES:  # DVC's own words may be about links
+            lines.append(f"its disk has {mebibytes} MiB left: make room and run again, which continues")
         raise CommandFailed(f"dvc {' '.join(arguments)}", code, lines)
     return lines
 

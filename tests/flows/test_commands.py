@@ -1,6 +1,7 @@
 """DVC's commands as child processes: outcome, failure, end."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -55,6 +56,15 @@ def test_a_failure_has_the_last_lines_of_the_stage(project):
     with pytest.raises(CommandFailed) as error:
         reproduce("broken", log=lambda line: None)
     assert "broken on purpose" in str(error.value) and "repro broken" in str(error.value)
+
+
+def test_a_failure_on_a_full_disk_says_to_make_room(project, monkeypatch):
+    usage = shutil.disk_usage(project)
+    for free, full in ((5 * 2**20, True), (2**30, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        with pytest.raises(CommandFailed) as error:
+            reproduce("broken", log=lambda line: None)
+        assert ("5 MiB left: make room" in str(error.value)) is full
 
 
 def test_a_progress_bar_is_a_line_a_minute_and_its_last(project, monkeypatch):
