@@ -244,6 +244,7 @@ def reject(plan: Plan, verdict: Verdict, root: Path) -> None:
             run=plan.run,
             subjects=subjects,
             known=earlier[request].known if request in earlier else {},
+            confirmed=request in earlier and earlier[request].confirmed,
             reasons=verdict.failures,
             time=now(),
         )

@@ -231,11 +231,15 @@ def test_people_whom_the_model_does_not_know_need_attention_unless_confirmed(pro
     assert sorted(project.plan().batch) == ["A", "B"]
 
 
-def test_a_confirmed_request_has_no_gate_on_its_neighbours(project):
+def test_a_confirmed_request_has_no_gate_on_its_neighbours_also_after_a_failure(project):
     project.add("A", PEOPLE[1])
     promotion.confirm(project.root, "A", "they insist")
-    verdict = project.judge(project.plan(), quality="bad")
-    assert "neighbours" not in [gate.name for gate in verdict.gates]
+    for _ in range(2):
+        run = project.plan()
+        verdict = project.judge(run, quality="bad")
+        assert "neighbours" not in [gate.name for gate in verdict.gates]
+        finish.reject(run, verdict, project.root)
+        promotion.retry(project.root, "A")
 
 
 def test_the_annex_has_every_class_once_and_says_what_was_not_run(project):
