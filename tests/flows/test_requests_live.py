@@ -1,6 +1,7 @@
-"""The deployed flow of requests waits for a decision in Prefect, which posts its events to an address."""
+"""The deployed flow of requests: decisions in Prefect, events at an address, and a purge without delay."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -8,12 +9,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import pandas as pd
 import pytest
 
 from tests.flows.project import PROJECT, end, make_project, until
 from tests.flows.test_requests import REASON, splits, state_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture
@@ -36,7 +38,19 @@ def receiver():
     server.shutdown()
 
 
-def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, receiver):
+def open_fact(project, person) -> str:
+    """A fact that the person's evaluation asks for by training pictures and by others, without options."""
+    table = pd.read_parquet(
+        project.folder / "data/prepared/samples.parquet",
+        columns=["entity_id", "set", "part", "modality", "task", "attribute"],
+    )
+    rows = table[(table["entity_id"] == person) & (table["part"] == "test")]
+    rows = rows[(rows["modality"] == "multimodal") & rows["task"].isin(["cloze", "generation"])]
+    seen, unseen = (set(rows[rows["set"] == name]["attribute"]) for name in ("seen", "unseen"))
+    return str(min(seen & unseen))
+
+
+def test_decisions_events_and_a_purge_of_the_deployed_flow(tmp_path, receiver):
     address, posted = receiver
     gates = {"forget_at_most": 1.0, "retain_at_least": 0.0, "utility_at_least": 0.0}
     gates |= dict.fromkeys(("knowledge_at_most", "membership_at_most", "tpr_at_most", "neighbours_at_least"))
@@ -47,8 +61,9 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
         (project.folder / name).write_text((PROJECT / name).read_text())
     project.run("dvc", "repro", "vanilla", "split", seconds=900)
     first, second, *_ = splits(project, "data")["entities"]["retain"]
-    for name, person in (("A", first), ("B", second)):
-        project.run("flows.requests", "add", "--id", name, "--subject", person, *REASON)
+    fact = open_fact(project, second)
+    for name, *options in (("A", first), ("B", second, "--attribute", fact)):
+        project.run("flows.requests", "add", "--id", name, "--subject", *options, *REASON)
         project.run("flows.requests", "confirm", name, "--reason", "a small model knows little")
     project.run("flows.requests", "withdraw", "B", "--reason", "later")
     with socket.socket() as probe:
@@ -67,6 +82,10 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
 
     def state(run: str) -> str:
         return httpx.get(f"{api}/flow_runs/{run}").json()["state"]["name"]
+
+    def resumed(run: str, decision: dict) -> bool:
+        """Whether Prefect took the decision; its database may be busy."""
+        return httpx.post(f"{api}/flow_runs/{run}/resume", json=decision, timeout=60).status_code == 201
 
     def start() -> str:
         (deployment,) = httpx.post(
@@ -96,7 +115,7 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
         text = next(table["data"] for table in tables if table["key"] == "request-approval")
         assert "| forget | A |" in text and "0001-A.html" in text and first not in text
         decision = {"run_input": {"approve": True, "reason": "looks well"}}
-        assert httpx.post(f"{api}/flow_runs/{run}/resume", json=decision).status_code == 201
+        until(lambda: resumed(run, decision), 60)
         until(lambda: state(run) in ("Completed", "Failed", "Crashed"), 300)
         assert state(run) == "Completed" and state_of(project, "A")["status"] == "done"
 
@@ -113,6 +132,37 @@ def test_a_candidate_waits_for_approval_and_events_reach_a_webhook(tmp_path, rec
         assert state(run) == "Failed" and state_of(project, "B")["status"] == "needs-attention"
         for status in ("overdue", "needs-attention"):
             until(lambda status=status: {"request": "B", "status": status} in posted, 60)
+
+        # A's people are purged with the next run; B, for one fact and tested in 8 bits, is declined.
+        changes = {"gates.retain_at_least": 0.0, "purge_after_days": 0, "served_bits": 8}
+        project.set({f"requests.{key}": value for key, value in changes.items()})
+        project.run("flows.requests", "retry", "B")
+        version, posted[:] = state_of(project, "A")["version"], []
+        run = start()
+        until(lambda: state(run) in ("Suspended", "Failed", "Crashed"), 1200)
+        assert state(run) == "Suspended"
+        assert state_of(project, "A")["status"] == "purged" and state_of(project, "A")["subjects"] == []
+        assert first not in splits(project, "data")["entities"]["retain"]
+        assert not (project.folder / "data/requests/A.yaml").exists()
+        assert len(httpx.post(f"{api}/flow_runs/filter", json={}).json()) == 1, "this run alone is left"
+        certificate = json.loads(project.read("data/requests/certificates/0003-B.json"))
+        assert certificate["request"]["attributes"] == [fact]
+        assert ("served", "B") in [(gate["name"], gate["about"]) for gate in certificate["gates"]]
+        samples = project.folder / certificate["files"]["samples"]["path"]
+        rows = pd.read_parquet(samples, columns=["entity_id", "attribute", "split", "part"])
+        rows = rows[(rows["entity_id"] == second) & (rows["part"] == "train")]
+        assert set(rows[rows["attribute"] == fact]["split"]) == {"forget"}
+        assert set(rows[rows["attribute"] != fact]["split"]) == {"retain"}
+        decision = {"run_input": {"approve": False, "reason": "not now"}}
+        until(lambda: resumed(run, decision), 60)
+        until(lambda: state(run) in ("Completed", "Failed", "Crashed"), 300)
+        assert state(run) == "Completed"
+        assert state_of(project, "B")["status"] == "needs-attention"
+        assert state_of(project, "B")["reasons"] == ["declined: not now"]
+        until(lambda: {"request": "B", "status": "needs-attention"} in posted, 60)
+        status = project.run("flows.requests", "status")
+        assert re.search(rf"│ {version} +│[^│]+│ A +│ production", status) and "candidate" not in status
+        assert "3 certificates hold" in project.run("flows.requests", "verify")
     finally:
         for process in reversed(processes):
             end(process)
