@@ -148,11 +148,7 @@ def test_decisions_events_and_a_purge_of_the_deployed_flow(tmp_path, receiver):
         certificate = json.loads(project.read("data/requests/certificates/0003-B.json"))
         assert certificate["request"]["attributes"] == [fact]
         assert ("served", "B") in [(gate["name"], gate["about"]) for gate in certificate["gates"]]
-        samples = project.folder / certificate["files"]["samples"]["path"]
-        rows = pd.read_parquet(samples, columns=["entity_id", "attribute", "split", "part"])
-        rows = rows[(rows["entity_id"] == second) & (rows["part"] == "train")]
-        assert set(rows[rows["attribute"] == fact]["split"]) == {"forget"}
-        assert set(rows[rows["attribute"] != fact]["split"]) == {"retain"}
+        assert splits(project, f"{certificate['run']}/data")["attributes"] == {second: [fact]}
         decision = {"run_input": {"approve": False, "reason": "not now"}}
         until(lambda: resumed(run, decision), 60)
         until(lambda: state(run) in ("Completed", "Failed", "Crashed"), 300)
