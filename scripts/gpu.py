@@ -293,11 +293,11 @@ def _against(case: str, device: str, run: Callable[[int], object], estimate: int
     if device == "cpu":
         return
     two, four = (_peak(functools.partial(run, size)) for size in (2, 4))
-    a_sample = (four - two) / 2
-    measured = two - 2 * a_sample
+    per_sample = (four - two) / 2
+    measured = two - 2 * per_sample
     share = estimate / measured - 1
     value = (
-        f"{measured / 2**30:.1f} GiB and {a_sample / 2**30:.2f} per sample of a batch; estimated "
+        f"{measured / 2**30:.1f} GiB and {per_sample / 2**30:.2f} per sample of a batch; estimated "
         f"{estimate / 2**30:.1f} ({share:+.0%})"
     )
     yield (case, value, "within 15 %", abs(share) <= 0.15)
@@ -340,7 +340,7 @@ def _rows(device: str, size: str, rounds: int, profile: str | None, folder: Path
     yield from _part("parity", lambda: parity(device))
     subject = build(size, samples=SAMPLES[size], device=device)
     yield from _part("memory", lambda: memory(subject, device))
-    # The weights, gradients of two terms and moments of 7B, in float32, fit no single GPU: LoRA below.
+    # The weights, gradients of two terms and moments of 7B, in float32, take 132 GiB: LoRA below.
     smaller = build("0.5B", samples=SAMPLES["7B"], device=device) if size == "7B" else subject
     for case in (performance.fisher, performance.neurons, performance.scoring, performance.epoch):
         trained = smaller if case is performance.epoch else subject

@@ -205,8 +205,8 @@ def purge(
             for line in purges.lines_of(plan):
                 typer.echo(line)
             return
-        record, told = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
-        for line in (*purges.lines_of(record["purge"]), *told):
+        record, notes = purges.purge_request(load_params(), root, registry, identifier, log=typer.echo)
+        for line in (*purges.lines_of(record["purge"]), *notes):
             typer.echo(line)
         typer.echo(f"the data of request {identifier} are deleted; record {record['number']} says what")
 

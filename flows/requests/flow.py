@@ -203,12 +203,12 @@ def _purge(params: Params, registry: Registry) -> tuple[list[str], list[str]]:
     lines, refused = [], []
     for name in due_purges(params, ROOT, registry):
         try:
-            _, told = purge_request(params, ROOT, registry, name, log=get_run_logger().info)
+            _, notes = purge_request(params, ROOT, registry, name, log=get_run_logger().info)
         except RequestError:  # one that cannot be purged holds up no other
             refused.append(name)
             lines.append(f"request {name} is not purged: python -m flows.requests purge {name} says why")
         else:
-            lines += [f"request {name}: the data of its people are deleted", *told]
+            lines += [f"request {name}: the data of its people are deleted", *notes]
     return lines, refused
 
 
