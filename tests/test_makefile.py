@@ -13,8 +13,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def clone(tmp_path):
-    """A git repository with what `make` reads."""
+def clone(tmp_path, monkeypatch):
+    """A git repository with what `make` reads, out of reach of a `make test VENV=...` around these tests."""
+    for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(PROJECT / name, tmp_path)
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
