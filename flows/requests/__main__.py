@@ -73,7 +73,10 @@ def list_requests() -> None:
         from tasks.requests.plan import read_overview
 
         share = load_params().requests.largest_share
-        _show(_table(read_overview(ROOT, largest_share=share)))
+        overview = read_overview(ROOT, largest_share=share)
+        _show(_table(overview))
+        for name, reason in _reasons(overview).items():
+            typer.echo(f"{name}: {reason}")
 
 
 @app.command()
@@ -322,9 +325,9 @@ def _locked(command: str) -> Iterator[Any]:
 def _table(overview: Any) -> Table:
     from rich.markup import escape
 
-    table = _grid("requests", "request", "due", "people", "known", "status", "version", "reason")
+    table = _grid("requests", "request", "due", "people", "known", "status", "version")
     today = dt.date.today()
-    for name in dict.fromkeys([*overview.requests, *overview.states, *overview.problems]):
+    for name in _names(overview):
         state, subjects = overview.states.get(name), overview.pending.get(name, [])
         status = state.status if state else "pending" if subjects else "invalid"
         due = str(overview.requests[name].due) if name in overview.requests else ""
@@ -336,10 +339,19 @@ def _table(overview: Any) -> Table:
             _known(overview.known.get(name, {})),
             status,
             str(state.version or "") if state else "",
-            "; ".join(state.reasons) if state else overview.problems.get(name, ""),
         ]
         table.add_row(*map(escape, row))  # a request's text is not markup
     return table
+
+
+def _reasons(overview: Any) -> dict[str, str]:
+    """Why a request is in its state, if there is a reason; it would not fit into a column."""
+    reasons = dict(overview.problems) | {name: "; ".join(s.reasons) for name, s in overview.states.items()}
+    return {name: reasons[name] for name in _names(overview) if reasons.get(name)}
+
+
+def _names(overview: Any) -> list[str]:
+    return list(dict.fromkeys([*overview.requests, *overview.states, *overview.problems]))
 
 
 def _known(numbers: Mapping[str, float]) -> str:
@@ -350,9 +362,10 @@ def _known(numbers: Mapping[str, float]) -> str:
 
 
 def _grid(title: str, *columns: str) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    return Table(*columns, title=title, title_justify="left")
+    folded = (Column(name, overflow="fold") for name in columns)  # an id is never cut
+    return Table(*folded, title=title, title_justify="left")
 
 
 def _show(*tables: Table) -> None:

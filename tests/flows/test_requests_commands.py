@@ -85,10 +85,17 @@ def test_a_file_that_cannot_be_read_is_listed_with_the_reason_and_can_be_withdra
     project.add("A", PEOPLE[1])
     project.add("B", PEOPLE[2]).write_text("subjects: [")
     output = output_of("list")
-    assert "pending" in output and re.search(r"B .*invalid.*B\.yaml", output)
+    assert "pending" in output and re.search(r"B .*invalid.* B: .*B\.yaml", output)
     output_of("withdraw", "B", "--reason", "sent twice")
-    assert re.search(r"B .*withdrawn.*sent twice", output_of("list"))
+    assert re.search(r"B .*withdrawn.* B: sent twice", output_of("list"))
     assert "request B is pending again" in output_of("retry", "B")
+
+
+def test_eighty_columns_cut_no_id(project, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    project.add("2026-11-21-01", PEOPLE[1])
+    row = re.search(r"│ 2026-11-21-01 │ (.*?) │", output_of("list"))
+    assert row and row[1] == DUE
 
 
 def test_terminal_markup_in_a_request_is_text(project):
