@@ -364,8 +364,12 @@ def _known(numbers: Mapping[str, float]) -> str:
 def _grid(title: str, *columns: str) -> Table:
     from rich.table import Column, Table
 
-    folded = (Column(name, overflow="fold") for name in columns)  # an id is never cut
-    return Table(*folded, title=title, title_justify="left")
+    # 80 columns hold dated ids and states whole; what is longer is folded.
+    least, most = {"request": 13, "status": 15}, {"due": 10, "known": 10}
+    styled = (
+        Column(name, overflow="fold", min_width=least.get(name), max_width=most.get(name)) for name in columns
+    )
+    return Table(*styled, title=title, title_justify="left")
 
 
 def _show(*tables: Table) -> None:
