@@ -133,7 +133,7 @@ def _two_measures(
     caption: str,
     front: Sequence[tuple[float, float]] = (),
 ) -> Plot:
-    """One labelled point per model with its interval bars, both axes from 0 to 1."""
+    """One point per model with its interval bars, both axes from 0 to 1."""
     (x, x_label), (y, y_label) = axes
     cells = {
         model: (across, up)
@@ -142,11 +142,8 @@ def _two_measures(
     }
 
     def build() -> Figure:
-        from adjustText import adjust_text
-
         figure, panel = _unit_square(x_label, y_label, front)
-        texts = []
-        for index, (model, (across, up)) in enumerate(cells.items()):
+        for model, (across, up) in cells.items():
             colour, marker = _model_style(model, list(estimates))
             for cell, line in ((across, panel.hlines), (up, panel.vlines)):
                 at = up.value if cell is across else across.value
@@ -161,23 +158,9 @@ def _two_measures(
                 markerfacecolor=PAPER if model in REFERENCE_MODELS else colour,
                 markeredgewidth=1.6,
                 linestyle="",
+                label=model,
             )
-            # Slightly apart, so that the labels of models at the same point stay distinguishable.
-            texts.append(panel.text(across.value, up.value + 0.004 * index, model, color=colour, fontsize=9))
-        if texts:
-            figure.canvas.draw()
-            figure.set_layout_engine("none")  # labels are placed for the current layout
-            adjust_text(
-                texts,
-                x=[across.value for across, _ in cells.values()],
-                y=[up.value for _, up in cells.values()],
-                ax=panel,
-                time_lim=None,
-                iter_lim=300,
-                expand=(1.15, 1.4),
-                force_text=(0.3, 0.6),
-                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8},
-            )
+        _legend(figure, panel)
         return figure
 
     described = [f"{model}: {_words(across)} and {_words(up)}" for model, (across, up) in cells.items()]
@@ -560,13 +543,17 @@ def _model_style(model: str, models: Sequence[str]) -> tuple[str, str]:
     if model in REFERENCE_MODELS:
         index = REFERENCE_MODELS.index(model)
         return REFERENCE_COLOURS[index], REFERENCE_MARKERS[index]
-    index = [name for name in models if name not in REFERENCE_MODELS].index(model)
-    return COLOURS[index % len(COLOURS)], METHOD_MARKERS[index % len(METHOD_MARKERS)]
+    turn, index = divmod([name for name in models if name not in REFERENCE_MODELS].index(model), len(COLOURS))
+    return COLOURS[index], METHOD_MARKERS[(index + turn) % len(METHOD_MARKERS)]  # 64 different pairs
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
+    """The names of what is drawn, above the panel, which keeps its height."""
     handles, names = panel.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(names)))
+    columns = min(3 if max(map(len, names), default=0) < 18 else 2, len(names))
+    if rows := -(-len(names) // max(columns, 1)):
+        figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
+        figure.legend(handles, names, loc="outside upper center", ncols=columns)
 
 
 def _tower_panels(figure: Figure, groups: Mapping[str, Mapping[str, float]]) -> Sequence[Axes]:

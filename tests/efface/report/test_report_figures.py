@@ -1,4 +1,4 @@
-"""Figures: the same bytes each time, their numbers in words, labels apart."""
+"""Figures: the same bytes each time, their numbers in words, models told apart."""
 
 import functools
 import itertools
@@ -6,6 +6,8 @@ import re
 
 from efface.report.estimates import Cell
 from efface.report.figures import (
+    WIDTH,
+    _model_style,
     budget_plot,
     by_tower,
     curve_plot,
@@ -113,15 +115,15 @@ def test_curves_say_where_they_begin_and_end():
     assert "retrained 0.10 at 0, 0.30 at 30" in plot.alt
 
 
-def test_labels_of_models_at_one_point_do_not_cover_each_other():
-    """Every label is a group of glyphs in the SVG, placed by a translation."""
-    sides = {name: comparison()["npo"] for name in ("npo", "grad_diff", "manu", "kl_min")}
-    content = tradeoff_plots(sides)[0].svg.decode()
-    places = {}
-    for name in sides:
+def test_twenty_models_at_one_point_are_told_apart():
+    """Every name in the legend is a group of glyphs in the SVG, placed by a translation."""
+    methods = [f"mmunlearner_with_mask_{number}" for number in range(20)]
+    content = tradeoff_plots(dict.fromkeys(methods, comparison()["npo"]))[0].svg.decode()
+    places = []
+    for name in methods:
         block = content[content.index(f"<!-- {name} -->") :]
-        places[name] = tuple(map(float, re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", block).groups()))
-    heights = sorted(places.values(), key=lambda place: place[1])
-    for first, second in itertools.pairwise(heights):
-        apart = abs(first[1] - second[1]) >= 8 or abs(first[0] - second[0]) >= 20
-        assert apart, places
+        places.append(tuple(map(float, re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", block).groups())))
+    for first, second in itertools.combinations(places, 2):
+        assert abs(first[1] - second[1]) >= 8 or abs(first[0] - second[0]) >= 100
+    assert max(across for across, _ in places) < 72 * WIDTH - 100
+    assert len({_model_style(name, methods) for name in methods}) == len(methods)
