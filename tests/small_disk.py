@@ -6,8 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from efface.errors import EffaceError
+from tasks.runtime.artifacts import disk_is_full
 
 
 @contextlib.contextmanager
@@ -36,3 +41,30 @@ def free_space(disk: Path, kib: int) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
+
+
+ROOM = (0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 512)
+"""KiB."""
+
+
+def repeated(disk: Path, call: Callable[[], object], check: Callable[[], None], scale: int = 1) -> int:
+    """Call on an ever less full disk until it succeeds; returns the number of failures.
+
+    Every failure is an error in words, or one that commands put into words, and `check` holds after it.
+    """
+    for number, kib in enumerate(scale * room for room in ROOM):
+        with free_space(disk, kib):
+            reason = _failure(call)
+        if reason is None:
+            return number
+        assert disk_is_full(reason) or (isinstance(reason, EffaceError) and "make room" in str(reason)), kib
+        check()
+    raise AssertionError("it never succeeded")
+
+
+def _failure(call: Callable[[], object]) -> Exception | None:
+    try:
+        call()
+    except (EffaceError, OSError, SafetensorError) as error:
+        return error
+    return None

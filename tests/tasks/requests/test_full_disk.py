@@ -1,17 +1,13 @@
 """On a disk that is really full, certifying and purging say so, and go on once there is room."""
 
-from pathlib import Path
-
 import pytest
 
-from efface.errors import EffaceError
 from tasks.requests import purge
 from tasks.requests.certificates import read_certificates, verify
 from tasks.requests.promotion import promote
 from tasks.requests.state import CANDIDATE, PRODUCTION, read_states
-from tasks.runtime.artifacts import disk_is_full
 from tests.requests_project import PEOPLE
-from tests.small_disk import free_space, small_disk
+from tests.small_disk import repeated, small_disk
 from tests.tasks.requests.purged_project import PERSON, all_traces, run_purge
 
 pytestmark = pytest.mark.slow
@@ -25,29 +21,6 @@ def tmp_path(tmp_path_factory):
             pytest.skip("mounting a small disk is not allowed here")
         (disk / "project").mkdir()
         yield disk / "project"
-
-
-def failure(call) -> Exception | None:
-    try:
-        call()
-    except (EffaceError, OSError) as error:
-        return error
-    return None
-
-
-def repeated(disk: Path, call, check) -> int:
-    """Call on an ever less full disk until it succeeds; returns the number of failures.
-
-    Every failure is an error in words, or one that commands put into words, and `check` holds after it.
-    """
-    for number, kib in enumerate((0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 512)):
-        with free_space(disk, kib):
-            reason = failure(call)
-        if reason is None:
-            return number
-        assert disk_is_full(reason) or (isinstance(reason, EffaceError) and "make room" in str(reason)), kib
-        check()
-    raise AssertionError("it never succeeded")
 
 
 def test_a_certificate_on_a_full_disk(project, tmp_path):
