@@ -50,7 +50,11 @@ CURVES: dict[str, Callable[[Points], float]] = {
 }
 """Number of a forget-retain curve to its function; all in [0, 1], higher is better."""
 MASKS = ("density", "kappa")
-PAIRED = ("score", "forget", "retain", *CURVES)
+WORST = "worst attack"
+"""Name of that gap in a cell."""
+WITHSTOOD = "forgotten after the worst attack"
+"""1 minus the gap to the retrained model after the worst attack."""
+PAIRED = (*SCORES, WITHSTOOD, *CURVES)
 """Numbers by which methods are compared in pairs; higher is better."""
 FLOOR_HOLDS = 0.9
 """Least forgetting of the retrained model, measured from base, with which base serves as the floor."""
@@ -98,7 +102,7 @@ class Outcome:
         tuning, setting: those of the cell.
         model: its name.
         numbers: the known ones of ``COLUMNS``, ``SCORES``, ``EXACT_SCORE``, ``CURVES``, ``MASKS`` and
-            ``COSTS``, and gaps after attacks.
+            ``COSTS``, gaps after attacks, and ``WITHSTOOD``.
         refused: why there is no score, else None.
     """
 
@@ -305,7 +309,10 @@ def _outcome(
     if points := cell.curves.get(model):
         numbers |= {name: function(points) for name, function in CURVES.items()}
     numbers |= {**cell.costs.get(model, {}), **cell.masks.get(model, {})}
-    numbers |= {f"{attack}, gap": gap for attack, gap in cell.gaps.get(model, {}).items()}
+    gaps = cell.gaps.get(model, {})
+    numbers |= {f"{attack}, gap": gap for attack, gap in gaps.items()}
+    if WORST in gaps:
+        numbers[WITHSTOOD] = 1 - gaps[WORST]
     return Outcome(fold, cell.tuning, cell.setting, model, numbers, refused)
 
 

@@ -112,6 +112,7 @@ def _gaps(folder: Path, model: str) -> dict[str, float]:
     """Attack to how much more the model answers about the people to forget after it than retrained does."""
     from efface.attacks import NO_ATTACK
     from efface.attacks.outcomes import attack_gaps, attack_outcomes, worst_attack
+    from efface.evaluation.studies import WORST
 
     attacks, retrained = read_attacks(folder, model), read_attacks(folder, "retrained")
     if attacks is None or retrained is None:
@@ -119,6 +120,6 @@ def _gaps(folder: Path, model: str) -> dict[str, float]:
     outcomes = attack_outcomes(attacks[0], retrained[0])
     gaps = [("no attack", outcome.gap()) for outcome in outcomes if outcome.attack == NO_ATTACK]
     if worst := worst_attack(attacks[0], retrained[0]):
-        gaps.append(("worst attack", worst.gap))
+        gaps.append((WORST, worst.gap))
     gaps += [(name, result.gap) for name, result in attack_gaps(attacks[0], retrained[0]).items()]
     return {name: gap for name, gap in gaps if gap is not None}
