@@ -33,6 +33,7 @@ Variant = Literal["paper", "open_unlearning"]
 class IdkDPOSettings(TrainingSettings):
     """Settings of DPO towards refusals."""
 
+    learning_rate: float = 8.0e-5
     beta: float = 0.1
     """Inverse temperature, above 0; 0.1 in both papers."""
     variant: Variant = "paper"

@@ -8,9 +8,24 @@ Reference:
     at the answers, like every other loss.
 """
 
+from dataclasses import dataclass
+
 from efface.unlearning.method import Method, kl_loss
 from efface.unlearning.quantities import answer_distributions
+from efface.unlearning.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLMinSettings(TrainingSettings):
+    """Settings of KL minimisation."""
+
+    learning_rate: float = 3.5e-5
+
 
 METHOD = Method(
-    name="kl_min", paper="arXiv:2401.06121", retain_loss=kl_loss, retain_reference=answer_distributions
+    name="kl_min",
+    paper="arXiv:2401.06121",
+    retain_loss=kl_loss,
+    retain_reference=answer_distributions,
+    settings=KLMinSettings,
 )

@@ -27,6 +27,7 @@ from efface.unlearning.settings import TrainingSettings, require
 class RMUSettings(TrainingSettings):
     """Settings of RMU."""
 
+    learning_rate: float = 6.4e-4
     layer: int = 2
     """Decoder layer, counted from 1; 7 of 32 in the paper."""
     scale: float = 20.0

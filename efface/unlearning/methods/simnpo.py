@@ -24,7 +24,8 @@ from efface.unlearning.settings import TrainingSettings, require
 class SimNPOSettings(TrainingSettings):
     """Settings of SimNPO."""
 
-    beta: float = 4.5
+    learning_rate: float = 6.0e-5
+    beta: float = 2.5
     """Inverse temperature, above 0; 4.5 in the paper."""
     delta: float = 0.0
     """Margin in nats per token, at least 0; 0 in the paper."""

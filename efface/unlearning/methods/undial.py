@@ -27,6 +27,7 @@ from efface.unlearning.settings import TrainingSettings, require
 class UndialSettings(TrainingSettings):
     """Settings of UNDIAL."""
 
+    learning_rate: float = 1.6e-4
     beta: float = 10.0
     """How far the logit of an answer token is lowered, above 0; 10 in the paper."""
 

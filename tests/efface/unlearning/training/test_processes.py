@@ -55,7 +55,7 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(tmp_path, lora):
     finished(program(killed, **options))
     runs = [json.loads((tmp_path / name / "run-0.json").read_text()) for name in ("whole", "killed")]
     assert runs[0]["history"] == runs[1]["history"]
-    assert len(runs[1]["drawn"]) < len(runs[0]["drawn"])  # it went on, and did not begin anew
+    assert len(runs[1]["batches"]) < len(runs[0]["batches"])  # it went on, and did not begin anew
     whole, resumed = (load_file(tmp_path / n / "weights-0.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
