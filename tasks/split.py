@@ -125,6 +125,12 @@ def missing_rows(params: Params, counts: Mapping[tuple[str, ...], int]) -> list[
             + f": the forget people have no training row of modality {', '.join(params.unlearn.forget)}; "
             f"set unlearn.forget to [{', '.join(has)}], or add such rows"
         )
+    worded = [name for name, method in params.unlearn.methods.items() if method.retain_text]
+    if worded and not counts.get(("forget", "train", "text")):
+        lines.append(
+            f"unlearn.methods {', '.join(worded)}: retain_text is true and the forget people have no "
+            "training row in text; set it to false, or add such rows"
+        )
     without = [split for split in ("forget", "retain") if not counts.get((split, "pairs"))]
     if params.prune.methods and without:
         lines.append(

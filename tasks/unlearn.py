@@ -58,6 +58,9 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
         elif "mask" in inputs:
             # The mask is made from the vanilla model; for another start, names and shapes must fit.
             mask, _ = load_mask(inputs["mask"], model=loaded.model if section.start == "vanilla" else None)
+        retain = read_samples(table, split="retain", part="train")
+        if section.retain_text:
+            retain += read_samples(table, split="forget", part="train", modality="text")
         evaluation = curve_evaluation(params, loaded, table) if method.trains else None
         curve = [] if evaluation is None else [{"step": 0.0, **evaluation(loaded.model)}]
         try:
@@ -66,7 +69,7 @@ def run(params: Params, name: str, root: Path = Path("data")) -> None:
                 loaded.processor,
                 method=section.method,
                 forget=read_samples(table, split="forget", part="train", modality=shared.forget),
-                retain=read_samples(table, split="retain", part="train"),
+                retain=retain,
                 config=TrainingConfig(
                     batch_size=shared.batch_size,
                     accumulation_steps=shared.accumulation_steps,

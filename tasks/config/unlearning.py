@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class UnlearningMethod(Section):
-    """One entry of `unlearn.methods`: these three keys, and the settings of the method's class."""
+    """One entry of `unlearn.methods`: these four keys, and the settings of the method's class."""
 
     method: str
     """File in efface/unlearning/methods; several entries may share one."""
@@ -25,13 +25,15 @@ class UnlearningMethod(Section):
     """File in data/masks with the weights that the forget term may change; none: all. For a method that reads
     the retain statistic, `retain_statistic` is the file of `python -m tasks retain-statistic`; none: the run
     measures it."""
+    retain_text: Annotated[bool, UNLISTED] = False
+    """Retain the forget people's facts as text, too; not together with `text` in `unlearn.forget`."""
     settings_class: ClassVar[type[Any]]
     statistic: ClassVar[bool]
 
     @property
     def settings(self) -> Any:
         """The method's settings, such as an `NPOSettings`."""
-        return self.settings_class(**self.model_dump(exclude={"method", "start", "mask"}))
+        return self.settings_class(**self.model_dump(exclude={"method", "start", "mask", "retain_text"}))
 
     @model_validator(mode="after")
     def _settings_are_in_range(self) -> UnlearningMethod:
@@ -175,3 +177,13 @@ class Unlearn(Section):
     @classmethod
     def _methods_have_their_settings(cls, methods: dict[str, Any]) -> dict[str, Any]:
         return validated_methods(methods)
+
+    @model_validator(mode="after")
+    def _text_is_forgotten_or_retained(self) -> Unlearn:
+        retaining = [name for name, entry in self.methods.items() if entry.retain_text]
+        if retaining and "text" in self.forget:
+            raise ValueError(
+                f"methods.{retaining[0]}.retain_text is true and forget is {self.forget}: expected text "
+                "facts to be forgotten or retained"
+            )
+        return self

@@ -205,6 +205,30 @@ def test_divergence_is_recorded_and_leaves_the_last_good_checkpoint(root, monkey
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 1
 
 
+@pytest.mark.parametrize("retain_text", [False, True])
+def test_text_facts_of_the_forget_people_join_the_retain_set(root, monkeypatch, retain_text):
+    from efface.unlearning import unlearn as module
+
+    retained, original = [], module.unlearn
+
+    def watched(*args, **kwargs):
+        retained.extend(kwargs["retain"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "unlearn", watched)
+    unlearn.run(params({"grad_diff": TRAINING | {"retain_text": retain_text}}), "grad_diff", root=root)
+    forget = [s for s in retained if s.split == "forget"]
+    expected = read_samples(root / "prepared", split="forget", part="train", modality="text")
+    assert [s.sample_id for s in forget] == ([s.sample_id for s in expected] if retain_text else [])
+    assert expected and any(s.split == "retain" for s in retained)
+
+
+def test_text_facts_are_forgotten_or_retained():
+    with pytest.raises(ValueError) as error:
+        params({"grad_diff": TRAINING | {"retain_text": True}}, forget=["multimodal", "text"])
+    assert "methods.grad_diff.retain_text" in str(error.value)
+
+
 def test_a_saved_statistic_stands_in_for_the_retain_set_of_its_model_alone(root):
     kvw = {"start": "vanilla", "gamma": 0.5}
     measured = params({"kvw": kvw | {"mask": "none"}, "grad_diff": TRAINING})

@@ -363,7 +363,8 @@ def test_one_step_of_every_method(family, tiny, pictured, written):
             mask=mask if name == "mmunlearner" else None,
             **options(name, **SETTINGS.get(name, {}) | extra),
         )
-        if name in ("vl_eraser", "projected_diff", "mip_editor") and hasattr(text, "num_experts"):
+        plain = ("vl_eraser", "projected_diff", "projected_simnpo", "mip_editor")
+        if name in plain and hasattr(text, "num_experts"):
             with pytest.raises(ModelError) as error:
                 call()
             assert "stacked experts" in str(error.value)

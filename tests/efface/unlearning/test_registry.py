@@ -70,6 +70,8 @@ def test_the_sum_of_gradients_is_clipped_as_published_but_for_masked_updates():
         ("vl_eraser", "energy", 0.0),
         ("projected_diff", "energy", -0.1),
         ("projected_diff", "energy", 1.1),
+        ("projected_simnpo", "energy", 1.1),
+        ("projected_simnpo", "beta", 0.0),
         ("pava", "layers", 0),
         ("pava", "selection", "last"),
         ("pava", "traced_samples", 0),

@@ -18,26 +18,34 @@ from efface.unlearning.unlearn import unlearn
 from tests.efface.unlearning.runs import interrupted, weights
 
 
-def run(model, processor, forget, retain, *, statistic=None, checkpoints=None, **values):
+def run(
+    model, processor, forget, retain, *, method="projected_diff", statistic=None, checkpoints=None, **values
+):
     values = {"energy": 1.0, "steps": 6, "learning_rate": 1e-2} | values
     return unlearn(
         model,
         processor,
-        method="projected_diff",
+        method=method,
         forget=forget,
         retain=retain,
         statistic=statistic,
-        settings=METHODS["projected_diff"].settings(**values),
+        settings=METHODS[method].settings(**values),
         config=TrainingConfig(batch_size=2, checkpoint_every=2),
         checkpoints=checkpoints,
     )
 
 
-def test_outputs_on_the_protected_span_are_unchanged_and_those_off_it_are_not(model, processor, pictured):
+BOTH = pytest.mark.parametrize("method", ["projected_diff", "projected_simnpo"])
+
+
+@BOTH
+def test_outputs_on_the_protected_span_are_unchanged_and_those_off_it_are_not(
+    model, processor, pictured, method
+):
     retain = pictured[2:]
     statistic = measure_retained(model, processor, retain, batch_size=4)
     start = copy.deepcopy(model)
-    run(model, processor, pictured[:2], retain)
+    run(model, processor, pictured[:2], retain, method=method)
     generator = torch.Generator().manual_seed(0)
     for mlp in decoder_mlps(model):
         before, after = (m.get_submodule(mlp.down) for m in (start, model))
@@ -49,23 +57,33 @@ def test_outputs_on_the_protected_span_are_unchanged_and_those_off_it_are_not(mo
         assert not torch.allclose(after(anywhere), before(anywhere), atol=1e-2 * scale, rtol=0)
 
 
-def test_one_step_is_the_slow_one(model, processor, pictured):
-    """The gradient by D is the gradient by W, projected: G P. Adam's first step is its sign."""
+def forget_loss(method, model, processor, samples):
+    """Slow: ascent, or SimNPO's equation with beta 2.5 and no margin, a sample at a time."""
+    encoder = Encoder(processor, samples)
+    losses = torch.stack([nll(model, encoder.batch([number])) for number in range(len(samples))])
+    if method == "projected_diff":
+        return -losses.mean()
+    return -(2 / 2.5) * torch.log(1 / (1 + torch.exp(-2.5 * losses))).mean()
+
+
+@BOTH
+def test_one_step_is_the_slow_one(model, processor, pictured, method):
+    """The gradient by D is the gradient by W, projected: G P. Adam's first step is g / (|g| + eps)."""
     forget, retain = pictured[:2], pictured[2:8]
     statistic = measure_retained(model, processor, retain, batch_size=4)
     expected, slow = {}, copy.deepcopy(model)
-    (-nll(slow, Encoder(processor, forget).batch([0, 1])).mean()).backward()
+    forget_loss(method, slow, processor, forget).backward()
     for mlp in decoder_mlps(slow):
         down = slow.get_submodule(mlp.down)
         span = span_of(statistic.span[mlp.name], 0.9).double()
         off = torch.eye(mlp.width).double() - span.T @ span
         gradient = down.weight.grad.double() @ off
         clear = gradient.abs() > 1e-3 * gradient.abs().max()
-        step = torch.where(clear, -1e-3 * gradient.sign(), torch.nan)
+        step = torch.where(clear, -1e-3 * gradient / (gradient.abs() + 1e-8), torch.nan)
         expected[mlp.down] = step, off
     start = weights(model)
     values = {"energy": 0.9, "learning_rate": 1e-3, "steps": 1, "retain_weight": 0.0}
-    run(model, processor, forget, [], statistic=statistic, **values)
+    run(model, processor, forget, [], method=method, statistic=statistic, **values)
     for name, (step, off) in expected.items():
         moved = (model.get_submodule(name).weight - start[f"{name}.weight"]).double()
         filled = step.nan_to_num() @ off  # entries without a clear sign move by at most 1e-3 each
