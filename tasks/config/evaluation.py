@@ -210,7 +210,7 @@ class ImageShift(Section):
 class Attack(Section):
     """Attempts to bring back what a model was made to forget."""
 
-    models: Annotated[list[Name], UNIQUE] = ["retrained", "mmunlearner", "grad_diff"]
+    models: Annotated[list[Name], UNIQUE] = ["retrained", "mmunlearner", "simnpo"]
     """Models to attack, such as [retrained, npo]; with `retrained` the others are compared to it."""
     run: Annotated[list[Literal[ATTACKS]], Field(min_length=1), UNIQUE] = [  # type: ignore[valid-type]
         *("reword", "cross_modal", "relearn", "quantize", "module_reload")

@@ -170,6 +170,7 @@ class Unlearn(Section):
         "grad_diff": {"start": "vanilla", "mask": "none"},
         "gradient_ascent": {"start": "vanilla", "mask": "none"},
         "npo": {"start": "vanilla", "mask": "none"},
+        "simnpo": {"start": "vanilla", "mask": "none"},
     }
     """Methods to run, with `start`, `mask` and the settings of their classes in efface/unlearning/methods."""
 

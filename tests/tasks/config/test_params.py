@@ -245,7 +245,7 @@ def test_a_new_file_is_a_new_profile(tmp_path):
         encoding="utf-8",
     )
     methods = use_profile("mine", project).unlearn.methods
-    assert list(methods) == ["mmunlearner", "gradient_ascent", "npo", "kl_min"]
+    assert list(methods) == ["mmunlearner", "gradient_ascent", "npo", "simnpo", "kl_min"]
     assert (methods["npo"].epochs, methods["npo"].settings.beta) == (9, 0.4)
 
 
@@ -301,7 +301,7 @@ def test_nothing_runs_on_wrong_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        (["unlearn", "nope"], 1, ["'nope'", "mmunlearner, grad_diff, gradient_ascent, npo"]),
+        (["unlearn", "nope"], 1, ["'nope'", "mmunlearner, grad_diff, gradient_ascent, npo, simnpo"]),
         (["use", "nope"], 2, ["'nope'", "laptop", "quick"]),
     ],
 )
