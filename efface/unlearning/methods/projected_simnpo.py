@@ -22,7 +22,7 @@ from efface.unlearning.settings import require
 class ProjectedSimNPOSettings(simnpo.SimNPOSettings):
     """Settings of projected SimNPO: those of SimNPO, and the protected span's."""
 
-    learning_rate: float = 1.0e-3
+    learning_rate: float = 2.0e-3
     energy: float = 0.9
     """Share of the retain inputs' squared length that the protected span holds, in [0, 1]."""
 
