@@ -109,7 +109,7 @@ def retained(
     """Share of vanilla's exact answers by picture about people in no request."""
     vanilla = tables[0][1]
     about = vanilla[(vanilla["set"] == "retain") & (vanilla["modality"] == "multimodal")]
-    about = about[~about["entity_id"].isin(list(adapters))]
+    about = about[~about["entity_id"].isin(list(adapters)) & about["exact_match"].notna()]
     values = []
     for sample, answer in about["exact_match"].items():
         number = routes[str(sample)]

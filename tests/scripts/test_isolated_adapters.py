@@ -47,5 +47,6 @@ def test_a_picture_that_goes_elsewhere_counts_with_vanillas_answer():
 @pytest.mark.parametrize(("routes", "share"), [((None, None), 1.0), ((0, None), 0.5), ((0, 0), 0.0)])
 def test_people_of_no_request_lose_what_is_sent_to_an_adapter(routes, share):
     vanilla, adapter = (table(dict.fromkeys(SETS, value), SETS) for value in (1.0, 0.0))
-    routes = dict(zip(("c1", "c2"), routes, strict=True)) | {"b1": 0, "b2": 0}
+    vanilla.loc["open question"] = ["retain", "c", None, "multimodal"]
+    routes = dict(zip(("c1", "c2"), routes, strict=True)) | {"b1": 0, "b2": 0, "open question": None}
     assert retained([(adapter, vanilla)], {"a": 0, "b": 0}, routes) == share
