@@ -36,6 +36,19 @@ def processes_of(stage: str) -> int:
     return process_count() if entry is not None and entry.shared else 1
 
 
+_TORCHRUN = """
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+try:
+    main()
+except ChildFailedError:
+    sys.exit(1)
+"""
+"""torchrun without a traceback of its own: the process that failed has said why."""
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -50,7 +63,7 @@ def launch(arguments: Sequence[str]) -> NoReturn:
     """Replace this process by torchrun, which runs `python -m tasks ARGUMENTS` several times."""
     count = os.environ[COUNT]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(count))))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+    torchrun = ["-c", _TORCHRUN, "--standalone", "--nproc_per_node", count]
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "tasks", *arguments])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -178,7 +177,7 @@ def test_dvc_runs_a_stage_as_two_and_calls_it_current_afterwards(tmp_path, model
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_mistake_is_told_once_and_a_killed_launcher_leaves_nothing(tmp_path, model, processor):  # noqa: F811
+def test_a_mistake_is_told_once_and_a_terminated_launcher_leaves_nothing(tmp_path, model, processor):  # noqa: F811
     project = make_project(tmp_path / "project", model, processor)
     completed = run(project, 2, "unlearn", "no_such_method")
     assert completed.returncode == 1 and completed.stderr.count("error: ") == 1
@@ -195,7 +194,7 @@ def test_a_mistake_is_told_once_and_a_killed_launcher_leaves_nothing(tmp_path, m
         stderr=subprocess.DEVNULL,
     )
     wait_for(lambda: len(marked(tmp_path)) >= 3)
-    running.send_signal(signal.SIGKILL)
+    running.terminate()
     running.wait()
     wait_for(lambda: not marked(tmp_path))
 
