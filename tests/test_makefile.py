@@ -26,11 +26,11 @@ def clone(tmp_path, monkeypatch):
 def refusal(clone, *arguments, **environment):
     """What a failing `make run` prints, and that it installed nothing."""
     make = shutil.which("make")
-    done = subprocess.run(
+    completed = subprocess.run(
         [make, "run", *arguments], cwd=clone, capture_output=True, text=True, env=environment or None
     )
-    assert done.returncode != 0 and not (clone / ".venv").exists()
-    return done.stdout
+    assert completed.returncode != 0 and not (clone / ".venv").exists()
+    return completed.stdout
 
 
 def python(folder, version):
@@ -75,9 +75,9 @@ def test_a_port_that_the_server_cannot_take(clone):
     command = ["make", "READY=ready", "-o", "ready", "server"]
     with socket.create_server(("127.0.0.1", 0)) as busy:
         for port in (str(busy.getsockname()[1]), "99999", "http"):
-            done = subprocess.run([*command, f"PORT={port}"], cwd=clone, capture_output=True, text=True)
-            assert done.returncode != 0
-            assert f"port {port} " in done.stderr and "PORT=4300" in done.stderr
+            completed = subprocess.run([*command, f"PORT={port}"], cwd=clone, capture_output=True, text=True)
+            assert completed.returncode != 0
+            assert f"port {port} " in completed.stderr and "PORT=4300" in completed.stderr
 
 
 def test_a_worker_started_in_the_background_can_be_interrupted(clone):
@@ -91,11 +91,11 @@ def test_a_worker_started_in_the_background_can_be_interrupted(clone):
     )
     prefect.chmod(0o755)
     (clone / ".venv" / ".ready").touch()
-    done = subprocess.run(
+    completed = subprocess.run(
         ["make", "--silent", "worker"],
         cwd=clone,
         capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    assert done.stdout == "True\n", done.stderr
+    assert completed.stdout == "True\n", completed.stderr

@@ -53,7 +53,8 @@ MASKS = ("density", "kappa")
 WORST = "worst attack"
 """Name of that gap in a cell."""
 WITHSTOOD = "forgotten after the worst attack"
-"""1 minus the gap to the retrained model after the worst attack."""
+"""1 minus the gap to the retrained model after the worst attack, at most 1: who knows nobody has 1, and to
+answer less than retrained earns nothing."""
 PAIRED = (*SCORES, WITHSTOOD, *CURVES)
 """Numbers by which methods are compared in pairs; higher is better."""
 FLOOR_HOLDS = 0.9
@@ -312,7 +313,7 @@ def _outcome(
     gaps = cell.gaps.get(model, {})
     numbers |= {f"{attack}, gap": gap for attack, gap in gaps.items()}
     if WORST in gaps:
-        numbers[WITHSTOOD] = 1 - gaps[WORST]
+        numbers[WITHSTOOD] = 1 - max(gaps[WORST], 0.0)
     return Outcome(fold, cell.tuning, cell.setting, model, numbers, refused)
 
 

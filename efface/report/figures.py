@@ -6,6 +6,7 @@ The same arguments give the same bytes: no dates, fixed ids, text as outlines.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -550,10 +551,12 @@ def _model_style(model: str, models: Sequence[str]) -> tuple[str, str]:
 def _legend(figure: Figure, panel: Axes) -> None:
     """The names of what is drawn, above the panel, which keeps its height."""
     handles, names = panel.get_legend_handles_labels()
-    columns = min(3 if max(map(len, names), default=0) < 18 else 2, len(names))
-    if rows := -(-len(names) // max(columns, 1)):
-        figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
-        figure.legend(handles, names, loc="outside upper center", ncols=columns)
+    if not names:
+        return
+    columns = min(3 if max(map(len, names)) < 18 else 2, len(names))  # long names need half the width
+    rows = math.ceil(len(names) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
+    figure.legend(handles, names, loc="outside upper center", ncols=columns)
 
 
 def _tower_panels(figure: Figure, groups: Mapping[str, Mapping[str, float]]) -> Sequence[Axes]:

@@ -26,9 +26,11 @@ class UnlearningMethod(Section):
     the retain statistic, `retain_statistic` is the file of `python -m tasks retain-statistic`; none: the run
     measures it."""
     retain_text: Annotated[bool, UNLISTED] = False
-    """Retain the forget people's facts as text, too; not together with `text` in `unlearn.forget`."""
+    """Retain the forget people's facts as text, too. The method must read the retain set itself, not a saved
+    statistic of it; not together with `text` in `unlearn.forget`."""
     settings_class: ClassVar[type[Any]]
     statistic: ClassVar[bool]
+    retains: ClassVar[bool]
 
     @property
     def settings(self) -> Any:
@@ -45,6 +47,14 @@ class UnlearningMethod(Section):
         if self.mask != "none" and (self.mask == "retain_statistic") != self.statistic:
             allowed = "retain_statistic or none" if self.statistic else "a mask of weights, or none"
             raise ValueError(f"mask is {self.mask!r}: expected {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _retained_text_is_read(self) -> UnlearningMethod:
+        reads_set = self.retains and (self.statistic or getattr(self.settings, "uses_retain_set", False))
+        if self.retain_text and (self.mask == "retain_statistic" or not reads_set):
+            instead = "a saved statistic" if reads_set else "no retain set"
+            raise ValueError(f"retain_text is true and {self.method} reads {instead} here: expected false")
         return self
 
 
@@ -74,7 +84,9 @@ def method_class(name: str) -> type[UnlearningMethod]:
         for field in dataclasses.fields(settings)
     }
     section = create_model(name, __base__=UnlearningMethod, **fields)
-    section.settings_class, section.statistic = settings, METHODS[name].statistic
+    method = METHODS[name]
+    section.settings_class, section.statistic = settings, method.statistic
+    section.retains = "retain" in method.reads
     return section
 
 

@@ -176,12 +176,12 @@ def test_curves_and_attacks_are_compared_where_every_fold_has_them(cells):
         "npo": [start, {"forget_known": 0.1, "retain_known": 0.5}],
     }
     plan = {"goal": "visual", "methods": METHODS, "folds": [Fold(0, 0), Fold(0, 1)], "controls": {}}
-    gaps = {"mmunlearner": {WORST: 0.25}, "npo": {WORST: 0.75}}
+    gaps = {"mmunlearner": {WORST: -0.25}, "npo": {WORST: 0.75}}
     comparison = compare_study([replace(c, curves=curves, gaps=gaps) for c in cells], **plan)
     assert {p.number for p in comparison.pairs} == set(PAIRED)
     pairs = {p.number: p for p in comparison.pairs if (p.first, p.second) == ("npo", "mmunlearner")}
     assert [pairs[name].difference.mean for name in CURVES] == pytest.approx([-0.9 * 0.45, -0.45, -0.9])
-    assert pairs[WITHSTOOD].difference.mean == pytest.approx(-0.5)
+    assert pairs[WITHSTOOD].difference.mean == pytest.approx(-0.75)
     assert {p.verdict for p in comparison.pairs if "random_mask" in (p.first, p.second)} == {"gap"}
     assert {method: len(of_fold) for method, of_fold in comparison.fronts.items()} == {
         "npo": 2,

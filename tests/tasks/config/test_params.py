@@ -77,6 +77,21 @@ def mistakes(values: dict) -> list[str]:
             ["unlearn.methods.npo.mask is 'random'", "saliency, none", "saliency.controls"],
         ),
         (
+            "unlearn/methods/gradient_ascent",
+            {**NPO, "retain_text": True},
+            ["unlearn.methods.gradient_ascent.retain_text is true", "no retain set"],
+        ),
+        (
+            "unlearn/methods/npo",
+            {**NPO, "retain_text": True, "retain_weight": 0.0},
+            ["unlearn.methods.npo.retain_text is true", "no retain set"],
+        ),
+        (
+            "unlearn/methods/kvw",
+            {**NPO, "retain_text": True, "mask": "retain_statistic"},
+            ["unlearn.methods.kvw.retain_text is true", "a saved statistic"],
+        ),
+        (
             "unlearn/methods/npo",
             {**NPO, "start": "unlearned/npo"},
             ["unlearn.methods.npo.start is 'unlearned/npo'", "vanilla, unlearned/manu"],
